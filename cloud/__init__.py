@@ -1,0 +1,1 @@
+"""The central service: samples, labels and updates in; learning; signed releases out."""

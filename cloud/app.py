@@ -1,0 +1,57 @@
+"""Entry of the central process: broker, service and console, until SIGTERM or SIGINT."""
+
+import json
+import logging
+import os
+import signal
+import threading
+
+from common.files import write_atomically
+from common.logs import configure_logs
+from common.quiet import silence_flower
+
+silence_flower()
+
+from cloud.broker import EmbeddedBroker  # noqa: E402
+from cloud.console.server import ConsoleServer  # noqa: E402
+from cloud.desk import Desk  # noqa: E402
+from cloud.service import Service  # noqa: E402
+from cloud.settings import CloudSettings  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+STEP_S = 0.5
+BROKER_WAIT_S = 20.0
+
+
+def run_centre(settings: CloudSettings) -> None:
+    """Run until a signal asks to stop.
+
+    Raises:
+        EnvironmentFault: the broker cannot be started or reached, or a port is taken.
+    """
+    configure_logs(settings.log_level)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    embedded = EmbeddedBroker(settings.data_dir / "broker", settings.broker.host, settings.broker.port)
+    broker = settings.broker.to_broker()
+    if settings.broker.embedded:
+        embedded.start()
+        broker = embedded.broker
+    service = Service(settings, broker)
+    console = ConsoleServer(settings.console.host, settings.console.port, Desk(service))
+    try:
+        service.start()
+        service.link.wait_connected(BROKER_WAIT_S)
+        console.start()
+        where = {"port": console.port, "pid": os.getpid(), "mqtt_port": broker.port}
+        write_atomically(settings.data_dir / "console.json", json.dumps(where).encode())
+        log.info("centre runs: console on port %d, MQTT on port %d", console.port, broker.port)
+        while not stop.wait(STEP_S):
+            service.step()
+    finally:
+        console.stop()
+        service.stop()
+        if settings.broker.embedded:
+            embedded.stop()

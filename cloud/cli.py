@@ -1,0 +1,172 @@
+"""`headframe cloud …`: the operations team's commands. Those that change what runs talk to the store directly."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from cloud.settings import CloudSettings
+from common.errors import OperatorError
+from common.mqtt import Broker
+from common.settings import load_settings
+from common.settings_table import print_keys
+
+if TYPE_CHECKING:
+    from cloud.service import Service
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="The central service: samples, labels, learning, releases, console.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="The configuration file cloud.toml.")
+labels_app = typer.Typer(no_args_is_help=True, help="Labels in and out, as CSV or COCO.")
+dataset_app = typer.Typer(no_args_is_help=True, help="Labelled pictures that the group already has.")
+app.add_typer(config_app, name="config")
+app.add_typer(labels_app, name="labels")
+app.add_typer(dataset_app, name="dataset")
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="cloud.toml; deploy/examples/cloud.toml is a start.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+FormatOption = Annotated[str, typer.Option("--format", help="csv or coco; by default from the file's ending.")]
+
+
+@app.command()
+def run(config: ConfigOption) -> None:
+    """Run the centre until SIGTERM."""
+    from cloud.app import run_centre
+
+    run_centre(load_settings(CloudSettings, config))
+
+
+@app.command()
+def key(config: ConfigOption) -> None:
+    """Print the public key that gateways put into `release_key`."""
+    from common.signing import Signer
+
+    settings = load_settings(CloudSettings, config)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    typer.echo(Signer.open(settings.data_dir / "release.key").public_hex)
+
+
+@app.command()
+def train(config: ConfigOption, as_json: JsonOption = False) -> None:
+    """Learn from what the centre holds, without asking gateways; the first release is made so."""
+    with _open(config) as service:
+        outcome = service.trainer.run("headframe cloud train")
+        if as_json:
+            typer.echo(json.dumps(outcome.record, default=str))
+        elif outcome.release_id:
+            typer.echo(f"released {outcome.release_id}")
+        else:
+            typer.echo("the gate refused the candidate; `--json` shows every comparison", err=True)
+            raise typer.Exit(1)
+
+
+@app.command()
+def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
+    """List the releases with their gate results."""
+    with _open(config) as service:
+        rows = service.store.releases()
+        if as_json:
+            typer.echo(json.dumps([{"release_id": r.release_id, "status": r.status, "gate": r.gate} for r in rows]))
+            return
+        table = Table("release", "status", "gate")
+        for row in rows:
+            table.add_row(row.release_id, row.status, "passed" if row.gate.get("passed") else "refused")
+        Console().print(table)
+
+
+@config_app.command()
+def check(config: ConfigOption) -> None:
+    """Say whether the file is right; name every wrong key."""
+    load_settings(CloudSettings, config)
+    typer.echo(f"{config} is right")
+
+
+@config_app.command()
+def keys(as_json: JsonOption = False) -> None:
+    """List every key with its default and meaning."""
+    print_keys(CloudSettings, as_json=as_json)
+
+
+@dataset_app.command()
+def add(
+    config: ConfigOption,
+    folder: Annotated[Path, typer.Argument(help="Folder with manifest.csv, or one folder per class.")],
+    scenario: Annotated[str, typer.Option(help="Scenario that the classes belong to.")],
+    name: Annotated[str, typer.Option(help="Name of the dataset; the same name replaces it.")] = "base",
+    split: Annotated[str | None, typer.Option(help="Only rows of the manifest with this split.")] = None,
+) -> None:
+    """Embed a folder of labelled pictures and keep the arrays."""
+    from cloud.learning.datasets import read_folder
+    from common.backbone import Backbone
+
+    items = read_folder(folder, split)
+    with _open(config) as service, Progress(transient=True) as progress:
+        _, path = service.registry.backbone()
+        task = progress.add_task("embedding", total=len(items))
+        dataset = service.catalogue.add(
+            name, scenario, items, Backbone.open(path), lambda done: progress.update(task, completed=done)
+        )
+    typer.echo(
+        f"dataset {name}: {len(items)} pictures, {int(dataset.is_gold.sum())} of them gold, "
+        f"classes {', '.join(dataset.classes)}"
+    )
+
+
+@labels_app.command("export")
+def export_labels(
+    config: ConfigOption, file: Path, scenario: Annotated[str, typer.Option()], format_: FormatOption = ""
+) -> None:
+    """Write the current labels of a scenario."""
+    from cloud import labels
+
+    with _open(config) as service:
+        writer = labels.export_coco if _format(file, format_) == "coco" else labels.export_csv
+        count = writer(service.store, scenario, file)
+    typer.echo(f"wrote {count} labels to {file}")
+
+
+@labels_app.command("import")
+def import_labels(
+    config: ConfigOption,
+    file: Path,
+    scenario: Annotated[str, typer.Option()],
+    author: Annotated[str, typer.Option()] = "import",
+    format_: FormatOption = "",
+) -> None:
+    """Read labels; a wrong row is named and nothing is imported."""
+    from cloud import labels
+
+    with _open(config) as service:
+        reader = labels.import_coco if _format(file, format_) == "coco" else labels.import_csv
+        count = reader(service.store, scenario, file, author, service.clock.wall_ns())
+    typer.echo(f"imported {count} labels from {file}")
+
+
+def _format(file: Path, given: str) -> str:
+    found = given or ("coco" if file.suffix.lower() == ".json" else "csv")
+    if found not in ("csv", "coco"):
+        raise OperatorError(f"{found!r} is no label format", "Use --format csv or --format coco.")
+    return found
+
+
+@contextmanager
+def _open(config: Path) -> Iterator["Service"]:
+    """The service without its threads and without the network: store, registry, trainer."""
+    from cloud.service import Service
+
+    service = Service(load_settings(CloudSettings, config), Broker())
+    try:
+        yield service
+    finally:
+        service.store.close()

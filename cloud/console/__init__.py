@@ -1,0 +1,1 @@
+"""The web page of the operations team; talks to `cloud.desk` only."""

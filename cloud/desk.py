@@ -1,0 +1,87 @@
+"""What people at the console may see and do; each method is one call of the store, the registry or the service."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from cloud.service import Service
+from cloud.store import Run, StoredSample
+from common.manifest import decode_manifest
+from common.messages import State
+
+
+class Desk:
+    """The service as the console's routes need it."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._store = service, service.store
+
+    def states(self) -> list[State]:
+        """Every gateway's last report; `online` says whether it still reports."""
+        online = set(self._service.online())
+        return [msgspec.structs.replace(state, online=state.gateway_id in online) for state in self._store.states()]
+
+    def counts(self) -> dict[str, Any]:
+        """Samples, labels, and what ingest has counted since the start."""
+        return {**self._store.counts(), "ingest": self._service.ingest.figures()}
+
+    def scenarios(self) -> dict[str, list[str]]:
+        """Scenario -> classes, in their frozen order."""
+        return {name: list(classes) for name, classes in self._service.trainer.scenarios().items()}
+
+    def queue(self, scenario: str, limit: int) -> list[StoredSample]:
+        """What waits for a label."""
+        return self._store.queue(scenario, limit)
+
+    def samples(self, labelled: bool | None, limit: int) -> list[StoredSample]:
+        """Samples, newest first."""
+        return self._store.samples(labelled=labelled, limit=limit)
+
+    def jpeg(self, sample_id: bytes) -> bytes | None:
+        """A sample's picture."""
+        try:
+            return self._store.jpeg(sample_id)
+        except KeyError:
+            return None
+
+    def label(self, labels: Sequence[tuple[bytes, str, str]], author: str) -> int:
+        """Add labels (sample, scenario, label); an empty label takes one back. Returns how many were new."""
+        now_ns = self._service.clock.wall_ns()
+        new = self._store.add_labels(labels, author, now_ns)
+        if new:
+            self._store.audit(author, "label", {"labels": new}, now_ns)
+        return new
+
+    def start_round(self, author: str) -> str:
+        """Queue a round; returns its run id."""
+        return self._service.start_round(author)
+
+    def runs(self) -> list[Run]:
+        """Rounds, newest first."""
+        return self._store.runs()
+
+    def releases(self) -> list[dict[str, Any]]:
+        """Releases, newest first, with their gate and scenarios."""
+        return [
+            {
+                "release_id": release.release_id,
+                "sequence": release.sequence,
+                "status": release.status,
+                "created_at_ns": release.created_at_ns,
+                "gate": release.gate,
+                "note": decode_manifest(release.manifest).note,
+            }
+            for release in self._store.releases()
+        ]
+
+    def roll_back(self, release_id: str, author: str) -> str:
+        """Publish an earlier release again; every gateway gets it."""
+        name = self._service.registry.roll_back(release_id, f"rolled back by {author}")
+        now_ns = self._service.clock.wall_ns()
+        self._store.audit(author, "roll back", {"to": release_id, "release_id": name}, now_ns)
+        return name
+
+    def audits(self, limit: int) -> list[dict[str, Any]]:
+        """Who did what, newest first."""
+        return self._store.audits(limit)

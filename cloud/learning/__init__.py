@@ -1,0 +1,1 @@
+"""Heads from statistics, ONNX export, gates, and the training run that ties them together."""

@@ -1,0 +1,163 @@
+"""Candidate heads of one scenario, judged on samples they were not solved from.
+
+A site's labelled samples are few and all of them are wanted for learning, so the gate is cross-validated by
+subtraction: fold statistics leave the sum exactly (`common.statistics`), and one solve per fold gives heads that never
+saw the fold. The released heads are then solved from everything.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud.learning.gates import Comparison, GateReport, choose_head, compare, compare_classes
+from cloud.learning.heads import HeadWeights, calibrate, solve_lda
+from common.manifest import SHARED
+from common.statistics import Statistics
+
+FOLDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Labelled samples at hand: embeddings (n, d) with one label and one id each."""
+
+    ids: tuple[bytes, ...]
+    embeddings: NDArray[np.float32]
+    labels: tuple[str, ...]
+
+    def pick(self, mask: NDArray[np.bool_]) -> "Labelled":
+        """The samples where `mask` (n,) holds."""
+        rows = np.flatnonzero(mask)
+        return Labelled(tuple(self.ids[i] for i in rows), self.embeddings[rows], tuple(self.labels[i] for i in rows))
+
+    @property
+    def folds(self) -> NDArray[np.integer]:
+        """Fold (n,) of each sample, by its id: stable from run to run."""
+        return np.array([name[-1] % FOLDS for name in self.ids], dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that a training run knows about one scenario."""
+
+    classes: tuple[str, ...]
+    shared: Statistics
+    """The sum over every contribution: datasets, the centre's own, the gateways'."""
+    by_site: Mapping[str, Statistics]
+    """The part of `shared` that each site brought."""
+    labelled: Mapping[str, Labelled]
+    """Per site, the samples the centre holds itself; a site that shares updates only has none."""
+    gold: Labelled
+    running: Mapping[str, HeadWeights]
+    """The heads that run now: the shared one under `*`, personal ones under their site; empty before release 1."""
+
+    def running_at(self, site: str) -> HeadWeights | None:
+        return self.running.get(site) or self.running.get(SHARED)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Heads to release: the shared one under `*`, personal ones under their site, kept ones left out."""
+
+    heads: dict[str, HeadWeights]
+    kept: tuple[str, ...]
+    gate: GateReport
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """See `cloud.settings.LearningSettings`."""
+
+    shrinkage: float
+    personal_weight: float
+    personal_labels_min: int
+    tolerance: float
+
+
+def make_candidates(evidence: Evidence, rules: Rules) -> Candidates:
+    """Solve the shared head and the personal heads, and judge them against what runs."""
+    shared = solve_lda(evidence.shared, rules.shrinkage)
+    heads = {SHARED: calibrate(shared, evidence.gold.embeddings, list(evidence.gold.labels))}
+    choices: dict[str, str] = {}
+    comparisons = list(_gold_comparisons(evidence, shared, rules))
+    for site in sorted(evidence.by_site):
+        choice, comparison = _judge_site(site, evidence, rules)
+        choices[site] = choice
+        comparisons += [comparison] if comparison else []
+        if choice == "personal":
+            personal = solve_lda(_personal(evidence.shared, evidence.by_site[site], rules), rules.shrinkage)
+            heads[site] = calibrate(personal, evidence.gold.embeddings, list(evidence.gold.labels))
+    kept = tuple(site for site, choice in choices.items() if choice == "kept")
+    return Candidates(heads, kept, GateReport(tuple(comparisons), choices))
+
+
+def _personal(shared: Statistics, site: Statistics, rules: Rules) -> Statistics:
+    """Each of the site's own samples counts `personal_weight` times."""
+    return shared + site * (rules.personal_weight - 1)
+
+
+def _gold_comparisons(evidence: Evidence, shared: HeadWeights, rules: Rules) -> tuple[Comparison, ...]:
+    running = evidence.running.get(SHARED)
+    if running is None or not evidence.gold.labels:
+        return ()
+    gold = evidence.gold
+    return compare_classes(
+        "gold",
+        gold.labels,
+        running.predict(gold.embeddings),
+        shared.predict(gold.embeddings),
+        rules.tolerance,
+    )
+
+
+def _judge_site(site: str, evidence: Evidence, rules: Rules) -> tuple[str, Comparison | None]:
+    """Which head the site gets, and how that one compares on the site's own labels."""
+    own = evidence.labelled.get(site)
+    wants_personal = evidence.by_site[site].total >= rules.personal_labels_min
+    running = evidence.running_at(site)
+    if own is None or not own.labels:  # nothing to judge by: the site's pixels and labels stay with it
+        return ("personal" if wants_personal else "shared"), None
+    shared, personal = _cross_validate(own, evidence, site, rules)
+    before = running.predict(own.embeddings) if running else shared
+    choice = choose_head(site, own.labels, before, shared, personal if wants_personal else None)
+    after = {"shared": shared, "personal": personal, "kept": before}[choice]
+    return choice, compare(f"site/{site}", own.labels, before, after, rules.tolerance)
+
+
+def _cross_validate(own: Labelled, evidence: Evidence, site: str, rules: Rules) -> tuple[list[str], list[str]]:
+    """Predictions for a site's samples by shared and by personal heads that were solved without them."""
+    shared, personal = [""] * len(own.labels), [""] * len(own.labels)
+    for fold in np.unique(own.folds):
+        held = own.folds == fold
+        out = own.pick(held)
+        left = Statistics.of(evidence.classes, out.embeddings, out.labels)
+        rest, site_rest = evidence.shared - left, evidence.by_site[site] - left
+        heads = (
+            solve_lda(rest, rules.shrinkage),
+            solve_lda(_personal(rest, site_rest, rules), rules.shrinkage),
+        )
+        for predictions, head in zip((shared, personal), heads, strict=True):
+            for row, label in zip(np.flatnonzero(held), head.predict(out.embeddings), strict=True):
+                predictions[row] = label
+    return shared, personal
+
+
+def summarise(gate: GateReport) -> dict[str, object]:
+    """The gate as plain values, for the store, the console and the report."""
+    return {
+        "passed": gate.passed,
+        "sites": gate.sites,
+        "comparisons": [
+            {
+                "name": comparison.name,
+                "samples": comparison.samples,
+                "running": round(comparison.running, 4),
+                "candidate": round(comparison.candidate, 4),
+                "p_value": round(comparison.p_value, 4),
+                "passed": comparison.passed,
+            }
+            for comparison in gate.comparisons
+        ],
+    }

@@ -1,0 +1,181 @@
+"""Datasets of the centre: labelled pictures that the group already has, embedded once and kept as arrays.
+
+Layouts: a folder with `manifest.csv` (columns `file`, `class`, and `scene` or `site`; optionally `split`), or a folder
+with one sub-folder of pictures per class. A fifth of the pictures, chosen by content, is the gold set: never trained
+on, the same on every machine.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud.learning.candidates import Labelled
+from common.backbone import Backbone
+from common.errors import OperatorError
+from common.files import write_atomically
+from common.ids import check_name
+from common.statistics import Statistics
+
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp"}
+GOLD_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One labelled picture."""
+
+    path: Path
+    label: str
+    site: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Embedded pictures of one scenario on one backbone."""
+
+    name: str
+    scenario: str
+    backbone: str
+    classes: tuple[str, ...]
+    embeddings: NDArray[np.float32]
+    labels: tuple[str, ...]
+    sites: tuple[str, ...]
+    ids: tuple[bytes, ...]
+    is_gold: NDArray[np.bool_]
+
+    @property
+    def gold(self) -> Labelled:
+        return Labelled(self.ids, self.embeddings, self.labels).pick(self.is_gold)
+
+    def statistics(self, classes: Sequence[str]) -> Statistics:
+        """Of everything but the gold set."""
+        train = Labelled(self.ids, self.embeddings, self.labels).pick(~self.is_gold)
+        return Statistics.of(classes, train.embeddings, train.labels)
+
+
+def read_folder(folder: Path, split: str | None = None) -> list[Item]:
+    """List the labelled pictures of a folder.
+
+    Raises:
+        OperatorError: no folder, no pictures, or a row of the manifest that names a missing file or column.
+    """
+    if not folder.is_dir():
+        raise OperatorError(f"there is no folder {folder}", "Give a folder with manifest.csv or one folder per class.")
+    manifest = folder / "manifest.csv"
+    items = list(_from_manifest(manifest, split) if manifest.is_file() else _from_classes(folder))
+    if not items:
+        raise OperatorError(f"{folder} holds no labelled pictures", "See docs/cloud.md, 'Add a dataset'.")
+    return items
+
+
+def _from_manifest(manifest: Path, split: str | None) -> Iterator[Item]:
+    with manifest.open(newline="", encoding="utf-8") as file:
+        for line, row in enumerate(csv.DictReader(file), start=2):
+            site = row.get("site") or row.get("scene")
+            if not row.get("file") or not row.get("class") or not site:
+                raise OperatorError(f"{manifest}, line {line}: needs file, class and scene (or site)", "Mend the row.")
+            if split and row.get("split") != split:
+                continue
+            path = manifest.parent / row["file"]
+            if not path.is_file():
+                raise OperatorError(f"{manifest}, line {line}: there is no file {path}", "Mend the row.")
+            yield Item(path, row["class"], site)
+
+
+def _from_classes(folder: Path) -> Iterator[Item]:
+    for path in sorted(folder.glob("*/*")):
+        if path.suffix.lower() in PICTURES:
+            yield Item(path, path.parent.name, folder.name)
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3) BGR.
+
+    Raises:
+        OperatorError: no picture.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise OperatorError(f"{path} is not a picture that OpenCV can read", "Replace or remove the file.")
+    return np.asarray(image, dtype=np.uint8)
+
+
+class Catalogue:
+    """The datasets in a folder of the centre, one `.npz` each (arrays only, no pickle)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def add(
+        self,
+        name: str,
+        scenario: str,
+        items: Sequence[Item],
+        backbone: Backbone,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> Dataset:
+        """Embed and store a dataset; one of the same name and scenario is replaced.
+
+        Classes are in order of first appearance, with `normal` first where there is one.
+        """
+        check_name("dataset", name)
+        check_name("scenario", scenario)
+        classes = sorted({item.label for item in items}, key=lambda label: (label != "normal", label))
+        embeddings, ids = np.zeros((len(items), backbone.dimension), np.float32), []
+        for row, item in enumerate(items):
+            embeddings[row] = backbone.embed(read_picture(item.path))
+            ids.append(hashlib.blake2b(item.path.read_bytes(), digest_size=16).digest())
+            progress(row + 1)
+        gold = np.array([key[0] < 256 * GOLD_SHARE for key in ids])
+        labels, sites = tuple(item.label for item in items), tuple(item.site for item in items)
+        dataset = Dataset(name, scenario, backbone.hash, tuple(classes), embeddings, labels, sites, tuple(ids), gold)
+        self._write(dataset)
+        return dataset
+
+    def _write(self, dataset: Dataset) -> None:
+        buffer = io.BytesIO()
+        header = {"name": dataset.name, "scenario": dataset.scenario, "backbone": dataset.backbone}
+        np.savez(
+            buffer,
+            header=np.array(json.dumps(header)),
+            classes=np.array(dataset.classes),
+            embeddings=dataset.embeddings,
+            labels=np.array(dataset.labels),
+            sites=np.array(dataset.sites),
+            ids=np.frombuffer(b"".join(dataset.ids), np.uint8).reshape(-1, 16),
+            is_gold=dataset.is_gold,
+        )
+        write_atomically(self._folder / f"{dataset.name}.{dataset.scenario}.npz", buffer.getvalue())
+
+    def datasets(self, scenario: str | None = None) -> list[Dataset]:
+        """All datasets, or those of one scenario, by name."""
+        found = []
+        for path in sorted(self._folder.glob("*.npz")):
+            with np.load(path, allow_pickle=False) as arrays:
+                header = json.loads(str(arrays["header"]))
+                if scenario and header["scenario"] != scenario:
+                    continue
+                found.append(
+                    Dataset(
+                        **header,
+                        classes=tuple(str(c) for c in arrays["classes"]),
+                        embeddings=arrays["embeddings"],
+                        labels=tuple(str(label) for label in arrays["labels"]),
+                        sites=tuple(str(site) for site in arrays["sites"]),
+                        ids=tuple(row.tobytes() for row in arrays["ids"]),
+                        is_gold=arrays["is_gold"],
+                    )
+                )
+        return found
+
+    def scenarios(self) -> list[str]:
+        """Names of the scenarios that have a dataset."""
+        return sorted({dataset.scenario for dataset in self.datasets()})

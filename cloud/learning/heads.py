@@ -1,0 +1,139 @@
+"""The analytic head: linear discriminant analysis from summed statistics, with novelty for the price of one matmul.
+
+With class means μ_k, their mean m and the shrunk within-class covariance S, everything the head says about an
+embedding x follows from t = A (x - m), where A has the rows S⁻¹(μ_k - m):
+
+- LDA with uniform priors has the logits t_k - c_k/2, with c_k = (μ_k - m)ᵀ S⁻¹ (μ_k - m).
+- Relative Mahalanobis distance (Ren et al. 2021, arXiv:2106.09022) is min_k d²(x; μ_k, S) - d²(x; m, S_total). With
+  S_total = S + B, B the between-class covariance, xᵀS⁻¹x cancels (Woodbury) and what is left is
+  min_k (c_k - 2 t_k) + qᵀ (I + D S⁻¹ Dᵀ)⁻¹ q with q = √p t and D the rows √p (μ_k - m).
+
+So a head with novelty is d·c + c² numbers: kilobytes, where a full covariance would be megabytes.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import OperatorError
+from common.statistics import Array, Statistics
+
+_ABSENT = 1e4  # c_k of a class without samples: its probability is zero and it is never the nearest
+
+
+@dataclass(frozen=True, slots=True)
+class HeadWeights:
+    """All numbers of a head over embeddings (d,): see the module docstring for the formulas."""
+
+    classes: tuple[str, ...]
+    directions: Array
+    """A (c, d)"""
+    offsets: Array
+    """A m (c,)"""
+    constants: Array
+    """c (c,)"""
+    quadratic: Array
+    """√p (I + D S⁻¹ Dᵀ)⁻¹ √p (c, c)"""
+    temperature: float = 1.0
+
+    def project(self, embeddings: NDArray[np.floating]) -> Array:
+        """t (n, c) of embeddings (n, d)."""
+        return np.asarray(embeddings, dtype=np.float64) @ self.directions.T - self.offsets
+
+    def logits(self, embeddings: NDArray[np.floating]) -> Array:
+        """(n, c), before the temperature."""
+        return self.project(embeddings) - self.constants / 2
+
+    def probabilities(self, embeddings: NDArray[np.floating]) -> Array:
+        """(n, c), rows sum to one."""
+        logits = self.logits(embeddings) / self.temperature
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares: Array = odds / odds.sum(axis=1, keepdims=True)
+        return shares
+
+    def novelty(self, embeddings: NDArray[np.floating]) -> Array:
+        """Relative Mahalanobis distance (n,); higher is less like any trained class."""
+        t = self.project(embeddings)
+        nearest = (self.constants - 2 * t).min(axis=1)
+        return np.asarray(nearest + np.einsum("ni,ij,nj->n", t, self.quadratic, t))
+
+    def predict(self, embeddings: NDArray[np.floating]) -> list[str]:
+        """The most probable class of each row."""
+        return [self.classes[index] for index in self.logits(embeddings).argmax(axis=1)]
+
+
+def solve_lda(statistics: Statistics, shrinkage: float) -> HeadWeights:
+    """Solve the head from (summed, weighted) statistics.
+
+    Args:
+        statistics: of all contributions; classes with count zero are kept and never predicted.
+        shrinkage: share of the scaled identity in S, 0..1; it makes S invertible with fewer samples than dimensions.
+
+    Raises:
+        OperatorError: fewer than two classes have samples.
+    """
+    present = statistics.counts > 0
+    if present.sum() < 2:
+        raise OperatorError(
+            f"a head needs labelled samples of at least two classes, got {int(present.sum())}",
+            "Label more samples, or add a dataset with `headframe cloud dataset add`.",
+        )
+    counts, sums = statistics.counts[present], statistics.sums[present]
+    means = sums / counts[:, None]
+    within = statistics.moment - (sums / counts[:, None]).T @ sums
+    covariance = within / counts.sum()
+    covariance = (1 - shrinkage) * covariance
+    covariance.flat[:: len(covariance) + 1] += shrinkage * np.trace(within) / counts.sum() / len(covariance)
+
+    centre = means.mean(axis=0)
+    spread = means - centre
+    directions = np.linalg.solve(covariance, spread.T).T
+    constants = np.einsum("kd,kd->k", spread, directions)
+    share = 1.0 / len(counts)
+    gram = share * spread @ directions.T
+    quadratic = share * np.linalg.inv(np.eye(len(counts)) + (gram + gram.T) / 2)
+    return _over_all_classes(statistics.classes, present, directions, directions @ centre, constants, quadratic)
+
+
+def _over_all_classes(
+    classes: tuple[str, ...],
+    present: NDArray[np.bool_],
+    directions: Array,
+    offsets: Array,
+    constants: Array,
+    quadratic: Array,
+) -> HeadWeights:
+    """Put the solved classes at their places among all classes."""
+    c, d = len(classes), directions.shape[1]
+    index = np.flatnonzero(present)
+    weights = HeadWeights(classes, np.zeros((c, d)), np.zeros(c), np.full(c, _ABSENT), np.zeros((c, c)))
+    weights.directions[index], weights.offsets[index], weights.constants[index] = (
+        directions,
+        offsets,
+        constants,
+    )
+    weights.quadratic[np.ix_(index, index)] = quadratic
+    return weights
+
+
+def calibrate(weights: HeadWeights, embeddings: NDArray[np.floating], labels: list[str]) -> HeadWeights:
+    """Choose the temperature that makes the probabilities of held-out samples honest (Guo et al. 2017).
+
+    Args:
+        embeddings: (n, d) that the head was not solved from.
+        labels: one of the head's classes each.
+    """
+    if not labels:
+        return weights
+    logits = weights.logits(embeddings)
+    truth = np.array([weights.classes.index(label) for label in labels])
+    temperatures = np.geomspace(0.25, 64.0, 49)
+    losses = [_log_loss(logits / temperature, truth) for temperature in temperatures]
+    return replace(weights, temperature=float(temperatures[int(np.argmin(losses))]))
+
+
+def _log_loss(logits: Array, truth: NDArray[np.integer]) -> float:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    chosen = shifted[np.arange(len(truth)), truth] - np.log(np.exp(shifted).sum(axis=1))
+    return float(-chosen.mean())

@@ -1,0 +1,178 @@
+"""A training run: from labels and contributions to heads that passed the gate, or to the reason why not.
+
+Deterministic given the store's content, so a run cut short by a crash is simply run again. Every run is a record:
+what it was made from, what the gate said, which release came of it.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cloud.learning.candidates import Candidates, Evidence, Labelled, Rules, make_candidates, summarise
+from cloud.learning.datasets import Catalogue
+from cloud.learning.export import export_head, read_head
+from cloud.learning.heads import HeadWeights
+from cloud.registry import Registry
+from cloud.settings import LearningSettings
+from cloud.store import Store
+from common.errors import OperatorError
+from common.manifest import SHARED, Layer, Manifest, Scenario
+from common.statistics import Statistics
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: `release_id` is empty when the gate refused."""
+
+    release_id: str
+    record: dict[str, object]
+
+
+class Trainer:
+    """Makes releases from what the centre knows."""
+
+    def __init__(self, store: Store, catalogue: Catalogue, registry: Registry, settings: LearningSettings) -> None:
+        self._store, self._catalogue, self._registry = store, catalogue, registry
+        self._rules = Rules(
+            settings.shrinkage, settings.personal_weight, settings.personal_labels_min, settings.tolerance
+        )
+
+    def scenarios(self) -> dict[str, tuple[str, ...]]:
+        """Scenario -> classes; a class that a person used and no dataset has is appended, never reordered."""
+        found: dict[str, tuple[str, ...]] = {}
+        active = self._registry.active()
+        for scenario in active.scenarios if active else ():
+            found[scenario.name] = scenario.classes
+        for dataset in self._catalogue.datasets():
+            found[dataset.scenario] = _append(found.get(dataset.scenario, ()), dataset.classes)
+        for name, classes in found.items():
+            found[name] = _append(classes, sorted(set(self._store.labels(name).values())))
+        return found
+
+    def run(self, note: str) -> Outcome:
+        """Solve, judge, and publish when every scenario's gate passes.
+
+        Raises:
+            OperatorError: there is no dataset and no label to learn from.
+        """
+        scenarios = self.scenarios()
+        if not scenarios:
+            raise OperatorError("there is nothing to learn from", "Add one with `headframe cloud dataset add`.")
+        backbone, _ = self._registry.backbone()
+        active = self._registry.active()
+        made: dict[str, Candidates] = {}
+        record: dict[str, object] = {"backbone": backbone.hash, "note": note}
+        for name, classes in scenarios.items():
+            evidence = self.evidence(name, classes, backbone.hash, active)
+            made[name] = make_candidates(evidence, self._rules)
+            record[name] = {
+                "classes": list(classes),
+                "data_version": _data_version(evidence),
+                "samples": int(evidence.shared.total),
+                "by_site": {site: int(part.total) for site, part in evidence.by_site.items()},
+                "gate": summarise(made[name].gate),
+            }
+        gate = {"passed": all(c.gate.passed for c in made.values())} | {
+            name: summarise(candidates.gate) for name, candidates in made.items()
+        }
+        record["gate"] = gate
+        if not gate["passed"]:
+            return Outcome("", record)
+        released = tuple(self._scenario(name, scenarios[name], made[name], backbone, active) for name in scenarios)
+        release = self._registry.publish(released, backbone, gate, note)
+        return Outcome(release, record | {"release_id": release})
+
+    def evidence(self, scenario: str, classes: tuple[str, ...], backbone: str, active: Manifest | None) -> Evidence:
+        """Gather all that is known about a scenario: each labelled sample counts once, here or in a contribution."""
+        datasets = [d for d in self._catalogue.datasets(scenario) if d.backbone == backbone]
+        by_site: dict[str, Statistics] = {}
+        covered: set[bytes] = set()
+        site_of = {state.gateway_id: state.site_id for state in self._store.states()}
+        for contribution in self._store.contributions(scenario, backbone):
+            site = site_of.get(contribution.client, contribution.client)
+            statistics = Statistics(
+                tuple(contribution.meta["classes"]),
+                *(contribution.arrays[key].astype(np.float64) for key in ("counts", "sums", "moment")),
+            ).over(classes)
+            if statistics.total:
+                by_site[site] = by_site[site] + statistics if site in by_site else statistics
+            covered |= {bytes.fromhex(name) for name in contribution.meta["covered"]}
+        labelled = self._labelled(scenario, backbone, classes)
+        for site, own in labelled.items():
+            mine = own.pick(np.array([name not in covered for name in own.ids], dtype=bool))
+            if mine.labels:
+                statistics = Statistics.of(classes, mine.embeddings, mine.labels)
+                by_site[site] = by_site[site] + statistics if site in by_site else statistics
+        dimension = next((d.embeddings.shape[1] for d in datasets), next((s.dimension for s in by_site.values()), 0))
+        shared = Statistics.empty(classes, dimension)
+        for dataset in datasets:
+            shared = shared + dataset.statistics(classes)
+        for statistics in by_site.values():
+            shared = shared + statistics
+        return Evidence(
+            classes,
+            shared,
+            by_site,
+            labelled,
+            _join([d.gold for d in datasets], dimension),
+            self._running(scenario, active),
+        )
+
+    def _labelled(self, scenario: str, backbone: str, classes: tuple[str, ...]) -> dict[str, Labelled]:
+        """The labelled samples that the centre holds, per site, in order of id."""
+        found = self._store.labelled(scenario, backbone)
+        order = sorted(range(len(found.sample_ids)), key=found.sample_ids.__getitem__)
+        by_site: dict[str, list[int]] = {}
+        for row in order:
+            if found.labels[row] in classes:
+                by_site.setdefault(found.sites[row], []).append(row)
+        return {
+            site: Labelled(
+                tuple(found.sample_ids[row] for row in rows),
+                found.embeddings[rows],
+                tuple(found.labels[row] for row in rows),
+            )
+            for site, rows in sorted(by_site.items())
+        }
+
+    def _running(self, scenario: str, active: Manifest | None) -> dict[str, HeadWeights]:
+        heads: dict[str, Layer] = next((s.heads for s in active.scenarios if s.name == scenario), {}) if active else {}
+        return {key: read_head(self._registry.layer_path(layer.hash).read_bytes()) for key, layer in heads.items()}
+
+    def _scenario(
+        self, name: str, classes: tuple[str, ...], made: Candidates, backbone: Layer, active: Manifest | None
+    ) -> Scenario:
+        """Export the heads; a site that would lose keeps the layer it runs."""
+        heads = {
+            key: self._registry.put(export_head(weights, name, backbone.hash)) for key, weights in made.heads.items()
+        }
+        old = next((s for s in active.scenarios if s.name == name), None) if active else None
+        for site in made.kept:
+            if old:
+                heads[site] = old.head_for(site)
+        normal = "normal" if "normal" in classes else classes[0]
+        if SHARED not in heads:
+            raise OperatorError(f"scenario {name} has no shared head", "This is a defect; please report it.")
+        return Scenario(name, classes, normal, heads)
+
+
+def _append(classes: tuple[str, ...], more: Sequence[str]) -> tuple[str, ...]:
+    return (*classes, *(name for name in more if name not in classes))
+
+
+def _join(parts: list[Labelled], dimension: int) -> Labelled:
+    return Labelled(
+        tuple(name for part in parts for name in part.ids),
+        np.concatenate([np.zeros((0, dimension), np.float32), *(part.embeddings for part in parts)]),
+        tuple(label for part in parts for label in part.labels),
+    )
+
+
+def _data_version(evidence: Evidence) -> str:
+    """Hash of the statistics a run learnt from: equal data, equal version."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (evidence.shared.counts, evidence.shared.sums, evidence.shared.moment):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()

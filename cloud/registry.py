@@ -1,0 +1,104 @@
+"""Releases at the centre: layers by hash in a folder, signed manifests in the store, parts of layers on request."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cloud.learning.export import default_backbone
+from cloud.store import Store
+from common.clock import Clock
+from common.errors import OperatorError
+from common.files import write_atomically
+from common.ids import layer_hash
+from common.manifest import Layer, Manifest, Scenario, decode_manifest, encode_manifest, release_id
+from common.messages import Desired, Fetch, LayerPart
+from common.signing import Signer
+
+LIFETIME_NS = 400 * 24 * 3600 * 10**9
+PART_BYTES_MAX = 1024 * 1024
+MINIMUM_AGENT = "0.1.0"
+
+
+class Registry:
+    """All releases of the group, and their layers.
+
+    Args:
+        folder: layers, one file each, named by hash.
+    """
+
+    def __init__(self, folder: Path, store: Store, signer: Signer, clock: Clock) -> None:
+        self._folder, self._store, self._signer, self._clock = folder, store, signer, clock
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def backbone(self) -> tuple[Layer, Path]:
+        """The backbone of the active release, or the default one before the first."""
+        active = self.active()
+        if active:
+            return active.backbone, self.layer_path(active.backbone.hash)
+        name, path = default_backbone(self._folder)
+        return Layer(name, path.stat().st_size), path
+
+    def layer_path(self, name: str) -> Path:
+        return self._folder / name
+
+    def put(self, data: bytes) -> Layer:
+        """Keep a layer's bytes; the same bytes are kept once."""
+        name = layer_hash(data)
+        if not self.layer_path(name).exists():
+            write_atomically(self.layer_path(name), data)
+        return Layer(name, len(data))
+
+    def active(self) -> Manifest | None:
+        """The release that every gateway should run; None before the first."""
+        for release in self._store.releases():
+            if release.status == "active":
+                return decode_manifest(release.manifest)
+        return None
+
+    def publish(self, scenarios: tuple[Scenario, ...], backbone: Layer, gate: Mapping[str, object], note: str) -> str:
+        """Sign a release, make it the active one, and return its id."""
+        releases = self._store.releases()
+        now_ns = self._clock.wall_ns()
+        manifest = Manifest(
+            sequence=1 + max((release.sequence for release in releases), default=0),
+            created_at_ns=now_ns,
+            expires_at_ns=now_ns + LIFETIME_NS,
+            minimum_agent=MINIMUM_AGENT,
+            backbone=backbone,
+            scenarios=scenarios,
+            note=note,
+        )
+        data, name = encode_manifest(manifest), release_id(manifest)
+        self._store.add_release(
+            name, manifest.sequence, data, self._signer.sign(data), dict(gate), status="active", at_ns=now_ns
+        )
+        return name
+
+    def roll_back(self, name: str, note: str) -> str:
+        """Publish an earlier release's layers again, under a new sequence number.
+
+        Raises:
+            OperatorError: no such release.
+        """
+        earlier = next((release for release in self._store.releases() if release.release_id == name), None)
+        if earlier is None:
+            raise OperatorError(f"there is no release {name}", "`headframe cloud releases` lists them.")
+        manifest = decode_manifest(earlier.manifest)
+        return self.publish(manifest.scenarios, manifest.backbone, {**earlier.gate, "rolled_back_to": name}, note)
+
+    def desired(self) -> Desired | None:
+        """What gateways are told to run."""
+        for release in self._store.releases():
+            if release.status == "active":
+                return Desired(manifest=release.manifest, signature=release.signature)
+        return None
+
+    def part(self, fetch: Fetch) -> LayerPart:
+        """Answer a gateway's request; a layer that is not held is said so by `total_bytes` 0."""
+        path = self.layer_path(fetch.layer)
+        known = fetch.layer.isalnum() and path.is_file()
+        if not known or fetch.offset < 0 or fetch.length < 1:
+            return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=0, data=b"")
+        with path.open("rb") as file:
+            file.seek(fetch.offset)
+            data = file.read(min(fetch.length, PART_BYTES_MAX))
+        return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=path.stat().st_size, data=data)

@@ -1,0 +1,233 @@
+"""The centre as one object: wires store, ingest, federation, learning, registry and the link to the gateways.
+
+It is also what the console talks to (`cloud.console.backend.ConsoleBackend`).
+"""
+
+import dataclasses
+import logging
+import queue
+import threading
+import uuid
+from collections.abc import Sequence
+
+import msgspec
+
+from cloud.federation.grid import MqttGrid
+from cloud.federation.server_app import run_round
+from cloud.ingest import Ingest
+from cloud.learning.datasets import Catalogue
+from cloud.learning.training import Trainer
+from cloud.registry import Registry
+from cloud.settings import CloudSettings
+from cloud.store import Run, Store
+from common import codec, topics
+from common.clock import Clock, SystemClock
+from common.errors import HeadframeError, OperatorError
+from common.messages import Desired, Fetch, FlowerFrame, Message, State
+from common.mqtt import Broker, MqttLink
+from common.signing import Signer
+
+log = logging.getLogger(__name__)
+
+OFFLINE_AFTER_HEARTBEATS_S = 45.0
+DESIRED_AGAIN_S = 10.0
+ROUNDS_WAITING_MAX = 4
+
+
+class Service:
+    """`start`, then `step` about once a second, then `stop`."""
+
+    def __init__(self, settings: CloudSettings, broker: Broker, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        folder = settings.data_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        self.store = Store.open(settings.database or f"sqlite:///{folder / 'headframe.db'}", folder / "blobs")
+        self.signer = Signer.open(folder / "release.key")
+        self.registry = Registry(folder / "layers", self.store, self.signer, self.clock)
+        self.catalogue = Catalogue(folder / "datasets")
+        self.trainer = Trainer(self.store, self.catalogue, self.registry, settings.learning)
+        self.link = MqttLink(
+            broker, "headframe-centre", (topics.up_filter(),), self._on_message, clean=True, window=256
+        )
+        self.ingest = Ingest(self.store, settings.ingest, self.clock, self._publish)
+        self.grid = MqttGrid(self._send_flower, self.online)
+        self._seen_at_s: dict[str, float] = {}
+        self._desired_at_s: dict[str, tuple[float, bytes]] = {}
+        self._rounds: queue.Queue[str] = queue.Queue(ROUNDS_WAITING_MAX)
+        self._stopping = threading.Event()
+        self._learner = threading.Thread(target=self._learn_on, name="learning", daemon=True)
+        self._labels_at_round = 0
+
+    def start(self) -> None:
+        """Start all threads; rounds that a crash cut short are run again."""
+        self.ingest.start()
+        for run in self.store.runs():
+            if run.status in ("queued", "running"):
+                self._rounds.put_nowait(run.run_id)
+        self._learner.start()
+        self.link.start()
+
+    def step(self) -> None:
+        """Keep gateways told what to run, and start a round when enough new labels have come."""
+        for gateway_id in self.online():
+            self._tell(gateway_id)
+        every = self.settings.learning.new_labels
+        if every:
+            labels = int(self.store.counts()["labels"])
+            if labels - self._labels_at_round >= every:
+                self._labels_at_round = labels
+                self.start_round("trigger: new labels")
+        if not self._learner.is_alive():
+            raise RuntimeError("the learning thread has died; see the log above")
+
+    def stop(self, timeout_s: float = 15.0) -> None:
+        """Commit what has arrived, then leave."""
+        self._stopping.set()
+        self.ingest.stop(timeout_s)
+        self.link.stop()
+        self._learner.join(timeout_s)
+        self.store.close()
+
+    # --- messages from gateways ---------------------------------------------------------------
+
+    def _on_message(self, topic: str, payload: bytes) -> None:
+        gateway_id, kind = topics.parse_up(topic)
+        if kind in ("sample", "chunk"):
+            self.ingest.on_message(topic, payload)
+            return
+        try:
+            self._handle(gateway_id, codec.decode(payload))
+        except HeadframeError as error:
+            self.store.quarantine(gateway_id, topic, str(error), payload, self.clock.wall_ns())
+
+    def _handle(self, gateway_id: str, message: Message) -> None:
+        match message:
+            case State():
+                if message.gateway_id != gateway_id:
+                    raise OperatorError(f"state of {message.gateway_id!r} came on the topic of {gateway_id!r}")
+                self._on_state(message)
+            case Fetch():
+                self._publish(topics.down(gateway_id, "layer"), self.registry.part(message))
+            case FlowerFrame():
+                self.grid.on_frame(gateway_id, message.message)
+            case _:
+                raise OperatorError(f"a {type(message).__name__} is not for the centre")
+
+    def _on_state(self, state: State) -> None:
+        if state.online:
+            self._seen_at_s[state.gateway_id] = self.clock.monotonic_s()
+        else:
+            self._seen_at_s.pop(state.gateway_id, None)
+            known = {known.gateway_id: known for known in self.store.states()}.get(state.gateway_id)
+            if known:
+                state = msgspec.structs.replace(known, online=False)
+        self.store.put_state(state)
+        if state.online:
+            self._tell(state.gateway_id)
+
+    def _tell(self, gateway_id: str) -> None:
+        """Publish the desired release, retained, when it is new to the gateway; again while it is not reported."""
+        desired = self.registry.desired()
+        if desired is None:
+            return
+        told_s, told = self._desired_at_s.get(gateway_id, (float("-inf"), b""))
+        now_s = self.clock.monotonic_s()
+        if told == desired.signature and now_s - told_s < DESIRED_AGAIN_S:
+            return
+        active = next((r.release_id for r in self.store.releases() if r.status == "active"), "")
+        running = next((s.release_id for s in self.store.states() if s.gateway_id == gateway_id), "")
+        if told == desired.signature and running == active:
+            return
+        if self._publish(topics.down(gateway_id, "desired"), desired, retain=True):
+            self._desired_at_s[gateway_id] = (now_s, desired.signature)
+
+    def _publish(self, topic: str, message: Message, *, retain: bool = False) -> bool:
+        return self.link.publish(topic, codec.encode(message), retain=retain or isinstance(message, Desired))
+
+    def _send_flower(self, gateway_id: str, data: bytes) -> bool:
+        return self._publish(topics.down(gateway_id, "flower"), FlowerFrame(message=data))
+
+    def online(self) -> Sequence[str]:
+        """Gateways that reported within the last heartbeats."""
+        now_s = self.clock.monotonic_s()
+        return sorted(g for g, at_s in list(self._seen_at_s.items()) if now_s - at_s < OFFLINE_AFTER_HEARTBEATS_S)
+
+    # --- learning -----------------------------------------------------------------------------
+
+    def start_round(self, author: str) -> str:
+        """Queue a round: federation, training, gate, release. Returns its run id.
+
+        Raises:
+            OperatorError: too many rounds wait already.
+        """
+        now_ns = self.clock.wall_ns()
+        run = Run(f"run-{uuid.uuid4().hex[:12]}", now_ns, None, "queued", {"author": author})
+        if self._rounds.full():
+            raise OperatorError(f"{ROUNDS_WAITING_MAX} rounds wait already", "Wait until one has ended.")
+        self.store.add_run(run)
+        self._rounds.put_nowait(run.run_id)
+        self.store.audit(author, "start round", {"run_id": run.run_id}, now_ns)
+        return run.run_id
+
+    def _learn_on(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                run_id = self._rounds.get(timeout=0.5)
+            except queue.Empty:
+                continue
+            self._run_round(run_id)
+
+    def _run_round(self, run_id: str) -> None:
+        """One round to its end; a failure is the run's record, not the end of the centre."""
+        run = next(run for run in self.store.runs() if run.run_id == run_id)
+        self.store.update_run(dataclasses.replace(run, status="running"))
+        record = dict(run.record)
+        try:
+            record["federation"] = self._federate()
+            outcome = self.trainer.run(note=f"round {run_id}")
+            record |= outcome.record
+            status = "released" if outcome.release_id else "refused by the gate"
+        except HeadframeError as error:
+            record["error"], status = str(error), "failed"
+            log.error("round %s failed: %s", run_id, error)
+        self.store.update_run(dataclasses.replace(run, status=status, record=record, finished_ns=self.clock.wall_ns()))
+        log.info("round %s: %s", run_id, status)
+
+    def _federate(self) -> dict[str, object]:
+        """Ask the gateways for their statistics; what they answer is stored by client, so repetition is harmless."""
+        if not self.online():
+            return {"asked": 0, "answered": 0}
+        backbone, _ = self.registry.backbone()
+        scenarios = self.trainer.scenarios()
+        labels = self._labels_by_gateway(list(scenarios))
+        result = run_round(
+            self.grid,
+            backbone.hash,
+            scenarios,
+            lambda gateway_id: labels.get(gateway_id, {}),
+            deadline_s=self.settings.learning.round_deadline_s,
+            quorum=self.settings.learning.quorum,
+        )
+        for gateway_id, parts in result.contributions.items():
+            for scenario, (statistics, covered) in parts.items():
+                self.store.put_contribution(
+                    scenario,
+                    backbone.hash,
+                    gateway_id,
+                    {"counts": statistics.counts, "sums": statistics.sums, "moment": statistics.moment},
+                    {"classes": list(statistics.classes), "covered": sorted(name.hex() for name in covered)},
+                    self.clock.wall_ns(),
+                )
+        return {"answered": len(result.contributions), "counters": dict(result.counters)}
+
+    def _labels_by_gateway(self, scenarios: Sequence[str]) -> dict[str, dict[str, dict[bytes, str]]]:
+        """gateway -> scenario -> sample -> label, of the samples that each gateway uploaded."""
+        found: dict[str, dict[str, dict[bytes, str]]] = {}
+        backbone, _ = self.registry.backbone()
+        for scenario in scenarios:
+            labelled = self.store.labelled(scenario, backbone.hash)
+            rows = zip(labelled.sample_ids, labelled.gateways, labelled.labels, strict=True)
+            for name, gateway_id, label in rows:
+                found.setdefault(gateway_id, {}).setdefault(scenario, {})[name] = label
+        return found

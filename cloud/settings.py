@@ -1,0 +1,58 @@
+"""Every key of cloud.toml. `headframe cloud config keys` prints them from here."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from common.settings import BrokerSection, RoleSettings, Section
+
+
+class CloudBrokerSection(BrokerSection):
+    """[broker]"""
+
+    embedded: bool = Field(True, description="Start our own broker (nats-server) on host:port; false uses yours.")
+
+
+class ConsoleSettings(Section):
+    """[console]: the web page."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="0 picks a free port, written to data_dir/console.json.")
+
+
+class IngestSettings(Section):
+    """[ingest]"""
+
+    batch: int = Field(64, ge=1, le=10_000, description="Samples per commit at most.")
+    batch_wait_s: float = Field(0.2, gt=0, description="A commit waits so long for its batch to fill.")
+    queue: int = Field(512, ge=1, description="Messages held in memory; above it the centre stops reading.")
+    jpeg_bytes_max: int = Field(8_000_000, ge=10_000, description="Larger pictures are refused.")
+    pixels_max: int = Field(40_000_000, ge=10_000, description="Pictures with more pixels are refused.")
+
+
+class LearningSettings(Section):
+    """[learning]: when and how the centre learns."""
+
+    new_labels: int = Field(0, ge=0, description="Start a round by itself after so many new labels; 0: only by hand.")
+    round_deadline_s: float = Field(60.0, gt=0, description="A round closes at this deadline with whoever answered.")
+    quorum: float = Field(0.5, ge=0, le=1, description="A round needs answers of this share of the gateways online.")
+    shrinkage: float = Field(0.1, gt=0, le=1, description="Share of the identity in the covariance of the head.")
+    personal_weight: float = Field(20.0, ge=1, description="Weight of a site's own samples in its personal head.")
+    personal_labels_min: int = Field(4, ge=1, description="Labels a site needs before it can get a head of its own.")
+    tolerance: float = Field(0.02, ge=0, le=1, description="Gate: how far a site or a class may drop.")
+
+
+class CloudSettings(RoleSettings):
+    """cloud.toml"""
+
+    model_config = SettingsConfigDict(env_prefix="HEADFRAME_CLOUD_")
+
+    data_dir: Path = Field(Path("/var/lib/headframe/cloud"), description="Database, blobs, releases, signing key.")
+    database: str | None = Field(None, description="SQLAlchemy URL; by default SQLite in data_dir.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level logged.")
+    broker: CloudBrokerSection = CloudBrokerSection()
+    console: ConsoleSettings = ConsoleSettings()
+    ingest: IngestSettings = IngestSettings()
+    learning: LearningSettings = LearningSettings()

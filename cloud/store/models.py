@@ -1,0 +1,111 @@
+"""Tables of the centre. SQLite by default, PostgreSQL through the same code."""
+
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, LargeBinary, String
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """Root of the mapping."""
+
+
+class SampleRow(Base):
+    """A sample; its picture is a blob named `jpeg`."""
+
+    __tablename__ = "samples"
+    sample_id: Mapped[bytes] = mapped_column(LargeBinary(16), primary_key=True)
+    gateway_id: Mapped[str] = mapped_column(String(63), index=True)
+    site_id: Mapped[str] = mapped_column(String(63), index=True)
+    camera_id: Mapped[str] = mapped_column(String(63))
+    captured_at_ns: Mapped[int] = mapped_column(BigInteger)
+    received_at_ns: Mapped[int] = mapped_column(BigInteger)
+    release_id: Mapped[str] = mapped_column(String(80))
+    backbone: Mapped[str] = mapped_column(String(64))
+    width_px: Mapped[int] = mapped_column(Integer)
+    height_px: Mapped[int] = mapped_column(Integer)
+    jpeg: Mapped[str] = mapped_column(String(64))
+    embedding: Mapped[bytes] = mapped_column(LargeBinary)
+    predictions: Mapped[list[dict[str, object]]] = mapped_column(JSON)
+    scores: Mapped[dict[str, float]] = mapped_column(JSON)
+    value: Mapped[float] = mapped_column(Float, index=True)
+    reason: Mapped[str] = mapped_column(String(20))
+    pixel_path: Mapped[str] = mapped_column(String(120))
+
+
+class LabelRow(Base):
+    """What somebody said about a sample; never overwritten, the newest counts, an empty label takes it back."""
+
+    __tablename__ = "labels"
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    sample_id: Mapped[bytes] = mapped_column(ForeignKey("samples.sample_id"))
+    scenario: Mapped[str] = mapped_column(String(63))
+    label: Mapped[str] = mapped_column(String(120))
+    author: Mapped[str] = mapped_column(String(120))
+    at_ns: Mapped[int] = mapped_column(BigInteger)
+    __table_args__ = (Index("labels_by_sample", "scenario", "sample_id", "number"),)
+
+
+class StateRow(Base):
+    """The last reported state of a gateway, as JSON of `common.messages.State`."""
+
+    __tablename__ = "states"
+    gateway_id: Mapped[str] = mapped_column(String(63), primary_key=True)
+    state: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class QuarantineRow(Base):
+    """A message that was refused, and why."""
+
+    __tablename__ = "quarantine"
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    gateway_id: Mapped[str] = mapped_column(String(63))
+    topic: Mapped[str] = mapped_column(String(200))
+    reason: Mapped[str] = mapped_column(String(500))
+    payload: Mapped[bytes] = mapped_column(LargeBinary)
+    at_ns: Mapped[int] = mapped_column(BigInteger)
+
+
+class ContributionRow(Base):
+    """A gateway's statistics of a scenario on a backbone; the newest replaces the one before."""
+
+    __tablename__ = "contributions"
+    scenario: Mapped[str] = mapped_column(String(63), primary_key=True)
+    backbone: Mapped[str] = mapped_column(String(64), primary_key=True)
+    client: Mapped[str] = mapped_column(String(63), primary_key=True)
+    arrays: Mapped[bytes] = mapped_column(LargeBinary)
+    meta: Mapped[dict[str, object]] = mapped_column(JSON)
+    at_ns: Mapped[int] = mapped_column(BigInteger)
+
+
+class RunRow(Base):
+    """A round: queued, running, and how it ended."""
+
+    __tablename__ = "runs"
+    run_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    started_ns: Mapped[int] = mapped_column(BigInteger, index=True)
+    finished_ns: Mapped[int | None] = mapped_column(BigInteger)
+    status: Mapped[str] = mapped_column(String(40))
+    record: Mapped[dict[str, object]] = mapped_column(JSON)
+
+
+class ReleaseRow(Base):
+    """A signed release."""
+
+    __tablename__ = "releases"
+    release_id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    sequence: Mapped[int] = mapped_column(Integer, unique=True)
+    manifest: Mapped[bytes] = mapped_column(LargeBinary)
+    signature: Mapped[bytes] = mapped_column(LargeBinary)
+    gate: Mapped[dict[str, object]] = mapped_column(JSON)
+    status: Mapped[str] = mapped_column(String(20))
+    created_at_ns: Mapped[int] = mapped_column(BigInteger)
+
+
+class AuditRow(Base):
+    """Who did what, when. Only ever added to."""
+
+    __tablename__ = "audits"
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    actor: Mapped[str] = mapped_column(String(120))
+    action: Mapped[str] = mapped_column(String(120))
+    detail: Mapped[dict[str, object]] = mapped_column(JSON)
+    at_ns: Mapped[int] = mapped_column(BigInteger)

@@ -1,0 +1,161 @@
+"""States, quarantine, contributions, runs, releases and the audit log in the store."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from cloud.store.models import AuditRow, ContributionRow, QuarantineRow, ReleaseRow, RunRow, StateRow
+from cloud.store.records import Contribution, Release, Run
+from common.messages import State
+
+QUARANTINE_MAX = 10_000
+QUARANTINE_BYTES = 64 * 1024
+
+
+class OperationTables:
+    """Part of `cloud.store.Store`."""
+
+    _sessions: sessionmaker[Session]
+
+    def put_state(self, state: State) -> None:
+        """Replace the last reported state of a gateway."""
+        with self._sessions.begin() as session:
+            session.merge(StateRow(gateway_id=state.gateway_id, state=msgspec.json.encode(state)))
+
+    def states(self) -> list[State]:
+        """The last reported state of every gateway, by gateway."""
+        with self._sessions() as session:
+            rows = session.scalars(select(StateRow).order_by(StateRow.gateway_id))
+            return [msgspec.json.decode(row.state, type=State) for row in rows]
+
+    def quarantine(self, gateway_id: str, topic: str, reason: str, payload: bytes, at_ns: int) -> None:
+        """Keep a refused message (its first bytes) with the reason; the oldest beyond the bound are dropped."""
+        with self._sessions.begin() as session:
+            session.add(
+                QuarantineRow(
+                    gateway_id=gateway_id[:63],
+                    topic=topic[:200],
+                    reason=reason[:500],
+                    payload=payload[:QUARANTINE_BYTES],
+                    at_ns=at_ns,
+                )
+            )
+            session.flush()
+            newest = session.scalar(select(func.max(QuarantineRow.number))) or 0
+            session.execute(delete(QuarantineRow).where(QuarantineRow.number <= newest - QUARANTINE_MAX))
+
+    def quarantined(self, limit: int = 100) -> list[tuple[str, str, str]]:
+        """(gateway, topic, reason) of refused messages, newest first."""
+        with self._sessions() as session:
+            rows = session.scalars(select(QuarantineRow).order_by(QuarantineRow.number.desc()).limit(limit))
+            return [(row.gateway_id, row.topic, row.reason) for row in rows]
+
+    def put_contribution(
+        self,
+        scenario: str,
+        backbone: str,
+        client: str,
+        arrays: Mapping[str, NDArray[np.float64]],
+        meta: Mapping[str, object],
+        at_ns: int,
+    ) -> None:
+        """Replace a gateway's statistics: repetition is harmless."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **dict(arrays))
+        row = ContributionRow(
+            scenario=scenario, backbone=backbone, client=client, arrays=buffer.getvalue(), meta=dict(meta), at_ns=at_ns
+        )
+        with self._sessions.begin() as session:
+            session.merge(row)
+
+    def contributions(self, scenario: str, backbone: str) -> list[Contribution]:
+        """The newest statistics of every gateway, by gateway."""
+        query = select(ContributionRow).where(
+            ContributionRow.scenario == scenario, ContributionRow.backbone == backbone
+        )
+        found = []
+        with self._sessions() as session:
+            for row in session.scalars(query.order_by(ContributionRow.client)):
+                with np.load(io.BytesIO(row.arrays), allow_pickle=False) as arrays:
+                    found.append(Contribution(row.client, {k: arrays[k] for k in arrays.files}, row.meta, row.at_ns))
+        return found
+
+    def add_run(self, run: Run) -> None:
+        """Record a new run."""
+        with self._sessions.begin() as session:
+            session.add(RunRow(**_fields(run)))
+
+    def update_run(self, run: Run) -> None:
+        """Replace a run's status and record."""
+        with self._sessions.begin() as session:
+            session.merge(RunRow(**_fields(run)))
+
+    def runs(self, limit: int = 200) -> list[Run]:
+        """Runs, newest first."""
+        with self._sessions() as session:
+            rows = session.scalars(select(RunRow).order_by(RunRow.started_ns.desc()).limit(limit))
+            return [Run(row.run_id, row.started_ns, row.finished_ns, row.status, row.record) for row in rows]
+
+    def add_release(
+        self,
+        release_id: str,
+        sequence: int,
+        manifest: bytes,
+        signature: bytes,
+        gate: Mapping[str, Any],
+        *,
+        status: str,
+        at_ns: int,
+    ) -> None:
+        """Record a release; when it is the active one, the one that was before is superseded in the same commit."""
+        with self._sessions.begin() as session:
+            if status == "active":
+                for row in session.scalars(select(ReleaseRow).where(ReleaseRow.status == "active")):
+                    row.status = "superseded"
+            session.add(
+                ReleaseRow(
+                    release_id=release_id,
+                    sequence=sequence,
+                    manifest=manifest,
+                    signature=signature,
+                    gate=dict(gate),
+                    status=status,
+                    created_at_ns=at_ns,
+                )
+            )
+
+    def releases(self) -> list[Release]:
+        """Releases, newest first."""
+        with self._sessions() as session:
+            rows = session.scalars(select(ReleaseRow).order_by(ReleaseRow.sequence.desc()))
+            return [
+                Release(r.release_id, r.sequence, r.manifest, r.signature, r.gate, r.status, r.created_at_ns)
+                for r in rows
+            ]
+
+    def audit(self, actor: str, action: str, detail: Mapping[str, Any], at_ns: int) -> None:
+        """Add to the log of who did what."""
+        with self._sessions.begin() as session:
+            session.add(AuditRow(actor=actor, action=action, detail=dict(detail), at_ns=at_ns))
+
+    def audits(self, limit: int = 100) -> list[dict[str, Any]]:
+        """The log, newest first."""
+        with self._sessions() as session:
+            rows = session.scalars(select(AuditRow).order_by(AuditRow.number.desc()).limit(limit))
+            return [{"actor": r.actor, "action": r.action, "detail": r.detail, "at_ns": r.at_ns} for r in rows]
+
+
+def _fields(run: Run) -> dict[str, Any]:
+    return {
+        "run_id": run.run_id,
+        "started_ns": run.started_ns,
+        "finished_ns": run.finished_ns,
+        "status": run.status,
+        "record": run.record,
+    }

@@ -1,0 +1,75 @@
+"""What the store returns: plain values, detached from any session."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.messages import Prediction, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSample:
+    """A sample without its picture and embedding, with its newest labels by scenario."""
+
+    sample_id: bytes
+    gateway_id: str
+    site_id: str
+    camera_id: str
+    captured_at_ns: int
+    received_at_ns: int
+    release_id: str
+    backbone: str
+    width_px: int
+    height_px: int
+    predictions: tuple[Prediction, ...]
+    scores: Scores
+    reason: str
+    pixel_path: str
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSet:
+    """Labelled samples of one scenario on one backbone, row by row; embeddings float32 (n, d)."""
+
+    sample_ids: list[bytes]
+    gateways: list[str]
+    sites: list[str]
+    embeddings: NDArray[np.float32]
+    labels: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """A gateway's statistics."""
+
+    client: str
+    arrays: dict[str, NDArray[np.float64]]
+    meta: dict[str, Any]
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A round and its record."""
+
+    run_id: str
+    started_ns: int
+    finished_ns: int | None
+    status: str
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A signed release and what its gate said."""
+
+    release_id: str
+    sequence: int
+    manifest: bytes
+    signature: bytes
+    gate: dict[str, Any]
+    status: str
+    created_at_ns: int

@@ -1,0 +1,82 @@
+"""The L0 backbone on ONNX Runtime, with its preprocessing: one definition for gateway and centre.
+
+Embeddings only compare when both ends turn pixels into tensors in exactly the same way, so this is contract.
+The one home of ONNX Runtime's session settings.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from common import manifest as keys
+from common.errors import OperatorError
+from common.ids import layer_hash
+
+
+def open_session(path: Path, kind: str) -> tuple[onnxruntime.InferenceSession, dict[str, str], str]:
+    """Load a layer file: session, its metadata, its hash.
+
+    One intra-op thread and no spinning: the default threads spin while idle and cost four times the CPU at 5 fps.
+
+    Args:
+        kind: `backbone` or `head`.
+
+    Raises:
+        OperatorError: no such file, no ONNX model, or a model of another kind.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise OperatorError(f"cannot read model {path}: {error.strerror}", "Install the release again.") from error
+    try:
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no public base but Exception
+        raise OperatorError(f"{path} is not an ONNX model that ONNX Runtime can run ({error})", _HINT) from error
+    metadata = dict(session.get_modelmeta().custom_metadata_map)
+    found = metadata.get(keys.KIND, "nothing")
+    if found != kind:
+        raise OperatorError(f"{path} should be a {kind}, its metadata `{keys.KIND}` says {found!r}", _HINT)
+    return session, metadata, layer_hash(data)
+
+
+_HINT = "Use a layer exported by the centre (docs/cloud.md, 'Bring your own backbone')."
+
+
+class Backbone:
+    """Frozen feature extractor: picture in, embedding out."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, metadata: dict[str, str], name: str, path: Path) -> None:
+        self._session = session
+        self.hash = name
+        try:
+            self.input_px = int(metadata[keys.INPUT_PX])
+            self._mean, self._scale = float(metadata[keys.PIXEL_MEAN]), float(metadata[keys.PIXEL_SCALE])
+            (output,) = [item for item in session.get_outputs() if item.name == keys.EMBEDDING]
+            self.dimension = int(output.shape[1])
+        except (KeyError, ValueError, TypeError) as error:
+            raise OperatorError(f"{path} lacks what a backbone declares ({error})", _HINT) from error
+
+    @classmethod
+    def open(cls, path: Path) -> "Backbone":
+        """Raises:
+        OperatorError: not a backbone; names the file.
+        """
+        session, metadata, name = open_session(path, "backbone")
+        return cls(session, metadata, name, path)
+
+    def embed(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Embedding float32 (d,), raw, of a picture uint8 (H, W, 3) BGR."""
+        shrinks = min(image.shape[:2]) >= self.input_px
+        side = (self.input_px, self.input_px)
+        resized = cv2.resize(image, side, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+        tensor = (resized[:, :, ::-1].astype(np.float32) - self._mean) / self._scale
+        batch = np.ascontiguousarray(tensor.transpose(2, 0, 1)[None])
+        embedding: NDArray[np.float32] = self._session.run([keys.EMBEDDING], {keys.IMAGE: batch})[0][0]
+        return embedding

@@ -1,0 +1,47 @@
+"""Files that survive a power cut: temporary file, fsync, rename, fsync of the folder."""
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from common.errors import EnvironmentFault
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` so that after a power cut either the old or the new file is there, whole.
+
+    Raises:
+        EnvironmentFault: the disk is full or cannot be written; the old file is untouched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise disk_fault(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def disk_fault(path: Path, error: OSError) -> EnvironmentFault:
+    """The operator's sentence for a failed write to `path`."""
+    if error.errno == errno.ENOSPC:
+        return EnvironmentFault(f"The disk that holds {path} is full", "Free space or move data_dir to a larger disk.")
+    return EnvironmentFault(f"Cannot write {path}: {error.strerror or error}", "Check the disk and its permissions.")

@@ -1,0 +1,70 @@
+"""The one touch point with Flower's internals (flwr 1.41; tests/common/test_flower.py names the version).
+
+Public API of `flwr` covers messages, records, apps and strategies; not public, and isolated here: a message's
+protobuf bytes outside a SuperLink, and the process-wide task identity without which no `Message` can be made.
+Imported by `edge.learner` and `cloud.federation` only; the rest of `common` stays light.
+"""
+
+import hashlib
+
+from common.quiet import silence_flower
+
+silence_flower()
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict  # noqa: E402
+from flwr.common.serde import message_from_proto, message_to_proto  # noqa: E402
+from flwr.proto.message_pb2 import Message as ProtoMessage  # noqa: E402
+from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
+from google.protobuf.message import DecodeError  # noqa: E402
+
+from common.errors import WireError  # noqa: E402
+
+__all__ = [
+    "SERVER_NODE_ID",
+    "Array",
+    "ArrayRecord",
+    "ConfigRecord",
+    "Context",
+    "Message",
+    "MetricRecord",
+    "RecordDict",
+    "message_from_bytes",
+    "message_to_bytes",
+    "name_message",
+    "node_id_of",
+    "take_identity",
+]
+
+SERVER_NODE_ID = 1
+
+
+def node_id_of(gateway_id: str) -> int:
+    """Flower's node id of a gateway: 63 bits of a hash, never 0 or the server's."""
+    number = int.from_bytes(hashlib.blake2b(gateway_id.encode(), digest_size=8).digest(), "big") >> 1
+    return number if number > SERVER_NODE_ID else number + 2
+
+
+def take_identity(node_id: int, run_id: int = 1) -> None:
+    """Tell Flower who this process is; needed once before a `Message` is made."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, node_id
+
+
+def name_message(message: Message, message_id: str) -> None:
+    """Give a message the id that a SuperLink would have given it."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def message_to_bytes(message: Message) -> bytes:
+    """Protobuf bytes of a Flower message, as SuperLink would carry them."""
+    data: bytes = message_to_proto(message).SerializeToString()
+    return data
+
+
+def message_from_bytes(data: bytes) -> Message:
+    """Raises:
+    WireError: the bytes are no Flower message.
+    """
+    try:
+        return message_from_proto(ProtoMessage.FromString(data))
+    except (DecodeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise WireError(f"not a Flower message: {error}") from error

@@ -1,0 +1,47 @@
+"""Identities: gateway and site names, the content hash that is a sample's id, the hash that names a layer."""
+
+import hashlib
+import re
+
+from common.errors import OperatorError
+
+SAMPLE_ID_BYTES = 16
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return `name` if it can be a site, gateway, camera or scenario id.
+
+    The alphabet is what a certificate's common name, an MQTT topic level and a NATS subject all take.
+
+    Raises:
+        OperatorError: the name has other characters or is longer than 63.
+    """
+    if not _NAME.fullmatch(name):
+        raise OperatorError(
+            f"{kind} id {name!r} is not valid",
+            "Use 1 to 63 of a-z, 0-9 and '-', beginning with a letter or digit.",
+        )
+    return name
+
+
+def sample_id(jpeg: bytes, gateway_id: str, camera_id: str, captured_at_ns: int) -> bytes:
+    """Content hash of a sample: BLAKE2b-128 over the encoded image and its identity fields.
+
+    The same frame sampled again (after a crash, or in a looped file) has the same id, so it is stored once.
+    """
+    digest = hashlib.blake2b(digest_size=SAMPLE_ID_BYTES, person=b"headframe-sample")
+    for part in (
+        gateway_id.encode(),
+        camera_id.encode(),
+        captured_at_ns.to_bytes(8, "big", signed=True),
+        jpeg,
+    ):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()
+
+
+def layer_hash(data: bytes) -> str:
+    """Name of a layer file: 64 hex digits, BLAKE2b-256 of its bytes."""
+    return hashlib.blake2b(data, digest_size=32).hexdigest()

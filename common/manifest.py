@@ -1,0 +1,99 @@
+"""The release manifest: which layers a release is made of. Its bytes are what is signed.
+
+Layers are named by the hash of their bytes (`common.ids.layer_hash`). A layer is an ONNX file that carries, as ONNX
+metadata properties, the keys below; so a file says by itself what it is and on which backbone a head stands.
+"""
+
+from typing import Final
+
+import msgspec
+
+from common.errors import WireError
+
+# Keys of the ONNX metadata properties.
+KIND: Final = "headframe.kind"  # "backbone" or "head"
+BACKBONE: Final = "headframe.backbone"  # on a head: layer hash of the backbone it stands on
+SCENARIO: Final = "headframe.scenario"  # on a head
+CLASSES: Final = "headframe.classes"  # on a head: JSON list; the order of the probabilities
+INPUT_PX: Final = "headframe.input_px"  # on a backbone: side of the square input
+PIXEL_MEAN: Final = "headframe.pixel_mean"  # on a backbone: (pixel - mean) / scale, RGB, 0..255
+PIXEL_SCALE: Final = "headframe.pixel_scale"
+
+# Tensor names: backbone `image` float32 (n, 3, px, px) RGB -> `embedding` float32 (n, d);
+# head `embedding` float32 (n, d) -> `probabilities` float32 (n, classes), `novelty` float32 (n,).
+IMAGE: Final = "image"
+EMBEDDING: Final = "embedding"
+PROBABILITIES: Final = "probabilities"
+NOVELTY: Final = "novelty"
+
+SHARED: Final = "*"
+"""Key of the head that every site without a head of its own runs."""
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """A content-addressed file."""
+
+    hash: str
+    size_bytes: int
+
+
+class Scenario(msgspec.Struct, frozen=True):
+    """One thing to watch for, and its heads: one shared, and personal ones for sites that do better with their own."""
+
+    name: str
+    classes: tuple[str, ...]
+    normal: str
+    """The class that needs no attention."""
+    heads: dict[str, Layer]
+
+    def head_for(self, site_id: str) -> Layer:
+        """The site's personal head, else the shared one."""
+        return self.heads.get(site_id) or self.heads[SHARED]
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """An immutable, signed set of layers for some scenarios."""
+
+    sequence: int
+    """Grows with every release of the group; an edge refuses one that is lower than what it has seen."""
+    created_at_ns: int
+    expires_at_ns: int
+    minimum_agent: str
+    backbone: Layer
+    scenarios: tuple[Scenario, ...]
+    note: str = ""
+
+    def layers_for(self, site_id: str) -> tuple[Layer, ...]:
+        """Everything a gateway of this site needs, backbone first."""
+        return (self.backbone, *(scenario.head_for(site_id) for scenario in self.scenarios))
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The canonical bytes: MessagePack with fields in order and heads sorted by site."""
+    scenarios = tuple(
+        msgspec.structs.replace(scenario, heads=dict(sorted(scenario.heads.items()))) for scenario in manifest.scenarios
+    )
+    return msgspec.msgpack.encode(msgspec.structs.replace(manifest, scenarios=scenarios))
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        WireError: not a manifest, or a scenario without a shared head.
+    """
+    try:
+        manifest = msgspec.msgpack.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise WireError(f"not a release manifest: {error}") from error
+    for scenario in manifest.scenarios:
+        if SHARED not in scenario.heads:
+            raise WireError(f"scenario {scenario.name!r} of the manifest has no shared head")
+    return manifest
+
+
+def release_id(manifest: Manifest) -> str:
+    """Readable and content-addressed: `r<sequence>-<first 8 hex digits of the manifest's hash>`."""
+    from common.ids import layer_hash
+
+    return f"r{manifest.sequence}-{layer_hash(encode_manifest(manifest))[:8]}"

@@ -1,0 +1,161 @@
+"""What travels between gateway and centre. Each struct is one message; `common.codec` turns it into bytes.
+
+Binary fields are bytes, never base64. Unknown fields are ignored, so a field may be added without a new version;
+a change of meaning raises `SCHEMA_VERSION`.
+"""
+
+import msgspec
+
+SCHEMA_VERSION = 1
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """What one scenario's head said about a frame."""
+
+    scenario: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    novelty: float
+    """Relative Mahalanobis distance to the class statistics of the release (higher = less like what was trained)."""
+
+    @property
+    def top(self) -> str:
+        """The most probable class."""
+        return self.classes[max(range(len(self.classes)), key=self.probabilities.__getitem__)]
+
+
+class Scores(msgspec.Struct, frozen=True):
+    """Why a frame was chosen. Ranks are in 0..1 among the recent frames of the gateway (1 = most unusual)."""
+
+    novelty: float
+    abnormality: float
+    uncertainty: float
+    redundancy: float
+    """Largest cosine similarity (0..1) of the embedding to a sample already chosen."""
+    value: float
+    """The figure the budget ranks by."""
+
+
+class Sample(msgspec.Struct, frozen=True, tag="sample", kw_only=True):
+    """One frame that the edge chose to keep (a hard sample, or one of the random trickle)."""
+
+    sample_id: bytes
+    gateway_id: str
+    site_id: str
+    camera_id: str
+    captured_at_ns: int
+    release_id: str
+    backbone: str
+    """Layer hash of the backbone that made `embedding`."""
+    width_px: int
+    height_px: int
+    jpeg: bytes
+    embedding: bytes
+    """float16 little-endian, the raw output of the backbone."""
+    predictions: tuple[Prediction, ...]
+    scores: Scores
+    reason: str
+    """novel, abnormal, uncertain or trickle: the largest of the ranks, or the random trickle."""
+    pixel_path: str = ""
+    """How the pixels reached the model, e.g. `main-1280x720/zone`: logits are not comparable across paths."""
+
+
+class Chunk(msgspec.Struct, frozen=True, tag="chunk", kw_only=True):
+    """A part of an encoded message that is larger than the chunk size."""
+
+    transfer_id: bytes
+    """BLAKE2b-128 of the whole payload."""
+    index: int
+    count: int
+    total_bytes: int
+    data: bytes
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A sample that the centre will never store, and why; the edge drops it and reports it."""
+
+    sample_id: bytes
+    reason: str
+
+
+class Receipt(msgspec.Struct, frozen=True, tag="receipt", kw_only=True):
+    """Sent after the centre's commit: the spool may forget these. Nothing else lets it forget."""
+
+    stored: tuple[bytes, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+
+
+class CameraState(msgspec.Struct, frozen=True, kw_only=True):
+    """Reported state of one camera."""
+
+    camera_id: str
+    state: str
+    """starting, live, ended, frozen, dark, failed."""
+    detail: str = ""
+    frames: int = 0
+    looks: int = 0
+    dropped: int = 0
+    reconnects: int = 0
+
+
+class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
+    """Reported state of a gateway: its heartbeat."""
+
+    gateway_id: str
+    site_id: str
+    at_ns: int
+    agent_version: str
+    release_id: str
+    """What runs now."""
+    install: str = ""
+    """Outcome of the last install: `committed r3-…`, `refused r4-…: why`."""
+    share: str = "samples"
+    spool_rows: int = 0
+    spool_bytes: int = 0
+    accepted: int = 0
+    receipted: int = 0
+    evicted: int = 0
+    refused: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    looks: int = 0
+    chosen: dict[str, int] = {}
+    """Samples accepted into the spool, by reason."""
+    local_labels: int = 0
+    """Labels given at the site's own page (a site that shares updates only)."""
+    cameras: tuple[CameraState, ...] = ()
+    online: bool = True
+    """False only in the last will."""
+
+
+class Desired(msgspec.Struct, frozen=True, tag="desired", kw_only=True):
+    """What the centre wants a gateway to run: a signed manifest. Published retained."""
+
+    manifest: bytes
+    signature: bytes
+
+
+class Fetch(msgspec.Struct, frozen=True, tag="fetch", kw_only=True):
+    """A gateway asks for part of a layer; it asks for the next part when this one has come (pull, resumable)."""
+
+    layer: str
+    offset: int
+    length: int
+
+
+class LayerPart(msgspec.Struct, frozen=True, tag="layer", kw_only=True):
+    """Part of a layer's bytes. `total_bytes` is 0 when the centre does not hold the layer."""
+
+    layer: str
+    offset: int
+    total_bytes: int
+    data: bytes
+
+
+class FlowerFrame(msgspec.Struct, frozen=True, tag="flower", kw_only=True):
+    """A Flower message as its own protobuf bytes (`flwr.proto.message_pb2.Message`)."""
+
+    message: bytes
+
+
+Message = Sample | Chunk | Receipt | State | Desired | Fetch | LayerPart | FlowerFrame

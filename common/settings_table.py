@@ -1,0 +1,44 @@
+"""Every key of a settings model as rows: for `config keys` and the generated documentation."""
+
+import json
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+from rich.console import Console
+from rich.table import Table
+
+Row = dict[str, str]
+
+
+def list_keys(model: type[BaseModel], prefix: str = "") -> list[Row]:
+    """One row per key: `key`, `default`, `meaning`. A table's keys are dotted, an array's are `[[name]].key`."""
+    rows: list[Row] = []
+    for name, field in model.model_fields.items():
+        nested = next((t for t in (field.annotation, *get_args(field.annotation)) if _is_model(t)), None)
+        if nested is not None:
+            inner = f"[[{name}]]." if nested is not field.annotation else f"{name}."
+            rows += list_keys(nested, prefix + inner)
+            continue
+        required = field.is_required()
+        default = (
+            "required" if required or field.default is PydanticUndefined else json.dumps(field.default, default=str)
+        )
+        rows.append({"key": prefix + name, "default": default, "meaning": field.description or ""})
+    return rows
+
+
+def print_keys(model: type[BaseModel], *, as_json: bool) -> None:
+    """Print the rows as a table or as JSON."""
+    console = Console()
+    if as_json:
+        console.print_json(data=list_keys(model))
+        return
+    table = Table("key", "default", "meaning")
+    for row in list_keys(model):
+        table.add_row(row["key"], row["default"], row["meaning"])
+    console.print(table)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -1,0 +1,64 @@
+"""MQTT topics. Nothing beyond MQTT 3.1.1 is used.
+
+`headframe/up/<shard>/<gateway>/<kind>`: gateway to centre. The shard (two hex digits of a hash of the gateway id)
+lets several ingest workers share the fleet by subscription, on any broker.
+`headframe/down/<gateway>/<kind>`: centre to one gateway.
+
+A broker's ACL ties `<gateway>` to the client certificate: a gateway writes `headframe/up/+/<own id>/+` and reads
+`headframe/down/<own id>/+`, nothing else.
+"""
+
+import hashlib
+from typing import Final
+
+from common.errors import WireError
+from common.ids import check_name
+
+SHARDS: Final = 256
+UP_KINDS: Final = ("sample", "chunk", "state", "fetch", "flower", "gone")
+DOWN_KINDS: Final = ("receipt", "desired", "layer", "flower")
+
+
+def shard(gateway_id: str) -> int:
+    """Stable shard of a gateway, 0..255."""
+    return hashlib.blake2b(gateway_id.encode(), digest_size=1).digest()[0]
+
+
+def up(gateway_id: str, kind: str) -> str:
+    """Topic on which `gateway_id` publishes `kind`."""
+    if kind not in UP_KINDS:
+        raise ValueError(f"unknown up kind {kind!r}")
+    return f"headframe/up/{shard(gateway_id):02x}/{gateway_id}/{kind}"
+
+
+def down(gateway_id: str, kind: str) -> str:
+    """Topic on which the centre publishes `kind` to `gateway_id`."""
+    if kind not in DOWN_KINDS:
+        raise ValueError(f"unknown down kind {kind!r}")
+    return f"headframe/down/{gateway_id}/{kind}"
+
+
+def up_filter(shard_number: int | None = None) -> str:
+    """Subscription of an ingest worker: one shard, or all of them."""
+    return f"headframe/up/{'+' if shard_number is None else f'{shard_number:02x}'}/+/+"
+
+
+def down_filter(gateway_id: str) -> str:
+    """Subscription of a gateway."""
+    return f"headframe/down/{gateway_id}/+"
+
+
+def parse_up(topic: str) -> tuple[str, str]:
+    """Split an up topic into (gateway_id, kind).
+
+    Raises:
+        WireError: not an up topic, unknown kind, or a shard that is not the gateway's own.
+    """
+    parts = topic.split("/")
+    if len(parts) != 5 or parts[:2] != ["headframe", "up"] or parts[4] not in UP_KINDS:
+        raise WireError(f"{topic!r} is not an up topic")
+    gateway_id = parts[3]
+    if parts[2] != f"{shard(gateway_id):02x}":
+        raise WireError(f"{topic!r} names a shard that is not the gateway's own")
+    check_name("gateway", gateway_id)
+    return gateway_id, parts[4]

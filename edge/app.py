@@ -1,0 +1,58 @@
+"""Entry of the agent process: runs it until SIGTERM or SIGINT, tells systemd, serves the status page."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+
+from common.files import write_atomically
+from common.logs import configure_logs
+from common.quiet import silence_flower
+
+silence_flower()
+
+from edge.agent import Agent  # noqa: E402
+from edge.settings import EdgeSettings  # noqa: E402
+from edge.status import StatusPage  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+STEP_S = 0.5
+
+
+def run_agent(settings: EdgeSettings) -> None:
+    """Run until a signal asks to stop.
+
+    Raises:
+        RuntimeError: a part died; the exit code makes the supervisor (systemd, `headframe demo`) start it anew.
+    """
+    configure_logs(settings.log_level)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    agent = Agent(settings)
+    page = StatusPage(settings.status.host, settings.status.port, agent.state, agent.exemplars)
+    page.start()
+    write_atomically(settings.data_dir / "status.json", json.dumps({"port": page.port, "pid": os.getpid()}).encode())
+    agent.start()
+    notify_systemd("READY=1")
+    log.info("gateway %s runs, status page on port %d", settings.gateway_id, page.port)
+    try:
+        while not stop.wait(STEP_S):
+            agent.step()
+            notify_systemd("WATCHDOG=1")
+    finally:
+        notify_systemd("STOPPING=1")
+        page.stop()
+        agent.stop()
+
+
+def notify_systemd(state: str) -> None:
+    """Send one line of the sd_notify protocol; does nothing outside systemd."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)

@@ -1,0 +1,195 @@
+"""`headframe doctor`: checks a box before it is trusted, and says in words what to mend."""
+
+import json as json_module
+import os
+import shutil
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import psutil
+import typer
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+from rich.console import Console
+from rich.table import Table
+
+from common.clock import SystemClock
+from common.errors import EnvironmentFault, HeadframeError
+from common.mqtt import MqttLink
+from common.settings import BrokerSection, load_settings
+from edge.installer import BUILT_AT_NS
+from edge.settings import CameraSettings, EdgeSettings
+from edge.sources import hide_password, open_source
+
+SYNCS = 30
+SYNC_MS_MAX = 50.0
+BROKER_S = 8.0
+CAMERA_S = 10.0
+FREE_BYTES_MIN = 1_000_000_000
+MEMORY_BYTES_MIN = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding: what was looked at, whether it is well, what was seen, and what to do if not."""
+
+    name: str
+    ok: bool
+    found: str
+    mend: str = ""
+
+
+def check_python() -> Check:
+    """The interpreter's version."""
+    ok = sys.version_info >= (3, 11)
+    return Check("Python", ok, sys.version.split()[0], "" if ok else "Install Python 3.11 or later.")
+
+
+def check_onnxruntime() -> Check:
+    """ONNX Runtime is there and can run on the CPU."""
+    providers = onnxruntime.get_available_providers()
+    ok = "CPUExecutionProvider" in providers
+    found = f"{onnxruntime.__version__}: {', '.join(providers)}"
+    return Check("ONNX Runtime", ok, found, "" if ok else "Install onnxruntime again: its CPU provider is missing.")
+
+
+def check_machine() -> Check:
+    """Cores and memory."""
+    memory = psutil.virtual_memory()
+    ok = memory.available >= MEMORY_BYTES_MIN
+    found = f"{os.cpu_count()} cores, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free"
+    return Check("machine", ok, found, "" if ok else "Free memory: the agent wants at least 1 GB.")
+
+
+def check_disk(folder: Path) -> Check:
+    """How long the disk takes to make 4 kB durable, and how much room there is."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        times_ms = []
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for _ in range(SYNCS):
+                began_s = time.perf_counter()
+                file.write(b"\0" * 4096)
+                file.flush()
+                os.fsync(file.fileno())
+                times_ms.append((time.perf_counter() - began_s) * 1e3)
+    except OSError as error:
+        return Check("disk", False, f"{folder}: {error.strerror}", f"Make {folder} writable for the agent's user.")
+    free, median_ms = shutil.disk_usage(folder).free, statistics.median(times_ms)
+    found = f"{folder}: {median_ms:.2f} ms to make 4 kB durable, {free / 1e9:.1f} GB free"
+    if free < FREE_BYTES_MIN:
+        return Check("disk", False, found, "Free space: the spool and the releases want at least 1 GB.")
+    if median_ms > SYNC_MS_MAX:
+        return Check("disk", False, found, "This disk is slow to sync (SD card?): use an SSD for data_dir.")
+    return Check("disk", True, found)
+
+
+def check_clock(now_ns: int) -> Check:
+    """The clock must not be in 1970: releases expire, certificates begin."""
+    shown = datetime.fromtimestamp(now_ns / 1e9, UTC).isoformat(timespec="seconds")
+    ok = now_ns >= BUILT_AT_NS
+    return Check("clock", ok, shown, "" if ok else "Set the clock, and install a time service (chrony).")
+
+
+def check_broker(broker: BrokerSection, gateway_id: str) -> Check:
+    """TCP, then MQTT with the configured identity."""
+    where = f"{broker.host}:{broker.port}"
+    try:
+        socket.create_connection((broker.host, broker.port), timeout=BROKER_S).close()
+    except OSError as error:
+        mend = "Check the address, that the broker runs, and that the firewall lets this box out."
+        return Check("broker", False, f"{where}: {error.strerror or error}", mend)
+    link = MqttLink(broker.to_broker(), f"headframe-doctor-{gateway_id}", (), lambda _topic, _payload: None)
+    try:
+        link.start()
+        link.wait_connected(BROKER_S)
+    except HeadframeError as error:
+        return Check("broker", False, error.message, "Check user name, certificate, and the broker's own log.")
+    finally:
+        link.stop()
+    return Check("broker", True, f"{where} answers as MQTT 3.1.1")
+
+
+def check_tls(broker: BrokerSection, gateway_id: str, now: datetime) -> Check:
+    """The client certificate: readable, in time, and of this gateway."""
+    if broker.ca_file is None:
+        return Check("TLS", True, "not configured: samples travel in the clear, for trusted networks only")
+    if broker.cert_file is None or broker.key_file is None:
+        return Check("TLS", False, "a CA but no client certificate", "Set broker.cert_file and broker.key_file.")
+    try:
+        certificate = x509.load_pem_x509_certificate(broker.cert_file.read_bytes())
+        broker.key_file.read_bytes()
+        broker.ca_file.read_bytes()
+    except (OSError, ValueError) as error:
+        return Check("TLS", False, str(error), "Restore the certificate files named under [broker].")
+    names = [item.value for item in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if now < certificate.not_valid_before_utc or now > certificate.not_valid_after_utc:
+        found = f"valid {certificate.not_valid_before_utc:%Y-%m-%d} to {certificate.not_valid_after_utc:%Y-%m-%d}"
+        return Check("TLS", False, found, "Renew the certificate, or mend the clock.")
+    if names != [gateway_id]:
+        return Check("TLS", False, f"the certificate is of {names}", f"Use the certificate of {gateway_id}.")
+    return Check("TLS", True, f"certificate of {gateway_id}, valid to {certificate.not_valid_after_utc:%Y-%m-%d}")
+
+
+def check_camera(camera: CameraSettings) -> Check:
+    """The camera opens, and its picture really changes."""
+    name, first, frames = f"camera {camera.id}", None, 0
+    deadline = time.monotonic() + CAMERA_S
+    try:
+        for shot in open_source(camera, SystemClock()):
+            frames += 1
+            height, width = shot.image.shape[:2]
+            if first is None:
+                first = shot.image
+            elif not np.array_equal(first, shot.image):
+                shown = hide_password(camera.source)
+                return Check(name, True, f"{shown}: {width} x {height}, picture moves after {frames} frames")
+            if time.monotonic() > deadline:
+                break
+    except (HeadframeError, OSError) as error:
+        hint = error.hint if isinstance(error, HeadframeError) else "Check the source."
+        return Check(name, False, str(getattr(error, "message", error)), hint)
+    found = f"{frames} frames, the picture never changes" if frames else "no frame"
+    return Check(name, False, found, "Check the camera itself: frozen encoder, covered lens, a still picture.")
+
+
+def examine(settings: EdgeSettings | None) -> Iterator[Check]:
+    """Every check that applies, one by one."""
+    yield check_python()
+    yield check_onnxruntime()
+    yield check_machine()
+    yield check_clock(time.time_ns())
+    yield check_disk(settings.data_dir if settings else Path.cwd())
+    if settings:
+        yield check_tls(settings.broker, settings.gateway_id, datetime.now(UTC))
+        yield check_broker(settings.broker, settings.gateway_id)
+        for camera in settings.cameras:
+            yield check_camera(camera)
+
+
+def doctor_command(config: Path | None, *, json: bool, show: Callable[[str], None] = typer.echo) -> None:
+    """Print the findings.
+
+    Raises:
+        EnvironmentFault: a check failed; the command ends with status 2.
+    """
+    checks = list(examine(load_settings(EdgeSettings, config) if config else None))
+    if json:
+        show(json_module.dumps([asdict(check) for check in checks], ensure_ascii=False))
+    else:
+        table = Table("", "check", "found", "what to do")
+        for check in checks:
+            table.add_row("[green]✓[/]" if check.ok else "[red]✗[/]", check.name, check.found, check.mend)
+        Console().print(table)
+    failed = [check.name for check in checks if not check.ok]
+    if failed:
+        raise EnvironmentFault(f"not well: {', '.join(failed)}", "See 'what to do' above.")

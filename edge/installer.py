@@ -1,0 +1,266 @@
+"""Releases on the gateway: verify, fetch what is missing, load beside the running model, hand over, remember.
+
+Decides which release runs here. Leaves the swap itself to the agent (between two frames) and the moving of bytes to
+the link. A power cut at any instant leaves the old or the new release: files are written whole or not at all, and
+`current` is replaced last.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from common import AGENT_VERSION
+from common.clock import Clock
+from common.errors import EnvironmentFault, HeadframeError, OperatorError, PeerError, TrustError, WireError
+from common.files import disk_fault, write_atomically
+from common.ids import layer_hash
+from common.manifest import Layer, Manifest, decode_manifest, release_id
+from common.messages import Desired, Fetch, LayerPart
+from common.signing import verify
+from edge.perception import Model, load_model
+
+log = logging.getLogger(__name__)
+
+PART_BYTES = 256 * 1024
+STALL_S = 5.0
+LAYER_BYTES_MAX = 2 * 1024**3
+BUILT_AT_NS = 1_767_225_600 * 10**9  # 2026-01-01: no clock of a working box is earlier
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """What `current` and `previous` hold on disk."""
+
+    manifest: bytes
+    signature: bytes
+    seen_at_ns: int
+    """Latest trustworthy time: a clock that falls back behind it is not believed."""
+
+
+@dataclass
+class _Download:
+    desired: Desired
+    manifest: Manifest
+    missing: list[Layer]
+    offset: int = 0
+    asked_at_s: float = float("-inf")
+
+
+class Installer:
+    """Brings the gateway from the release it runs to the one the centre wants.
+
+    Args:
+        folder: holds `layers/<hash>`, `current` and `previous`.
+        release_key: public key (hex) that manifests must be signed with.
+        request: publishes a Fetch; False when the link is down (asked again later).
+        hand_over: called with the loaded model; the agent swaps it in between two frames.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        release_key: str,
+        site_id: str,
+        clock: Clock,
+        request: Callable[[Fetch], bool],
+        hand_over: Callable[[Model], None],
+    ) -> None:
+        self._folder, self._key, self._site_id, self._clock = folder, release_key, site_id, clock
+        self._request, self._hand_over = request, hand_over
+        self._lock = threading.Lock()
+        self._download: _Download | None = None
+        self._running: Manifest | None = None
+        self.outcome = ""
+        """The last install in words, reported to the centre."""
+        self.bytes_down = 0
+        (folder / "layers").mkdir(parents=True, exist_ok=True)
+
+    def layer_path(self, name: str) -> Path:
+        """Where a layer of this hash is, or will be."""
+        return self._folder / "layers" / name
+
+    def boot(self) -> Model | None:
+        """Load the release that ran last, or the one before it when that one no longer loads; None on a new box."""
+        for name in ("current", "previous"):
+            path = self._folder / name
+            if not path.exists():
+                continue
+            try:
+                slot = msgspec.msgpack.decode(path.read_bytes(), type=Slot)
+                verify(slot.manifest, slot.signature, self._key)
+                model = self._load(decode_manifest(slot.manifest))
+            except (HeadframeError, msgspec.DecodeError, OSError) as error:
+                self.outcome = f"could not start from {path}: {error}"
+                log.error("%s", self.outcome)
+                continue
+            self._running = model.manifest
+            return model
+        return None
+
+    def on_desired(self, desired: Desired) -> None:
+        """Take a signed manifest. A wrong one is refused with its reason; what runs goes on."""
+        with self._lock:
+            try:
+                manifest = self._check(desired)
+            except HeadframeError as error:
+                self._refuse("a manifest", error)
+                return
+            if manifest is None or (self._download and self._download.manifest == manifest):
+                return
+            missing = [layer for layer in manifest.layers_for(self._site_id) if not self._holds(layer)]
+            self._download = _Download(desired, manifest, missing)
+            self._resume_part()
+        self.step()
+
+    def on_layer(self, part: LayerPart) -> None:
+        """Take a part of the layer that is being fetched; anything else is ignored (late or duplicate)."""
+        with self._lock:
+            download = self._download
+            if download is None or not download.missing or part.layer != download.missing[0].hash:
+                return
+            if part.offset != download.offset:
+                return
+            try:
+                self._append(download, part)
+            except HeadframeError as error:
+                self._refuse(release_id(download.manifest), error)
+                return
+        self.step()
+
+    def step(self) -> None:
+        """Ask for the next part when nothing is under way, install when all is there. Called at least each second."""
+        with self._lock:
+            download = self._download
+            if download is None:
+                return
+            if not download.missing:
+                self._install(download)
+                return
+            now_s = self._clock.monotonic_s()
+            if now_s - download.asked_at_s < STALL_S:
+                return
+            layer = download.missing[0]
+            if self._request(Fetch(layer=layer.hash, offset=download.offset, length=PART_BYTES)):
+                download.asked_at_s = now_s
+
+    def _check(self, desired: Desired) -> Manifest | None:
+        """The manifest if it is to be installed, None if it runs already."""
+        verify(desired.manifest, desired.signature, self._key)
+        manifest = decode_manifest(desired.manifest)
+        if self._running == manifest:
+            return None
+        slot = self._slot("current")
+        now_ns = max(self._clock.wall_ns(), BUILT_AT_NS, slot.seen_at_ns if slot else 0)
+        if manifest.expires_at_ns < now_ns:
+            raise TrustError(f"release {release_id(manifest)} has expired", "Publish it again at the centre.")
+        if self._running and manifest.sequence <= self._running.sequence:
+            raise TrustError(
+                f"release {release_id(manifest)} is older than the running {release_id(self._running)}",
+                "A roll-back is published as a new release with the old layers.",
+            )
+        if _version(manifest.minimum_agent) > _version(AGENT_VERSION):
+            raise OperatorError(
+                f"release {release_id(manifest)} needs agent {manifest.minimum_agent}, this is {AGENT_VERSION}",
+                "Update the agent on this gateway.",
+            )
+        oversize = [layer for layer in manifest.layers_for(self._site_id) if layer.size_bytes > LAYER_BYTES_MAX]
+        if oversize:
+            raise WireError(f"layer {oversize[0].hash[:12]} of {oversize[0].size_bytes} bytes is over the bound")
+        return manifest
+
+    def _holds(self, layer: Layer) -> bool:
+        path = self.layer_path(layer.hash)
+        return path.is_file() and path.stat().st_size == layer.size_bytes
+
+    def _part_path(self, layer: Layer) -> Path:
+        return self.layer_path(f"{layer.hash}.part")
+
+    def _resume_part(self) -> None:
+        """Go on behind the bytes that an earlier attempt left."""
+        download = self._download
+        if download and download.missing:
+            part = self._part_path(download.missing[0])
+            download.offset = part.stat().st_size if part.exists() else 0
+            download.asked_at_s = float("-inf")
+
+    def _append(self, download: _Download, part: LayerPart) -> None:
+        layer = download.missing[0]
+        if part.total_bytes == 0:
+            raise WireError(f"the centre does not hold layer {layer.hash[:12]}")
+        if part.total_bytes != layer.size_bytes or part.offset + len(part.data) > layer.size_bytes or not part.data:
+            raise WireError(f"layer {layer.hash[:12]} came with another size than the manifest declares")
+        path = self._part_path(layer)
+        try:
+            with path.open("ab") as file:
+                file.write(part.data)
+        except OSError as error:
+            raise disk_fault(path, error) from error
+        download.offset += len(part.data)
+        self.bytes_down += len(part.data)
+        download.asked_at_s = float("-inf")
+        if download.offset < layer.size_bytes:
+            return
+        data = path.read_bytes()
+        path.unlink()
+        if layer_hash(data) != layer.hash:
+            raise WireError(f"layer {layer.hash[:12]} does not match its hash")
+        write_atomically(self.layer_path(layer.hash), data)
+        download.missing.pop(0)
+        self._resume_part()
+
+    def _load(self, manifest: Manifest) -> Model:
+        return load_model(release_id(manifest), manifest, self.layer_path, self._site_id)
+
+    def _install(self, download: _Download) -> None:
+        """Load, hand over, remember. Nothing changes when it does not load."""
+        name = release_id(download.manifest)
+        try:
+            model = self._load(download.manifest)
+            self._remember(download)
+        except (PeerError, OperatorError, EnvironmentFault) as error:
+            self._refuse(name, error)
+            return
+        self._download, self._running = None, download.manifest
+        self.outcome = f"installed {name}"
+        log.info("installed release %s", name)
+        self._hand_over(model)
+
+    def _remember(self, download: _Download) -> None:
+        slot = self._slot("current")
+        if slot:
+            write_atomically(self._folder / "previous", msgspec.msgpack.encode(slot))
+        seen_at_ns = max(self._clock.wall_ns(), BUILT_AT_NS, slot.seen_at_ns if slot else 0)
+        write_atomically(
+            self._folder / "current",
+            msgspec.msgpack.encode(Slot(download.desired.manifest, download.desired.signature, seen_at_ns)),
+        )
+        self._sweep(download.manifest, slot)
+
+    def _sweep(self, manifest: Manifest, previous: Slot | None) -> None:
+        """Remove layers that neither the new nor the previous release needs."""
+        wanted = {layer.hash for layer in manifest.layers_for(self._site_id)}
+        if previous:
+            wanted |= {layer.hash for layer in decode_manifest(previous.manifest).layers_for(self._site_id)}
+        for path in (self._folder / "layers").iterdir():
+            if path.name not in wanted:
+                path.unlink(missing_ok=True)
+
+    def _slot(self, name: str) -> Slot | None:
+        path = self._folder / name
+        try:
+            return msgspec.msgpack.decode(path.read_bytes(), type=Slot)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def _refuse(self, what: str, error: HeadframeError) -> None:
+        self._download = None
+        self.outcome = f"refused {what}: {error}"
+        log.error("%s", self.outcome)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """`1.2.10` as a tuple; a part that is no number counts as 0."""
+    return tuple(int(part) if part.isdigit() else 0 for part in text.split("."))

@@ -1,0 +1,140 @@
+"""The gateway as a Flower client: answers a round with the statistics of its own labelled samples.
+
+The ClientApp is Flower's; how its messages travel is not its business. The policy of the site is enforced here for
+updates as `edge.uplink` does for samples: with `share = "samples"` the answer is empty, since the centre counts the
+uploaded samples itself.
+"""
+
+import logging
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from common.contribution import Request, pack_reply, unpack_request
+from common.errors import HeadframeError
+from common.flower import Context, Message, RecordDict, message_from_bytes, message_to_bytes, node_id_of
+from common.statistics import Statistics
+from edge.exemplars import Exemplars
+
+log = logging.getLogger(__name__)
+
+WAITING_MAX = 4
+ANSWERED_MAX = 8
+SEND_TRIES_S = (0.0, 0.5, 1.0, 2.0, 5.0)
+
+
+class Learner:
+    """Runs the ClientApp in a thread of its own; a full queue drops the oldest request (its round has moved on)."""
+
+    def __init__(
+        self, gateway_id: str, exemplars: Exemplars, send: Callable[[bytes], bool], share: str = "samples"
+    ) -> None:
+        self._node_id = node_id_of(gateway_id)
+        self._send = send
+        self._app = make_client_app(exemplars, shares_updates=share in ("updates", "both"))
+        self._waiting: queue.Queue[bytes] = queue.Queue(WAITING_MAX)
+        self._answered: OrderedDict[str, bytes] = OrderedDict()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="learner", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """End after the request under way."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def on_frame(self, data: bytes) -> None:
+        """Take a Flower message from the centre."""
+        while True:
+            try:
+                self._waiting.put_nowait(data)
+            except queue.Full:
+                self._waiting.get_nowait()
+                log.warning("a round's request was dropped: four others wait")
+            else:
+                return
+
+    def answer(self, data: bytes) -> bytes | None:
+        """The reply to a request; the same request has the same reply. None when it is not for this gateway."""
+        message = message_from_bytes(data)
+        if message.metadata.dst_node_id != self._node_id:
+            log.warning("a Flower message for node %d came here", message.metadata.dst_node_id)
+            return None
+        name = message.metadata.message_id
+        if name not in self._answered:
+            context = Context(
+                run_id=message.metadata.run_id, node_id=self._node_id, node_config={}, state=RecordDict(), run_config={}
+            )
+            self._answered[name] = message_to_bytes(self._app(message, context))
+            while len(self._answered) > ANSWERED_MAX:
+                self._answered.popitem(last=False)
+        return self._answered[name]
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                data = self._waiting.get(timeout=0.5)
+            except queue.Empty:
+                continue
+            try:
+                reply = self.answer(data)
+            except HeadframeError as error:
+                log.error("a round's request was refused: %s", error)
+                continue
+            if reply is not None:
+                self._deliver(reply)
+
+    def _deliver(self, reply: bytes) -> None:
+        for wait_s in SEND_TRIES_S:
+            if self._stopping.wait(wait_s):
+                return
+            if self._send(reply):
+                return
+        log.warning("the reply to a round could not be sent; the centre uses what it had")
+
+
+def make_client_app(exemplars: Exemplars, *, shares_updates: bool) -> Callable[[Message, Context], Message]:
+    """A Flower ClientApp whose `train` takes the labels it is given and answers with statistics."""
+    from flwr.clientapp import ClientApp
+
+    app = ClientApp()
+
+    @app.train()  # type: ignore[untyped-decorator]
+    def train(message: Message, context: Context) -> Message:
+        del context
+        request = unpack_request(message.content)
+        if not shares_updates:
+            return Message(content=pack_reply({}), reply_to=message)
+        apply_labels(exemplars, request)
+        return Message(content=pack_reply(contribute(exemplars, request)), reply_to=message)
+
+    called: Callable[[Message, Context], Message] = app
+    return called
+
+
+def apply_labels(exemplars: Exemplars, request: Request) -> None:
+    """Remember what people said about our samples at the centre."""
+    by_sample: dict[bytes, dict[str, str]] = {}
+    for scenario, given in request.labels.items():
+        for name, label in given.items():
+            by_sample.setdefault(bytes.fromhex(name), {})[scenario] = label
+    exemplars.label(by_sample)
+
+
+def contribute(exemplars: Exemplars, request: Request) -> dict[str, tuple[Statistics, Sequence[bytes]]]:
+    """Statistics per scenario of our labelled samples on the round's backbone, and which samples they count."""
+    parts: dict[str, tuple[Statistics, Sequence[bytes]]] = {}
+    for scenario, classes in request.scenarios.items():
+        names, embeddings, labels = exemplars.labelled(scenario, request.backbone)
+        rows = [row for row, label in enumerate(labels) if label in classes]
+        if rows:
+            statistics = Statistics.of(classes, embeddings[np.array(rows)], [labels[row] for row in rows])
+            parts[scenario] = statistics, [names[row] for row in rows]
+    return parts

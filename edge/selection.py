@@ -1,0 +1,210 @@
+"""Which frames are worth sending: a ranking under a budget, not a threshold. Pure: no clock, no file, no thread.
+
+Frames of a camera compete within a window of capture time. Each gets three ranks among the recent frames of its
+camera: novelty (relative Mahalanobis, from the heads), abnormality (distance to the camera's own normal) and
+uncertainty (normalised entropy). The window's budget then goes to the set of frames that best *covers* the window,
+each frame to be covered weighing ½ plus its value (the mean of the ranks): greedy facility location (Nemhauser 1978).
+Measured on the real belts, 56 labels in 24 unseen scenes, balanced accuracy of the rest: by rank alone .72, at random
+.75, by weighted coverage .85. Rank alone sends oddities; coverage sends what teaches the scene.
+"""
+
+import math
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.messages import Prediction, Scores
+from edge.settings import SelectionSettings
+
+HISTORY = 500  # recent frames of a camera that a rank is taken among: minutes, at a few looks per second
+SENT = 200  # embeddings of chosen frames kept per camera, against sending the same again
+HELD_MAX = 256  # frames of one window held with their pictures; beyond it the least valuable is let go
+CARRY_WINDOWS = 3.0  # unused budget that may be saved up, in windows
+NORMAL_MIN = 8  # frames before a camera's own normal says anything
+BASE_WEIGHT = 0.5  # what an unremarkable frame weighs in the coverage
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A frame that the model has looked at; `token` is the caller's own (its pixels)."""
+
+    camera_id: str
+    captured_at_ns: int
+    embedding: NDArray[np.float32]
+    predictions: tuple[Prediction, ...]
+    token: object
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A candidate that won its place, and why."""
+
+    candidate: Candidate
+    scores: Scores
+    reason: str
+
+
+def uncertainty(prediction: Prediction) -> float:
+    """Entropy of the probabilities over its maximum, 0..1; zero probabilities count as zero."""
+    p = np.asarray(prediction.probabilities)
+    p = p[p > 0]
+    return float(-(p * np.log(p)).sum() / math.log(len(prediction.probabilities))) if len(p) > 1 else 0.0
+
+
+class CameraNormal:
+    """Running mean and variance of a camera's unit embeddings: what normal looks like there."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._mean: NDArray[np.float64] | None = None
+        self._variance: NDArray[np.float64] | None = None
+
+    def distance(self, unit: NDArray[np.float64]) -> float:
+        """Root mean square of the standardised difference; 0 while too little was seen."""
+        if self._mean is None or self._variance is None or self._seen < NORMAL_MIN:
+            return 0.0
+        floor = 0.1 * float(self._variance.mean()) + 1e-12  # features that never move must not explode
+        return float(np.sqrt(np.mean((unit - self._mean) ** 2 / (self._variance + floor))))
+
+    def learn(self, unit: NDArray[np.float64]) -> None:
+        """Take a frame in: an exponential mean with a memory of `HISTORY` frames."""
+        if self._mean is None or self._variance is None:
+            self._mean, self._variance = unit.copy(), np.zeros_like(unit)
+        self._seen += 1
+        rate = max(1.0 / self._seen, 1.0 / HISTORY)
+        difference = unit - self._mean
+        self._mean += rate * difference
+        self._variance += rate * (difference * (unit - self._mean) - self._variance)
+
+
+@dataclass(slots=True)
+class _Held:
+    candidate: Candidate
+    unit: NDArray[np.float64]
+    novelty: float
+    abnormality: float
+    uncertainty: float
+    value: float
+
+    @property
+    def reason(self) -> str:
+        ranks = {"novel": self.novelty, "abnormal": self.abnormality, "uncertain": self.uncertainty}
+        return max(ranks, key=ranks.__getitem__)
+
+
+@dataclass(slots=True)
+class _Camera:
+    normal: CameraNormal = field(default_factory=CameraNormal)
+    novelties: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    abnormalities: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    uncertainties: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    sent: deque[NDArray[np.float64]] = field(default_factory=lambda: deque(maxlen=SENT))
+    held: list[_Held] = field(default_factory=list)
+    opened_ns: int | None = None
+    last_ns: int = 0
+    budget: float = 0.0
+
+
+class Selector:
+    """Chooses frames of all cameras of a gateway, an equal share of the budget each.
+
+    Args:
+        settings: budget, window, trickle.
+        camera_ids: the cameras that will offer frames.
+        seed: of the random trickle.
+    """
+
+    def __init__(self, settings: SelectionSettings, camera_ids: Sequence[str], seed: int = 0) -> None:
+        self._settings = settings
+        self._cameras = {name: _Camera() for name in camera_ids}
+        self._random = random.Random(seed)
+        self._per_s = settings.samples_per_hour / 3600.0 / max(1, len(camera_ids))
+        self.offered = 0
+
+    def offer(self, candidate: Candidate) -> list[Chosen]:
+        """Take a frame; returns what was chosen of the window that it closes, most often nothing."""
+        self.offered += 1
+        camera = self._cameras[candidate.camera_id]
+        at_ns = candidate.captured_at_ns
+        window_ns = self._settings.window_s * 1e9
+        chosen: list[Chosen] = []
+        if camera.opened_ns is not None and not 0 <= at_ns - camera.opened_ns < window_ns:
+            chosen = self._close(camera)  # time that jumped (a loop, a reconnect) closes a window as well
+        if camera.opened_ns is None:
+            camera.opened_ns = at_ns
+        camera.last_ns = at_ns
+        self._hold(camera, candidate)
+        return chosen
+
+    def flush(self, camera_id: str | None = None) -> list[Chosen]:
+        """Close the open windows, of one camera or of all: at the end of a stream, or when the agent stops."""
+        cameras = [self._cameras[camera_id]] if camera_id else list(self._cameras.values())
+        return [choice for camera in cameras for choice in self._close(camera)]
+
+    def _hold(self, camera: _Camera, candidate: Candidate) -> None:
+        unit = candidate.embedding.astype(np.float64)
+        unit /= max(float(np.linalg.norm(unit)), 1e-12)
+        novelty = _rank(camera.novelties, max((p.novelty for p in candidate.predictions), default=0.0))
+        abnormality = _rank(camera.abnormalities, camera.normal.distance(unit))
+        unsure = _rank(camera.uncertainties, max(map(uncertainty, candidate.predictions), default=0.0))
+        camera.normal.learn(unit)
+        value = (novelty + abnormality + unsure) / 3
+        camera.held.append(_Held(candidate, unit, novelty, abnormality, unsure, value))
+        if len(camera.held) > HELD_MAX:
+            camera.held.remove(min(camera.held, key=lambda held: held.value))
+
+    def _close(self, camera: _Camera) -> list[Chosen]:
+        if camera.opened_ns is None:
+            return []
+        elapsed_s = (camera.last_ns - camera.opened_ns) / 1e9
+        frame_s = elapsed_s / max(1, len(camera.held) - 1)
+        earned = self._per_s * min(self._settings.window_s, elapsed_s + frame_s)
+        camera.budget = min(camera.budget + earned, max(1.0, CARRY_WINDOWS * self._per_s * self._settings.window_s))
+        held, camera.held, camera.opened_ns = camera.held, [], None
+        count = min(int(camera.budget + 1e-9), len(held))
+        chosen = self._cover(camera, held, count)
+        camera.budget -= len(chosen)
+        return chosen
+
+    def _cover(self, camera: _Camera, held: list[_Held], count: int) -> list[Chosen]:
+        """Greedy weighted facility location over the window, given what was sent before."""
+        if not count:
+            return []
+        units = np.stack([item.unit for item in held])
+        similarity = np.clip(units @ units.T, 0.0, 1.0)
+        sent = np.stack(list(camera.sent)) if camera.sent else np.zeros((0, units.shape[1]))
+        redundancy = np.clip(units @ sent.T, 0.0, 1.0).max(axis=1) if len(sent) else np.zeros(len(held))
+        covered = redundancy.copy()
+        weights = BASE_WEIGHT + np.array([item.value for item in held])
+        free = redundancy <= self._settings.similarity_max
+        chosen: list[Chosen] = []
+        for _ in range(count):
+            if not free.any():
+                break
+            if self._random.random() < self._settings.trickle:
+                pick, reason = int(self._random.choice(np.flatnonzero(free).tolist())), "trickle"
+            else:
+                gain = (np.maximum(similarity - covered[:, None], 0.0) * weights[:, None]).sum(axis=0)
+                pick = int(np.where(free, gain, -1.0).argmax())
+                reason = held[pick].reason
+            item = held[pick]
+            scores = Scores(item.novelty, item.abnormality, item.uncertainty, float(redundancy[pick]), item.value)
+            chosen.append(Chosen(item.candidate, scores, reason))
+            camera.sent.append(item.unit)
+            covered = np.maximum(covered, similarity[:, pick])
+            redundancy = np.maximum(redundancy, similarity[:, pick])
+            free &= redundancy <= self._settings.similarity_max
+            free[pick] = False
+        return chosen
+
+
+def _rank(history: deque[float], score: float) -> float:
+    """Share of the recent scores that are lower (ties count half), 0..1; then remembered."""
+    lower = sum(1.0 if old < score else 0.5 if old == score else 0.0 for old in history)
+    rank = lower / len(history) if history else 0.5
+    history.append(score)
+    return rank

@@ -1,0 +1,112 @@
+"""Every key of edge.toml. `headframe edge config keys` prints them from here."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from common.ids import check_name
+from common.settings import BrokerSection, RoleSettings, Section
+
+
+class CameraSettings(Section):
+    """[[cameras]]: one video stream."""
+
+    id: str = Field(description="Name of the camera, unique on the gateway: a-z, 0-9, '-'.")
+    source: str = Field(
+        description="rtsp://… URL, a video file, a device (/dev/video0), or a folder of pictures played as a stream."
+    )
+    looks_per_s: float = Field(5.0, gt=0, le=60, description="How many frames per second of video the model looks at.")
+    zone: tuple[float, float, float, float] | None = Field(
+        None, description="Part of the picture to look at: left, top, right, bottom as fractions 0..1."
+    )
+    paced: bool = Field(
+        True,
+        description="Files and folders: play at their own speed (true), or as fast as the box can (false).",
+    )
+    loop: bool = Field(False, description="Files and folders: begin again at the end.")
+    picture_fps: float = Field(5.0, gt=0, le=60, description="Folder of pictures: pictures per second of video time.")
+    timeout_s: float = Field(5.0, gt=0, description="A stream that gives no frame for so long is reopened.")
+
+    @field_validator("id")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        return check_name("camera", value)
+
+
+class SelectionSettings(Section):
+    """[selection]: which frames are worth sending, and how many."""
+
+    samples_per_hour: float = Field(120.0, gt=0, description="Budget of the gateway, over all its cameras.")
+    window_s: float = Field(60.0, gt=0, description="Frames compete within windows of this much video time.")
+    trickle: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Share of the budget spent on randomly chosen frames: keeps evaluation unbiased.",
+    )
+    similarity_max: float = Field(
+        0.97,
+        gt=0,
+        le=1,
+        description="A frame whose embedding has a larger cosine to a chosen one is redundant.",
+    )
+    jpeg_quality: int = Field(90, ge=30, le=100, description="JPEG quality of uploaded pictures.")
+
+
+class SpoolSettings(Section):
+    """[spool]: the durable queue on disk."""
+
+    bytes_max: int = Field(2_000_000_000, ge=1_000_000, description="Bound; the least valuable are evicted first.")
+
+
+class UplinkSettings(Section):
+    """[uplink]: how samples leave."""
+
+    window: int = Field(32, ge=1, le=1000, description="Samples sent but not yet receipted by the centre.")
+    resend_s: float = Field(20.0, gt=0, description="A sample without receipt is sent again after so long.")
+    bytes_per_day: int = Field(500_000_000, ge=0, description="Bytes of samples per day; 0 is without limit.")
+
+
+class StatusSettings(Section):
+    """[status]: the gateway's own page."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(0, ge=0, le=65535, description="0 picks a free port, written to data_dir/status.json.")
+
+
+class EdgeSettings(RoleSettings):
+    """edge.toml"""
+
+    model_config = SettingsConfigDict(env_prefix="HEADFRAME_EDGE_")
+
+    gateway_id: str = Field(description="Identity of this box; with TLS, the certificate's common name.")
+    site_id: str = Field(description="The site (mine) that this gateway stands at.")
+    data_dir: Path = Field(Path("/var/lib/headframe/edge"), description="Spool, releases and local labels.")
+    release_key: str = Field(description="Public key whose releases this gateway runs: see `headframe cloud key`.")
+    share: Literal["samples", "updates", "both"] = Field(
+        "samples",
+        description="What may leave the site: samples (pixels), updates (statistics; labels are given here), or both.",
+    )
+    heartbeat_s: float = Field(10.0, gt=0, description="Seconds between reports of state.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level logged.")
+    broker: BrokerSection = BrokerSection()
+    cameras: tuple[CameraSettings, ...] = Field(min_length=1, description="At least one [[cameras]] table.")
+    selection: SelectionSettings = SelectionSettings()
+    spool: SpoolSettings = SpoolSettings()
+    uplink: UplinkSettings = UplinkSettings()
+    status: StatusSettings = StatusSettings()
+
+    @field_validator("gateway_id", "site_id")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        return check_name("gateway or site", value)
+
+    @field_validator("cameras")
+    @classmethod
+    def _distinct(cls, cameras: tuple[CameraSettings, ...]) -> tuple[CameraSettings, ...]:
+        names = [camera.id for camera in cameras]
+        if len(set(names)) != len(names):
+            raise ValueError(f"camera ids are not unique: {', '.join(names)}")
+        return cameras

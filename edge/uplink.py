@@ -1,0 +1,105 @@
+"""Samples up: what fits in the window, the most valuable first, again until the centre's receipt.
+
+The one place where the site's policy is enforced: with `share = "updates"` no sample leaves.
+"""
+
+import logging
+import threading
+
+from common import chunks, codec, topics
+from common.clock import Clock
+from common.messages import Receipt
+from common.mqtt import Link
+from edge.settings import UplinkSettings
+from edge.spool import Queued, Spool
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 0.5
+BUSY_S = 0.02
+DAY_S = 86_400.0
+
+
+class Uplink:
+    """Sends from the spool over a link; `step` is one pass, `start` runs it in a thread."""
+
+    def __init__(
+        self, link: Link, spool: Spool, gateway_id: str, settings: UplinkSettings, clock: Clock, share: str
+    ) -> None:
+        self._link, self._spool, self._gateway_id = link, spool, gateway_id
+        self._settings, self._clock = settings, clock
+        self._may_send = share in ("samples", "both")
+        self._sent_at_s: dict[bytes, float] = {}
+        """Samples sent and not yet receipted."""
+        self._lock = threading.Lock()
+        self._day_began_s = clock.monotonic_s()
+        self._day_bytes = 0
+        self.bytes_up = 0
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="uplink", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread; what is not receipted stays in the spool."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def step(self) -> float:
+        """Send what the window, the day's bytes and the link allow; returns the seconds to wait before the next."""
+        if not self._may_send:
+            return IDLE_S
+        now_s = self._clock.monotonic_s()
+        if now_s - self._day_began_s >= DAY_S:
+            self._day_began_s, self._day_bytes = now_s, 0
+        if not self._link.connected:
+            with self._lock:
+                self._sent_at_s.clear()  # the broker may have forgotten what was under way
+            return IDLE_S
+        with self._lock:
+            overdue = [n for n, at_s in self._sent_at_s.items() if now_s - at_s >= self._settings.resend_s]
+            for name in overdue:
+                del self._sent_at_s[name]
+            waiting = set(self._sent_at_s)
+        room = self._settings.window - len(waiting)
+        for queued in self._spool.pending(room, exclude=waiting) if room > 0 else []:
+            if not self._send(queued):
+                return BUSY_S
+            with self._lock:
+                self._sent_at_s[queued.sample_id] = now_s
+        return IDLE_S
+
+    def on_receipt(self, receipt: Receipt) -> None:
+        """The centre has committed (or will never take) these: let the spool forget them."""
+        self._spool.forget(receipt)
+        with self._lock:
+            for name in (*receipt.stored, *(refusal.sample_id for refusal in receipt.refused)):
+                self._sent_at_s.pop(name, None)
+        self._wake.set()
+
+    def _send(self, queued: Queued) -> bool:
+        size = len(queued.payload)
+        limit = self._settings.bytes_per_day
+        if limit and self._day_bytes + size > limit:
+            return False
+        if not self._publish(queued.payload):
+            return False
+        self._day_bytes += size
+        self.bytes_up += size
+        return True
+
+    def _publish(self, payload: bytes) -> bool:
+        if len(payload) <= chunks.CHUNK_BYTES:
+            return self._link.publish(topics.up(self._gateway_id, "sample"), payload)
+        topic = topics.up(self._gateway_id, "chunk")
+        return all(self._link.publish(topic, codec.encode(chunk)) for chunk in chunks.split(payload))
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            wait_s = self.step()
+            self._wake.wait(wait_s)
+            self._wake.clear()

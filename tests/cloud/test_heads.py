@@ -1,0 +1,108 @@
+"""The analytic head: its formulas against the textbook, federation against one place, ONNX against numpy."""
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from cloud.learning.export import export_head, read_head
+from cloud.learning.heads import calibrate, solve_lda
+from common.errors import OperatorError
+from common.statistics import Statistics
+
+CLASSES = ("normal", "tear", "hole")
+SHRINKAGE = 0.1
+
+
+def blobs(seed: int, n: int = 90, d: int = 16, spread: float = 1.5) -> tuple[np.ndarray, list[str]]:
+    """Embeddings (n, d) around one centre per class."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(0, spread, (len(CLASSES), d))
+    index = rng.integers(0, len(CLASSES), n)
+    return centres[index] + rng.normal(0, 1, (n, d)), [CLASSES[i] for i in index]
+
+
+def textbook(x: np.ndarray, statistics: Statistics) -> tuple[np.ndarray, np.ndarray]:
+    """LDA logits and relative Mahalanobis distance with full covariances, term by term."""
+    means = statistics.sums / statistics.counts[:, None]
+    n, d = statistics.total, statistics.dimension
+    within = statistics.moment - sum(c * np.outer(m, m) for c, m in zip(statistics.counts, means, strict=True))
+    covariance = (1 - SHRINKAGE) * within / n + SHRINKAGE * np.trace(within) / n / d * np.eye(d)
+    centre = means.mean(0)
+    total = covariance + (means - centre).T @ (means - centre) / len(means)
+    inverse, inverse_total = np.linalg.inv(covariance), np.linalg.inv(total)
+    distance = np.array([[(r - m) @ inverse @ (r - m) for m in means] for r in x])
+    far = np.array([(r - centre) @ inverse_total @ (r - centre) for r in x])
+    return -distance / 2, distance.min(1) - far
+
+
+def test_the_head_agrees_with_the_textbook_formulas_of_lda_and_relative_mahalanobis() -> None:
+    x, labels = blobs(1)
+    statistics = Statistics.of(CLASSES, x, labels)
+    head = solve_lda(statistics, SHRINKAGE)
+    logits, novelty = textbook(x, statistics)
+    difference = head.logits(x) - logits
+    np.testing.assert_allclose(difference - difference[:, :1], 0, atol=1e-9)  # equal up to a constant per row
+    np.testing.assert_allclose(head.novelty(x), novelty, atol=1e-9)
+
+
+def test_federated_in_any_partition_and_order_equals_all_data_in_one_place() -> None:
+    x, labels = blobs(2)
+    whole = solve_lda(Statistics.of(CLASSES, x, labels), SHRINKAGE)
+    parts = [Statistics.of(CLASSES, x[i::7], labels[i::7]) for i in range(7)]
+    summed = parts[3]
+    for part in parts[:3] + parts[:3:-1]:
+        summed = summed + part
+    federated = solve_lda(summed, SHRINKAGE)
+    np.testing.assert_allclose(federated.logits(x), whole.logits(x), atol=1e-9)
+
+
+def test_a_class_without_samples_is_never_predicted_and_leaves_the_others_as_they_were() -> None:
+    x, labels = blobs(3)
+    statistics = Statistics.of(CLASSES, x, labels)
+    with_new = solve_lda(statistics.over((*CLASSES, "fire")), SHRINKAGE)
+    assert "fire" not in with_new.predict(x)
+    np.testing.assert_allclose(with_new.logits(x)[:, :3], solve_lda(statistics, SHRINKAGE).logits(x), atol=1e-9)
+    np.testing.assert_allclose(with_new.novelty(x), solve_lda(statistics, SHRINKAGE).novelty(x), atol=1e-9)
+
+
+def test_one_class_alone_is_refused_with_what_to_do() -> None:
+    x, _ = blobs(4)
+    with pytest.raises(OperatorError, match="at least two classes"):
+        solve_lda(Statistics.of(CLASSES, x, ["normal"] * len(x)), SHRINKAGE)
+
+
+def test_unlike_samples_are_more_novel_than_those_of_trained_classes() -> None:
+    x, labels = blobs(5, n=300)
+    keep = [i for i, label in enumerate(labels) if label != "hole"]
+    head = solve_lda(Statistics.of(CLASSES[:2], x[keep], [labels[i] for i in keep]), SHRINKAGE)
+    known, novel = blobs(6, n=300)
+    scores = head.novelty(known)
+    is_hole = np.array([label == "hole" for label in novel])
+    assert (scores[is_hole][:, None] > scores[~is_hole][None]).mean() > 0.8  # AUROC
+
+
+def test_calibration_makes_overconfident_probabilities_honest() -> None:
+    x, labels = blobs(7, n=60, d=40, spread=0.2)
+    held, truth = blobs(8, n=400, d=40, spread=0.2)
+    head = solve_lda(Statistics.of(CLASSES, x, labels), 0.01)
+    calibrated = calibrate(head, held, truth)
+
+    def log_loss(weights: object) -> float:
+        p = weights.probabilities(held)  # type: ignore[attr-defined]
+        return float(-np.log(p[np.arange(len(truth)), [CLASSES.index(t) for t in truth]] + 1e-300).mean())
+
+    assert calibrated.temperature > 1
+    assert log_loss(calibrated) < log_loss(head)
+    assert calibrated.predict(held) == head.predict(held)
+
+
+def test_the_onnx_file_computes_what_the_numbers_say_and_reads_back() -> None:
+    x, labels = blobs(9)
+    head = calibrate(solve_lda(Statistics.of((*CLASSES, "fire"), x, labels), SHRINKAGE), x, labels)
+    data = export_head(head, "belt", "a" * 64)
+    session = onnxruntime.InferenceSession(data)
+    probabilities, novelty = session.run(None, {"embedding": x.astype(np.float32)})
+    np.testing.assert_allclose(probabilities, head.probabilities(x), atol=1e-4)
+    np.testing.assert_allclose(novelty, head.novelty(x), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(read_head(data).logits(x), head.logits(x), rtol=1e-4, atol=1e-3)
+    assert data == export_head(head, "belt", "a" * 64), "the same head must be the same layer"

@@ -1,0 +1,237 @@
+"""Releases on the gateway: what is installed, what is refused, and what a crash leaves."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.ids import layer_hash
+from common.manifest import SHARED, Layer, Manifest, Scenario, encode_manifest, release_id
+from common.messages import Desired, Fetch, LayerPart
+from common.signing import Signer
+from edge.installer import Installer
+from edge.perception import Model
+
+NOW_NS = 1_790_000_000 * 10**9
+
+
+class Clock:
+    """A clock that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now_ns, self.now_s = NOW_NS, 0.0
+
+    def wall_ns(self) -> int:
+        return self.now_ns
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+
+class Depot:
+    """The centre as the installer sees it: layers by hash, answered part by part."""
+
+    def __init__(self, folder: Path, backbone: bytes, head: Callable[..., bytes]) -> None:
+        self.signer = Signer.open(folder / "release.key")
+        self.layers: dict[str, bytes] = {}
+        self.backbone = self.put(backbone)
+        self.make_head = head
+
+    def put(self, data: bytes) -> Layer:
+        self.layers[layer_hash(data)] = data
+        return Layer(layer_hash(data), len(data))
+
+    def release(self, sequence: int, seed: int = 0, **changes: object) -> tuple[Manifest, Desired]:
+        head = self.put(self.make_head(self.backbone.hash, seed=seed))
+        values = {
+            "sequence": sequence,
+            "created_at_ns": NOW_NS,
+            "expires_at_ns": NOW_NS + 10**15,
+            "minimum_agent": "0.1.0",
+            "backbone": self.backbone,
+            "scenarios": (Scenario("belt", ("normal", "tear"), "normal", {SHARED: head}),),
+            **changes,
+        }
+        manifest = Manifest(**values)  # type: ignore[arg-type]
+        data = encode_manifest(manifest)
+        return manifest, Desired(manifest=data, signature=self.signer.sign(data))
+
+    def answer(self, fetch: Fetch, length: int = 1000) -> LayerPart:
+        data = self.layers.get(fetch.layer, b"")
+        part = data[fetch.offset : fetch.offset + min(fetch.length, length)]
+        return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=len(data), data=part)
+
+
+class Gateway:
+    """An installer with a link that the test turns by hand."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.clock, self.asked, self.models = Clock(), [], []
+        self.online = True
+        self.installer = Installer(folder, key, "north", self.clock, self._ask, self.models.append)
+
+    asked: list[Fetch]
+    models: list[Model]
+
+    def _ask(self, fetch: Fetch) -> bool:
+        if self.online:
+            self.asked.append(fetch)
+        return self.online
+
+    def run(self, depot: Depot, steps: int = 1000) -> None:
+        for _ in range(steps):
+            if not self.asked:
+                return
+            self.installer.on_layer(depot.answer(self.asked.pop(0)))
+
+
+@pytest.fixture
+def depot(tmp_path: Path, tiny_backbone: Callable[..., bytes], tiny_head: Callable[..., bytes]) -> Depot:
+    return Depot(tmp_path, tiny_backbone(), tiny_head)
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, depot: Depot) -> Gateway:
+    return Gateway(tmp_path / "releases", depot.signer.public_hex)
+
+
+def test_a_new_gateway_fetches_verifies_and_runs_the_release(gateway: Gateway, depot: Depot) -> None:
+    manifest, desired = depot.release(1)
+    assert gateway.installer.boot() is None
+    gateway.installer.on_desired(desired)
+    gateway.run(depot)
+    assert [model.release_id for model in gateway.models] == [release_id(manifest)]
+    view = gateway.models[0].look(np.zeros((20, 30, 3), np.uint8))
+    assert view.predictions[0].classes == ("normal", "tear")
+    assert gateway.installer.outcome == f"installed {release_id(manifest)}"
+
+
+def test_a_head_only_release_fetches_the_head_alone(gateway: Gateway, depot: Depot) -> None:
+    gateway.installer.on_desired(depot.release(1)[1])
+    gateway.run(depot)
+    before = gateway.installer.bytes_down
+    second, desired = depot.release(2, seed=1)
+    gateway.installer.on_desired(desired)
+    gateway.run(depot)
+    assert gateway.models[-1].release_id == release_id(second)
+    assert gateway.installer.bytes_down - before == second.scenarios[0].heads[SHARED].size_bytes
+
+
+def test_after_a_restart_the_last_release_runs_before_any_network(
+    gateway: Gateway, depot: Depot, tmp_path: Path
+) -> None:
+    manifest, desired = depot.release(1)
+    gateway.installer.on_desired(desired)
+    gateway.run(depot)
+    again = Gateway(tmp_path / "releases", depot.signer.public_hex)
+    model = again.installer.boot()
+    assert model is not None
+    assert model.release_id == release_id(manifest)
+
+
+def test_a_broken_current_release_falls_back_to_the_one_before(gateway: Gateway, depot: Depot, tmp_path: Path) -> None:
+    first, desired = depot.release(1)
+    gateway.installer.on_desired(desired)
+    gateway.run(depot)
+    second, desired = depot.release(2, seed=1)
+    gateway.installer.on_desired(desired)
+    gateway.run(depot)
+    gateway.installer.layer_path(second.scenarios[0].heads[SHARED].hash).write_bytes(b"torn")
+    again = Gateway(tmp_path / "releases", depot.signer.public_hex)
+    model = again.installer.boot()
+    assert model is not None
+    assert model.release_id == release_id(first)
+    assert "torn" not in again.installer.outcome
+    assert "current" in again.installer.outcome
+
+
+def test_a_download_cut_in_the_middle_goes_on_where_it_stopped(gateway: Gateway, depot: Depot, tmp_path: Path) -> None:
+    _, desired = depot.release(1)
+    gateway.installer.on_desired(desired)
+    gateway.run(depot, steps=3)
+    again = Gateway(tmp_path / "releases", depot.signer.public_hex)
+    again.installer.on_desired(desired)
+    assert again.asked[0].offset == 3000
+    again.run(depot)
+    assert len(again.models) == 1
+
+
+def test_while_the_link_is_down_nothing_is_lost_and_it_asks_again(gateway: Gateway, depot: Depot) -> None:
+    gateway.online = False
+    gateway.installer.on_desired(depot.release(1)[1])
+    assert gateway.models == []
+    gateway.online = True
+    gateway.clock.now_s += 6
+    gateway.installer.step()
+    gateway.run(depot)
+    assert len(gateway.models) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"expires_at_ns": NOW_NS - 1}, "expired"),
+        ({"minimum_agent": "99.0.0"}, "needs agent 99.0.0"),
+        ({"sequence": 1}, "older than the running"),
+    ],
+)
+def test_a_manifest_that_must_not_run_is_refused_with_its_reason(
+    gateway: Gateway, depot: Depot, changes: dict[str, object], reason: str
+) -> None:
+    gateway.installer.on_desired(depot.release(5)[1])
+    gateway.run(depot)
+    values = {"sequence": 6, "seed": 1, **changes}
+    gateway.installer.on_desired(depot.release(**values)[1])  # type: ignore[arg-type]
+    gateway.run(depot)
+    assert len(gateway.models) == 1
+    assert reason in gateway.installer.outcome
+
+
+def test_a_manifest_signed_by_another_key_is_refused(gateway: Gateway, depot: Depot, tmp_path: Path) -> None:
+    manifest, _ = depot.release(1)
+    data = encode_manifest(manifest)
+    stranger = Signer.open(tmp_path / "other.key")
+    gateway.installer.on_desired(Desired(manifest=data, signature=stranger.sign(data)))
+    assert gateway.asked == []
+    assert "not signed by the key" in gateway.installer.outcome
+
+
+def test_a_clock_at_1970_does_not_revive_an_expired_release(gateway: Gateway, depot: Depot) -> None:
+    gateway.clock.now_ns = 0
+    gateway.installer.on_desired(depot.release(1, expires_at_ns=1_700_000_000 * 10**9)[1])
+    assert "expired" in gateway.installer.outcome
+
+
+def test_bytes_that_do_not_match_the_hash_are_thrown_away(gateway: Gateway, depot: Depot) -> None:
+    _, desired = depot.release(1)
+    name = depot.backbone.hash
+    depot.layers[name] = depot.layers[name][:-1] + bytes([depot.layers[name][-1] ^ 1])
+    gateway.installer.on_desired(desired)
+    gateway.run(depot)
+    assert gateway.models == []
+    assert "does not match its hash" in gateway.installer.outcome
+    assert not gateway.installer.layer_path(name).exists()
+
+
+def test_a_head_for_another_backbone_is_refused_and_the_old_release_goes_on(
+    gateway: Gateway, depot: Depot, tiny_head: Callable[..., bytes]
+) -> None:
+    gateway.installer.on_desired(depot.release(1)[1])
+    gateway.run(depot)
+    foreign = depot.put(tiny_head("f" * 64))
+    scenario = Scenario("belt", ("normal", "tear"), "normal", {SHARED: foreign})
+    gateway.installer.on_desired(depot.release(2, scenarios=(scenario,))[1])
+    gateway.run(depot)
+    assert len(gateway.models) == 1
+    assert "backbone" in gateway.installer.outcome
+
+
+def test_a_layer_that_is_no_onnx_is_refused_by_name(gateway: Gateway, depot: Depot) -> None:
+    garbage = depot.put(b"this is no model")
+    scenario = Scenario("belt", ("normal", "tear"), "normal", {SHARED: garbage})
+    gateway.installer.on_desired(depot.release(1, scenarios=(scenario,))[1])
+    gateway.run(depot)
+    assert gateway.models == []
+    assert garbage.hash[:12] in gateway.installer.outcome
+    assert "ONNX" in gateway.installer.outcome
