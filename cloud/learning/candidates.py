@@ -16,7 +16,7 @@ from cloud.learning.heads import HeadWeights, calibrate, solve_lda
 from common.manifest import SHARED
 from common.statistics import Statistics
 
-FOLDS = 5
+FOLDS = 3
 
 
 @dataclass(frozen=True, slots=True)
