@@ -6,6 +6,7 @@ Imported by `edge.learner` and `cloud.federation` only; the rest of `common` sta
 """
 
 import hashlib
+import logging
 
 from common.quiet import silence_flower
 
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 SERVER_NODE_ID = 1
+logging.getLogger("flwr").setLevel(logging.WARNING)  # its progress lines are for a terminal of its own
 
 
 def node_id_of(gateway_id: str) -> int:

@@ -86,6 +86,10 @@ class Statistics:
         """Statistics in which every sample counts `weight` times."""
         return Statistics(self.classes, self.counts * weight, self.sums * weight, self.moment * weight)
 
+    def project(self, basis: Array) -> "Statistics":
+        """Statistics of the projected embeddings x B, for a basis (d, k): projecting commutes with summing."""
+        return Statistics(self.classes, self.counts, self.sums @ basis, basis.T @ self.moment @ basis)
+
     def _combine(self, other: "Statistics", sign: float) -> "Statistics":
         if other.dimension != self.dimension:
             raise WireError(f"statistics of dimension {other.dimension} do not fit dimension {self.dimension}")

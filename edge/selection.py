@@ -2,10 +2,11 @@
 
 Frames of a camera compete within a window of capture time. Each gets three ranks among the recent frames of its
 camera: novelty (relative Mahalanobis, from the heads), abnormality (distance to the camera's own normal) and
-uncertainty (normalised entropy). The window's budget then goes to the set of frames that best *covers* the window,
-each frame to be covered weighing ½ plus its value (the mean of the ranks): greedy facility location (Nemhauser 1978).
-Measured on the real belts, 56 labels in 24 unseen scenes, balanced accuracy of the rest: by rank alone .72, at random
-.75, by weighted coverage .85. Rank alone sends oddities; coverage sends what teaches the scene.
+uncertainty (normalised entropy). The window's budget then goes to the set of frames that best *covers* it: greedy
+facility location (Nemhauser 1978) on embeddings centred on the window, a frame to be covered weighing 1 plus
+`VALUE_WEIGHT` times its value. Measured on the real belts (56 labels in 24 unseen scenes, balanced accuracy of the
+rest, five seeds): by rank alone .79, at random .82, by weighted coverage .89. Rank alone sends oddities; coverage sends
+what teaches the scene.
 """
 
 import math
@@ -25,7 +26,8 @@ SENT = 200  # embeddings of chosen frames kept per camera, against sending the s
 HELD_MAX = 256  # frames of one window held with their pictures; beyond it the least valuable is let go
 CARRY_WINDOWS = 3.0  # unused budget that may be saved up, in windows
 NORMAL_MIN = 8  # frames before a camera's own normal says anything
-BASE_WEIGHT = 0.5  # what an unremarkable frame weighs in the coverage
+VALUE_WEIGHT = 4.0  # how much more than an unremarkable frame the most valuable one weighs in the coverage
+FIRST_CREDIT = 0.5  # a camera begins with half a sample, so that a short stream is rounded, not cut down
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ class _Camera:
     held: list[_Held] = field(default_factory=list)
     opened_ns: int | None = None
     last_ns: int = 0
-    budget: float = 0.0
+    budget: float = FIRST_CREDIT
 
 
 class Selector:
@@ -175,11 +177,13 @@ class Selector:
         if not count:
             return []
         units = np.stack([item.unit for item in held])
-        similarity = np.clip(units @ units.T, 0.0, 1.0)
         sent = np.stack(list(camera.sent)) if camera.sent else np.zeros((0, units.shape[1]))
         redundancy = np.clip(units @ sent.T, 0.0, 1.0).max(axis=1) if len(sent) else np.zeros(len(held))
-        covered = redundancy.copy()
-        weights = BASE_WEIGHT + np.array([item.value for item in held])
+        centre = units.mean(axis=0)
+        shape = _unit_rows(units - centre)
+        similarity = shape @ shape.T
+        covered = (shape @ _unit_rows(sent - centre).T).max(axis=1) if len(sent) else np.full(len(held), -1.0)
+        weights = 1.0 + VALUE_WEIGHT * np.array([item.value for item in held])
         free = redundancy <= self._settings.similarity_max
         chosen: list[Chosen] = []
         for _ in range(count):
@@ -196,10 +200,16 @@ class Selector:
             chosen.append(Chosen(item.candidate, scores, reason))
             camera.sent.append(item.unit)
             covered = np.maximum(covered, similarity[:, pick])
-            redundancy = np.maximum(redundancy, similarity[:, pick])
+            redundancy = np.maximum(redundancy, np.clip(units @ item.unit, 0.0, 1.0))
             free &= redundancy <= self._settings.similarity_max
             free[pick] = False
         return chosen
+
+
+def _unit_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows (n, d) scaled to length one; a row of zeros stays."""
+    scaled: NDArray[np.float64] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return scaled
 
 
 def _rank(history: deque[float], score: float) -> float:

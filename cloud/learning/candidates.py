@@ -6,15 +6,15 @@ saw the fold. The released heads are then solved from everything.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloud.learning.gates import Comparison, GateReport, choose_head, compare, compare_classes
-from cloud.learning.heads import HeadWeights, calibrate, solve_lda
+from cloud.learning.heads import HeadWeights, calibrate, lift, principal_basis, solve_lda
 from common.manifest import SHARED
-from common.statistics import Statistics
+from common.statistics import Array, Statistics
 
 FOLDS = 3
 
@@ -24,13 +24,17 @@ class Labelled:
     """Labelled samples at hand: embeddings (n, d) with one label and one id each."""
 
     ids: tuple[bytes, ...]
-    embeddings: NDArray[np.float32]
+    embeddings: NDArray[np.floating]
     labels: tuple[str, ...]
 
     def pick(self, mask: NDArray[np.bool_]) -> "Labelled":
         """The samples where `mask` (n,) holds."""
         rows = np.flatnonzero(mask)
         return Labelled(tuple(self.ids[i] for i in rows), self.embeddings[rows], tuple(self.labels[i] for i in rows))
+
+    def project(self, basis: Array) -> "Labelled":
+        """The same samples with embeddings x B (n, k)."""
+        return replace(self, embeddings=(self.embeddings.astype(np.float64) @ basis))
 
     @property
     def folds(self) -> NDArray[np.integer]:
@@ -53,6 +57,16 @@ class Evidence:
     running: Mapping[str, HeadWeights]
     """The heads that run now: the shared one under `*`, personal ones under their site; empty before release 1."""
 
+    def project(self, basis: Array) -> "Evidence":
+        """The same evidence on projected embeddings; running heads are not projected (see `make_candidates`)."""
+        return replace(
+            self,
+            shared=self.shared.project(basis),
+            by_site={site: part.project(basis) for site, part in self.by_site.items()},
+            labelled={site: own.project(basis) for site, own in self.labelled.items()},
+            gold=self.gold.project(basis),
+        )
+
     def running_at(self, site: str) -> HeadWeights | None:
         return self.running.get(site) or self.running.get(SHARED)
 
@@ -74,23 +88,34 @@ class Rules:
     personal_weight: float
     personal_labels_min: int
     tolerance: float
+    dimension_max: int = 512
 
 
-def make_candidates(evidence: Evidence, rules: Rules) -> Candidates:
-    """Solve the shared head and the personal heads, and judge them against what runs."""
+def make_candidates(full: Evidence, rules: Rules) -> Candidates:
+    """Solve the shared head and the personal heads, and judge them against what runs.
+
+    Everything is solved in the principal subspace of the shared statistics and lifted back at the end, so a head still
+    takes the backbone's embedding.
+    """
+    basis = principal_basis(full.shared, rules.dimension_max)
+    evidence = full.project(basis)
+    gold = evidence.gold
     shared = solve_lda(evidence.shared, rules.shrinkage)
-    heads = {SHARED: calibrate(shared, evidence.gold.embeddings, list(evidence.gold.labels))}
+    heads = {SHARED: calibrate(shared, gold.embeddings, list(gold.labels))}
     choices: dict[str, str] = {}
-    comparisons = list(_gold_comparisons(evidence, shared, rules))
+    comparisons = list(_gold_comparisons(full, lift(shared, basis), rules))
     for site in sorted(evidence.by_site):
-        choice, comparison = _judge_site(site, evidence, rules)
+        running = full.running_at(site)
+        before = running.predict(full.labelled[site].embeddings) if running and site in full.labelled else None
+        choice, comparison = _judge_site(site, evidence, before, rules)
         choices[site] = choice
         comparisons += [comparison] if comparison else []
         if choice == "personal":
             personal = solve_lda(_personal(evidence.shared, evidence.by_site[site], rules), rules.shrinkage)
-            heads[site] = calibrate(personal, evidence.gold.embeddings, list(evidence.gold.labels))
+            heads[site] = calibrate(personal, gold.embeddings, list(gold.labels))
     kept = tuple(site for site, choice in choices.items() if choice == "kept")
-    return Candidates(heads, kept, GateReport(tuple(comparisons), choices))
+    lifted = {key: lift(weights, basis) for key, weights in heads.items()}
+    return Candidates(lifted, kept, GateReport(tuple(comparisons), choices))
 
 
 def _personal(shared: Statistics, site: Statistics, rules: Rules) -> Statistics:
@@ -112,15 +137,20 @@ def _gold_comparisons(evidence: Evidence, shared: HeadWeights, rules: Rules) -> 
     )
 
 
-def _judge_site(site: str, evidence: Evidence, rules: Rules) -> tuple[str, Comparison | None]:
-    """Which head the site gets, and how that one compares on the site's own labels."""
+def _judge_site(
+    site: str, evidence: Evidence, running: list[str] | None, rules: Rules
+) -> tuple[str, Comparison | None]:
+    """Which head the site gets, and how that one compares on the site's own labels.
+
+    Args:
+        running: what the running head says of the site's labelled samples; None where there is nothing to compare.
+    """
     own = evidence.labelled.get(site)
     wants_personal = evidence.by_site[site].total >= rules.personal_labels_min
-    running = evidence.running_at(site)
     if own is None or not own.labels:  # nothing to judge by: the site's pixels and labels stay with it
         return ("personal" if wants_personal else "shared"), None
     shared, personal = _cross_validate(own, evidence, site, rules)
-    before = running.predict(own.embeddings) if running else shared
+    before = running if running is not None else shared
     choice = choose_head(site, own.labels, before, shared, personal if wants_personal else None)
     after = {"shared": shared, "personal": personal, "kept": before}[choice]
     return choice, compare(f"site/{site}", own.labels, before, after, rules.tolerance)

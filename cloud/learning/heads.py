@@ -117,6 +117,23 @@ def _over_all_classes(
     return weights
 
 
+def principal_basis(statistics: Statistics, dimension_max: int) -> Array:
+    """Orthonormal basis (d, k) of the directions with the most variance, k = min(d, dimension_max).
+
+    Solving in it is an order of magnitude cheaper and was measured to be *better* than all of 1280 dimensions.
+    """
+    mean = statistics.sums.sum(axis=0) / max(statistics.total, 1.0)
+    covariance = statistics.moment / max(statistics.total, 1.0) - np.outer(mean, mean)
+    _, vectors = np.linalg.eigh(covariance)  # ascending
+    basis: Array = vectors[:, ::-1][:, :dimension_max].copy()
+    return basis
+
+
+def lift(weights: HeadWeights, basis: Array) -> HeadWeights:
+    """A head solved on projected embeddings, as a head on the embeddings themselves: the projection is linear."""
+    return replace(weights, directions=weights.directions @ basis.T)
+
+
 def calibrate(weights: HeadWeights, embeddings: NDArray[np.floating], labels: list[str]) -> HeadWeights:
     """Choose the temperature that makes the probabilities of held-out samples honest (Guo et al. 2017).
 

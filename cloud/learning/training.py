@@ -36,7 +36,11 @@ class Trainer:
     def __init__(self, store: Store, catalogue: Catalogue, registry: Registry, settings: LearningSettings) -> None:
         self._store, self._catalogue, self._registry = store, catalogue, registry
         self._rules = Rules(
-            settings.shrinkage, settings.personal_weight, settings.personal_labels_min, settings.tolerance
+            settings.shrinkage,
+            settings.personal_weight,
+            settings.personal_labels_min,
+            settings.tolerance,
+            settings.dimensions,
         )
 
     def scenarios(self) -> dict[str, tuple[str, ...]]:
