@@ -21,7 +21,7 @@ from common.ids import layer_hash
 from common.manifest import Layer, Manifest, decode_manifest, release_id
 from common.messages import Desired, Fetch, LayerPart
 from common.signing import verify
-from edge.perception import Model, load_model
+from edge.perception import Backbone, Model, load_model
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class Installer:
         self._lock = threading.Lock()
         self._download: _Download | None = None
         self._running: Manifest | None = None
+        self._backbone: Backbone | None = None
         self.outcome = ""
         """The last install in words, reported to the centre."""
         self.bytes_down = 0
@@ -212,7 +213,9 @@ class Installer:
         self._resume_part()
 
     def _load(self, manifest: Manifest) -> Model:
-        return load_model(release_id(manifest), manifest, self.layer_path, self._site_id)
+        model = load_model(release_id(manifest), manifest, self.layer_path, self._site_id, self._backbone)
+        self._backbone = model.backbone
+        return model
 
     def _install(self, download: _Download) -> None:
         """Load, hand over, remember. Nothing changes when it does not load."""

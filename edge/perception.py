@@ -78,24 +78,36 @@ class Model:
     """A release as it runs at a site: one backbone, one head per scenario."""
 
     def __init__(self, release_id: str, manifest: Manifest, backbone: Backbone, heads: tuple[Head, ...]) -> None:
-        self.release_id, self.manifest = release_id, manifest
-        self._backbone, self._heads = backbone, heads
+        self.release_id, self.manifest, self.backbone = release_id, manifest, backbone
+        self._heads = heads
 
     def look(self, image: NDArray[np.uint8]) -> View:
         """Embed a picture uint8 (H, W, 3) BGR once, and ask every head."""
-        embedding = self._backbone.embed(image)
+        embedding = self.backbone.embed(image)
         return View(embedding, tuple(head.predict(embedding) for head in self._heads))
 
 
-def load_model(release_id: str, manifest: Manifest, layer_path: Callable[[str], Path], site_id: str) -> Model:
+def load_model(
+    release_id: str,
+    manifest: Manifest,
+    layer_path: Callable[[str], Path],
+    site_id: str,
+    loaded: Backbone | None = None,
+) -> Model:
     """Load the layers that `site_id` runs, and try them once on an empty picture.
+
+    Args:
+        loaded: a backbone in memory, used again when the release has the same: a head-only release loads heads only.
 
     Raises:
         OperatorError: a layer is missing, no ONNX model, of another kind, or does not fit the others; names the file.
         WireError: a layer's bytes do not match its hash.
     """
-    backbone = Backbone.open(layer_path(manifest.backbone.hash))
-    _check_hash(backbone.hash, manifest.backbone, layer_path)
+    if loaded is not None and loaded.hash == manifest.backbone.hash:
+        backbone = loaded
+    else:
+        backbone = Backbone.open(layer_path(manifest.backbone.hash))
+        _check_hash(backbone.hash, manifest.backbone, layer_path)
     heads = []
     for scenario in manifest.scenarios:
         layer = scenario.head_for(site_id)

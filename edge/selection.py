@@ -26,8 +26,8 @@ SENT = 200  # embeddings of chosen frames kept per camera, against sending the s
 HELD_MAX = 256  # frames of one window held with their pictures; beyond it the least valuable is let go
 CARRY_WINDOWS = 3.0  # unused budget that may be saved up, in windows
 NORMAL_MIN = 8  # frames before a camera's own normal says anything
-VALUE_WEIGHT = 4.0  # how much more than an unremarkable frame the most valuable one weighs in the coverage
-FIRST_CREDIT = 0.5  # a camera begins with half a sample, so that a short stream is rounded, not cut down
+VALUE_WEIGHT = 1.0  # how much more than an unremarkable frame the most valuable one weighs in the coverage
+FIRST_CREDIT = 1.0  # a new camera may send its first sample at the end of its first window, however small its budget
 
 
 @dataclass(frozen=True, slots=True)

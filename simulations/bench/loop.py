@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +34,14 @@ from common.manifest import SHARED, decode_manifest
 from common.mqtt import Broker
 from common.settings import BrokerSection
 from edge.agent import Agent
-from edge.perception import load_model
+from edge.perception import Model, load_model
 from edge.settings import CameraSettings, EdgeSettings, SelectionSettings
 from edge.sources import FOLDER_EPOCH_NS
 
 log = logging.getLogger(__name__)
 
 SCENARIO = "belt-defect"
-LABEL_SHARE = 0.1
+SAMPLES_PER_PICTURE = 0.075  # and one for each new camera: together at most a tenth of all pictures
 SEEDS, QUICK_SEEDS = 5, 1
 WAIT_S = 120.0
 
@@ -161,8 +162,8 @@ class Arm:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for agent in self._agents.values():
-            agent.stop()
+        with ThreadPoolExecutor(len(self._agents) or 1) as pool:
+            list(pool.map(Agent.stop, self._agents.values()))
         self._stack.close()
 
     def measure(self) -> Measured:
@@ -190,7 +191,7 @@ class Arm:
             broker=BrokerSection(port=self._port),
             cameras=(CameraSettings(id="camera-1", source=str(camera), looks_per_s=1, picture_fps=1, paced=False),),
             selection=SelectionSettings(
-                samples_per_hour=3600 * LABEL_SHARE, window_s=3600, trickle=self._trickle, similarity_max=1.0
+                samples_per_hour=3600 * SAMPLES_PER_PICTURE, window_s=3600, trickle=self._trickle, similarity_max=1.0
             ),
         )
         agent = Agent(settings)
@@ -235,9 +236,10 @@ class Arm:
         manifests = {r.release_id: decode_manifest(r.manifest) for r in store.releases()}
         truth: dict[str, list[str]] = {}
         said: dict[str, dict[str, list[str]]] = {first: {}, last: {}, "lookalike": {}}
+        model: Model | None = None
         for scene, items in self._scenes.items():
-            models = {name: load_model(name, manifests[name], path, scene) for name in (first, last)}
-            views = [models[first].look(read_picture(item.path)) for item in items]
+            model = load_model(first, manifests[first], path, scene, model.backbone if model else None)
+            views = [model.look(read_picture(item.path)) for item in items]
             rest = [n for n in range(len(items)) if n not in labelled[scene]]
             if not rest:
                 continue
