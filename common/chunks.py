@@ -14,6 +14,8 @@ from common.errors import WireError
 from common.messages import Chunk
 
 CHUNK_BYTES = 256 * 1024
+CHUNKS_MAX = 4096  # of one transfer
+TRANSFERS_MAX = 64  # unfinished ones of one sender
 
 
 def transfer_id(payload: bytes) -> bytes:
@@ -57,6 +59,8 @@ class Joiner:
         """
         if not 0 <= chunk.index < chunk.count or not 0 <= chunk.total_bytes <= self._pending_bytes_max:
             raise WireError(f"chunk {chunk.index} of {chunk.count}, {chunk.total_bytes} bytes, is out of bounds")
+        if chunk.count > CHUNKS_MAX or (chunk.total_bytes and not chunk.data):  # else empty chunks cost memory for free
+            raise WireError(f"a transfer in {chunk.count} chunks, or with an empty one, is out of bounds")
         transfer = self._transfers.setdefault(chunk.transfer_id, _Transfer(chunk.count, chunk.total_bytes))
         self._transfers.move_to_end(chunk.transfer_id)
         if (transfer.count, transfer.total_bytes) != (chunk.count, chunk.total_bytes):
@@ -70,7 +74,7 @@ class Joiner:
             raise WireError(f"chunks hold more than the declared {chunk.total_bytes} bytes")
         if len(transfer.parts) == transfer.count:
             return self._finish(chunk.transfer_id)
-        while self.pending_bytes > self._pending_bytes_max:
+        while self.pending_bytes > self._pending_bytes_max or len(self._transfers) > TRANSFERS_MAX:
             self._drop(next(iter(self._transfers)))
         return None
 

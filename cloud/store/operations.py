@@ -8,35 +8,35 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import delete, func, select
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from cloud.store.models import AuditRow, ContributionRow, QuarantineRow, ReleaseRow, RunRow, StateRow
 from cloud.store.records import Contribution, Release, Run
+from cloud.store.sessions import Sessions
+from common.errors import OperatorError
 from common.messages import State
 
 QUARANTINE_MAX = 10_000
 QUARANTINE_BYTES = 64 * 1024
 
 
-class OperationTables:
+class OperationTables(Sessions):
     """Part of `cloud.store.Store`."""
-
-    _sessions: sessionmaker[Session]
 
     def put_state(self, state: State) -> None:
         """Replace the last reported state of a gateway."""
-        with self._sessions.begin() as session:
+        with self._write() as session:
             session.merge(StateRow(gateway_id=state.gateway_id, state=msgspec.json.encode(state)))
 
     def states(self) -> list[State]:
         """The last reported state of every gateway, by gateway."""
-        with self._sessions() as session:
+        with self._read() as session:
             rows = session.scalars(select(StateRow).order_by(StateRow.gateway_id))
             return [msgspec.json.decode(row.state, type=State) for row in rows]
 
     def quarantine(self, gateway_id: str, topic: str, reason: str, payload: bytes, at_ns: int) -> None:
         """Keep a refused message (its first bytes) with the reason; the oldest beyond the bound are dropped."""
-        with self._sessions.begin() as session:
+        with self._write() as session:
             session.add(
                 QuarantineRow(
                     gateway_id=gateway_id[:63],
@@ -52,7 +52,7 @@ class OperationTables:
 
     def quarantined(self, limit: int = 100) -> list[tuple[str, str, str]]:
         """(gateway, topic, reason) of refused messages, newest first."""
-        with self._sessions() as session:
+        with self._read() as session:
             rows = session.scalars(select(QuarantineRow).order_by(QuarantineRow.number.desc()).limit(limit))
             return [(row.gateway_id, row.topic, row.reason) for row in rows]
 
@@ -71,7 +71,7 @@ class OperationTables:
         row = ContributionRow(
             scenario=scenario, backbone=backbone, client=client, arrays=buffer.getvalue(), meta=dict(meta), at_ns=at_ns
         )
-        with self._sessions.begin() as session:
+        with self._write() as session:
             session.merge(row)
 
     def contributions(self, scenario: str, backbone: str) -> list[Contribution]:
@@ -80,7 +80,7 @@ class OperationTables:
             ContributionRow.scenario == scenario, ContributionRow.backbone == backbone
         )
         found = []
-        with self._sessions() as session:
+        with self._read() as session:
             for row in session.scalars(query.order_by(ContributionRow.client)):
                 with np.load(io.BytesIO(row.arrays), allow_pickle=False) as arrays:
                     found.append(Contribution(row.client, {k: arrays[k] for k in arrays.files}, row.meta, row.at_ns))
@@ -88,17 +88,17 @@ class OperationTables:
 
     def add_run(self, run: Run) -> None:
         """Record a new run."""
-        with self._sessions.begin() as session:
+        with self._write() as session:
             session.add(RunRow(**_fields(run)))
 
     def update_run(self, run: Run) -> None:
         """Replace a run's status and record."""
-        with self._sessions.begin() as session:
+        with self._write() as session:
             session.merge(RunRow(**_fields(run)))
 
     def runs(self, limit: int = 200) -> list[Run]:
         """Runs, newest first."""
-        with self._sessions() as session:
+        with self._read() as session:
             rows = session.scalars(select(RunRow).order_by(RunRow.started_ns.desc()).limit(limit))
             return [Run(row.run_id, row.started_ns, row.finished_ns, row.status, row.record) for row in rows]
 
@@ -114,10 +114,9 @@ class OperationTables:
         at_ns: int,
     ) -> None:
         """Record a release; when it is the active one, the one that was before is superseded in the same commit."""
-        with self._sessions.begin() as session:
+        with self._write() as session:
             if status == "active":
-                for row in session.scalars(select(ReleaseRow).where(ReleaseRow.status == "active")):
-                    row.status = "superseded"
+                _supersede(session)
             session.add(
                 ReleaseRow(
                     release_id=release_id,
@@ -132,23 +131,49 @@ class OperationTables:
 
     def releases(self) -> list[Release]:
         """Releases, newest first."""
-        with self._sessions() as session:
+        with self._read() as session:
             rows = session.scalars(select(ReleaseRow).order_by(ReleaseRow.sequence.desc()))
-            return [
-                Release(r.release_id, r.sequence, r.manifest, r.signature, r.gate, r.status, r.created_at_ns)
-                for r in rows
-            ]
+            return [_release(row) for row in rows]
+
+    def release(self, release_id: str) -> Release | None:
+        """One release, or None."""
+        with self._read() as session:
+            row = session.get(ReleaseRow, release_id)
+            return _release(row) if row else None
+
+    def set_release_status(self, release_id: str, status: str) -> None:
+        """Change a release's status; one that becomes active supersedes the active one in the same commit.
+
+        Raises:
+            OperatorError: there is no such release; nothing changed.
+        """
+        with self._write() as session:
+            row = session.get(ReleaseRow, release_id)
+            if row is None:
+                raise OperatorError(f"there is no release {release_id}", "`headframe cloud releases` lists them.")
+            if status == "active":
+                _supersede(session)
+            row.status = status
 
     def audit(self, actor: str, action: str, detail: Mapping[str, Any], at_ns: int) -> None:
         """Add to the log of who did what."""
-        with self._sessions.begin() as session:
+        with self._write() as session:
             session.add(AuditRow(actor=actor, action=action, detail=dict(detail), at_ns=at_ns))
 
     def audits(self, limit: int = 100) -> list[dict[str, Any]]:
         """The log, newest first."""
-        with self._sessions() as session:
+        with self._read() as session:
             rows = session.scalars(select(AuditRow).order_by(AuditRow.number.desc()).limit(limit))
             return [{"actor": r.actor, "action": r.action, "detail": r.detail, "at_ns": r.at_ns} for r in rows]
+
+
+def _supersede(session: Session) -> None:
+    for row in session.scalars(select(ReleaseRow).where(ReleaseRow.status == "active")):
+        row.status = "superseded"
+
+
+def _release(row: ReleaseRow) -> Release:
+    return Release(row.release_id, row.sequence, row.manifest, row.signature, row.gate, row.status, row.created_at_ns)
 
 
 def _fields(run: Run) -> dict[str, Any]:

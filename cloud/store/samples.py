@@ -1,48 +1,59 @@
 """Samples and labels in the store."""
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 from sqlalchemy import Select, func, select
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import StatementError
+from sqlalchemy.orm import Session
 
 from cloud.store.blobs import Blobs
-from cloud.store.models import LabelRow, SampleRow
+from cloud.store.models import LabelRow, QuarantineRow, SampleRow
 from cloud.store.records import LabelledSet, StoredSample
-from common.errors import OperatorError
+from cloud.store.sessions import Sessions
+from common.errors import OperatorError, WireError
+from common.ids import check_name
 from common.messages import Prediction, Sample, Scores
 
+log = logging.getLogger(__name__)
+
 IN_MAX = 500  # parameters of one IN (...)
+LABEL_MAX = 120
 
 
-class SampleTables:
+class SampleTables(Sessions):
     """Part of `cloud.store.Store`."""
 
-    _sessions: sessionmaker[Session]
     _blobs: Blobs
 
     def add_samples(self, batch: Sequence[Sample], at_ns: int) -> int:
         """Store samples, pictures first, then all rows in one transaction; returns how many were new.
 
         Raises:
-            EnvironmentFault: the disk is full; nothing of the batch may be receipted.
+            EnvironmentFault: the disk is full or the database does not answer; nothing of the batch is stored.
+            WireError: the database does not take a value; nothing of the batch is stored.
         """
-        names = [self._blobs.put(sample.jpeg) for sample in batch]
-        with self._sessions.begin() as session:
-            known = set(self._known(session, [sample.sample_id for sample in batch]))
-            new = 0
-            for sample, name in zip(batch, names, strict=True):
-                if sample.sample_id not in known:
-                    known.add(sample.sample_id)
-                    session.add(_row(sample, name, at_ns))
-                    new += 1
-        return new
+        if not batch:
+            return 0
+        blobs = self._blobs.put_all([sample.jpeg for sample in batch])
+        rows = [_row(sample, blob, at_ns) for sample, blob in zip(batch, blobs, strict=True)]
+        insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
+        store = insert(SampleRow).on_conflict_do_nothing(index_elements=["sample_id"]).returning(SampleRow.sample_id)
+        try:
+            with self._write() as session:
+                return len(session.scalars(store, rows).all())
+        except (StatementError, OverflowError, ValueError) as error:
+            reason = getattr(error, "orig", None) or error  # without the statement and its parameters
+            raise WireError(f"the database does not take a value of the sample: {reason}") from error
 
     def sample(self, sample_id: bytes) -> StoredSample | None:
         """One sample, or None."""
-        with self._sessions() as session:
+        with self._read() as session:
             row = session.get(SampleRow, sample_id)
             return next(self._stored(session, [row])) if row else None
 
@@ -52,7 +63,7 @@ class SampleTables:
         Raises:
             KeyError: no such sample.
         """
-        with self._sessions() as session:
+        with self._read() as session:
             row = session.get(SampleRow, sample_id)
             if row is None:
                 raise KeyError(sample_id.hex())
@@ -60,20 +71,37 @@ class SampleTables:
 
     def sample_ids(self) -> set[bytes]:
         """Ids of all samples."""
-        with self._sessions() as session:
+        with self._read() as session:
             return set(session.scalars(select(SampleRow.sample_id)))
 
+    def known_ids(self, names: Sequence[bytes]) -> set[bytes]:
+        """Those of `names` that are ids of samples."""
+        with self._read() as session:
+            return set(self._known(session, names))
+
     def samples(
-        self, *, site: str | None = None, labelled: bool | None = None, limit: int = 100, offset: int = 0
+        self,
+        *,
+        site: str | None = None,
+        scenario: str | None = None,
+        labelled: bool | None = None,
+        limit: int | None = 100,
+        offset: int = 0,
     ) -> list[StoredSample]:
-        """Samples, newest first."""
+        """Samples, newest first.
+
+        Args:
+            labelled: only those with a label, or only those without.
+            scenario: whose labels `labelled` asks about; by default any.
+            limit: None returns all.
+        """
         query = select(SampleRow).order_by(SampleRow.received_at_ns.desc(), SampleRow.sample_id)
         if site is not None:
             query = query.where(SampleRow.site_id == site)
         if labelled is not None:
-            given = SampleRow.sample_id.in_(_current().with_only_columns(LabelRow.sample_id))
+            given = SampleRow.sample_id.in_(_current(scenario).with_only_columns(LabelRow.sample_id))
             query = query.where(given if labelled else ~given)
-        with self._sessions() as session:
+        with self._read() as session:
             return list(self._stored(session, session.scalars(query.limit(limit).offset(offset)).all()))
 
     def queue(self, scenario: str, limit: int) -> list[StoredSample]:
@@ -90,7 +118,7 @@ class SampleTables:
             .order_by(inner.c.place, inner.c.value.desc())
             .limit(limit)
         )
-        with self._sessions() as session:
+        with self._read() as session:
             return list(self._stored(session, session.scalars(query).all()))
 
     def add_label(self, sample_id: bytes, scenario: str, label: str, author: str, at_ns: int) -> None:
@@ -105,10 +133,12 @@ class SampleTables:
         """Several labels (sample, scenario, label) in one transaction: all or none; returns how many were new.
 
         Raises:
-            OperatorError: a sample does not exist; nothing was stored.
+            OperatorError: a sample does not exist, or a label is no line of text; nothing was stored.
         """
+        for _, scenario, label in labels:
+            check_label(scenario, label)
         new = 0
-        with self._sessions.begin() as session:
+        with self._write() as session:
             known = set(self._known(session, [name for name, _, _ in labels]))
             for name, scenario, label in labels:
                 if name not in known:
@@ -123,11 +153,15 @@ class SampleTables:
 
     def labels(self, scenario: str) -> dict[bytes, str]:
         """The newest label of each sample."""
-        with self._sessions() as session:
+        with self._read() as session:
             return {row.sample_id: row.label for row in session.scalars(_current(scenario))}
 
     def labelled(self, scenario: str, backbone: str) -> LabelledSet:
-        """Labelled samples whose embedding is of this backbone."""
+        """Labelled samples whose embedding is of this backbone.
+
+        A backbone has one dimension. A gateway that names it and sends another one is outvoted and its rows are left
+        out, so that it cannot stop the others from learning.
+        """
         query = (
             _current(scenario)
             .join(SampleRow, SampleRow.sample_id == LabelRow.sample_id)
@@ -137,8 +171,13 @@ class SampleTables:
             )
             .order_by(SampleRow.sample_id)
         )
-        with self._sessions() as session:
-            rows = session.execute(query).all()
+        with self._read() as session:
+            found = session.execute(query).all()
+        sizes = Counter(len(row[3]) for row in found)
+        size = max(sizes, key=lambda bytes_: (sizes[bytes_], bytes_), default=0)
+        rows = [row for row in found if len(row[3]) == size]
+        if len(rows) < len(found):
+            log.warning("%d samples have an embedding of another size than the rest", len(found) - len(rows))
         embeddings = [np.frombuffer(row[3], "<f2").astype(np.float32) for row in rows]
         return LabelledSet(
             [row[0] for row in rows],
@@ -149,12 +188,18 @@ class SampleTables:
         )
 
     def counts(self) -> dict[str, Any]:
-        """Samples, labelled samples, and samples by site."""
-        with self._sessions() as session:
+        """Samples, labels that count, refused messages that are kept, and samples by site."""
+        with self._read() as session:
             counted = session.execute(select(SampleRow.site_id, func.count()).group_by(SampleRow.site_id)).all()
             by_site = {row[0]: row[1] for row in counted}
             labelled = session.scalar(select(func.count()).select_from(_current().subquery()))
-        return {"samples": sum(by_site.values()), "labels": labelled or 0, "by_site": by_site}
+            quarantined = session.scalar(select(func.count()).select_from(QuarantineRow))
+        return {
+            "samples": sum(by_site.values()),
+            "labels": labelled or 0,
+            "quarantined": quarantined or 0,
+            "by_site": by_site,
+        }
 
     @staticmethod
     def _known(session: Session, names: Sequence[bytes]) -> Iterator[bytes]:
@@ -184,26 +229,24 @@ _PLAIN = (
 )  # fmt: skip
 
 
-def _row(sample: Sample, jpeg: str, at_ns: int) -> SampleRow:
-    return SampleRow(
-        sample_id=sample.sample_id,
-        gateway_id=sample.gateway_id,
-        site_id=sample.site_id,
-        camera_id=sample.camera_id,
-        captured_at_ns=sample.captured_at_ns,
-        received_at_ns=at_ns,
-        release_id=sample.release_id,
-        backbone=sample.backbone,
-        width_px=sample.width_px,
-        height_px=sample.height_px,
-        jpeg=jpeg,
-        embedding=sample.embedding,
-        predictions=msgspec.to_builtins(sample.predictions),
-        scores=msgspec.to_builtins(sample.scores),
-        value=sample.scores.value,
-        reason=sample.reason,
-        pixel_path=sample.pixel_path,
-    )
+def check_label(scenario: str, label: str) -> None:
+    """Raises:
+    OperatorError: the scenario is no name, or the label is not one line of at most 120 characters.
+    """
+    check_name("scenario", scenario)
+    if len(label) > LABEL_MAX or (label and not label.isprintable()) or label != label.strip():
+        raise OperatorError(f"label {label[:40]!r} is not valid", f"Use one line of at most {LABEL_MAX} characters.")
+
+
+def _row(sample: Sample, jpeg: str, at_ns: int) -> dict[str, Any]:
+    same = (*(name for name in _PLAIN if name != "received_at_ns"), "embedding")
+    return {name: getattr(sample, name) for name in same} | {
+        "received_at_ns": at_ns,
+        "jpeg": jpeg,
+        "predictions": msgspec.to_builtins(sample.predictions),
+        "scores": msgspec.to_builtins(sample.scores),
+        "value": sample.scores.value,
+    }
 
 
 def _current(scenario: str | None = None) -> Select[LabelRow]:

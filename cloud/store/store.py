@@ -4,59 +4,54 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import sessionmaker
+from alembic.util import CommandError
+from sqlalchemy import Engine
 
 from cloud.store.blobs import Blobs
 from cloud.store.operations import OperationTables
 from cloud.store.samples import SampleTables
-from common.errors import EnvironmentFault
-
-BUSY_MS = 20_000
+from cloud.store.sessions import Sessions, begin_writing, connect, translate_faults
+from common.errors import HeadframeError, OperatorError
 
 
 class Store(SampleTables, OperationTables):
     """All that the centre remembers. Each method is a short session of its own; any thread may call it."""
 
     def __init__(self, engine: Engine, blobs: Path) -> None:
-        self._engine = engine
-        self._sessions = sessionmaker(engine, expire_on_commit=False)
+        Sessions.__init__(self, engine)
         self._blobs = Blobs(blobs)
 
     @classmethod
     def open(cls, url: str, blobs: Path) -> "Store":
-        """Open the database at an SQLAlchemy URL and migrate it.
+        """Open the database at an SQLAlchemy URL and migrate it, in one transaction: all of it or nothing.
 
         Raises:
             EnvironmentFault: the database does not answer or cannot be written.
+            OperatorError: the URL is wrong, or a newer version of the software has migrated the database.
         """
-        engine = create_engine(url)
-        if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", _set_sqlite)
+        engine = connect(url)
         try:
             _migrate(engine)
-        except OperationalError as error:
+        except CommandError as error:
             engine.dispose()
-            shown = engine.url.render_as_string(hide_password=True)
-            raise EnvironmentFault(f"cannot open the database {shown}: {error.orig}", "Check `database`.") from error
+            raise OperatorError(
+                f"the database {engine.url.render_as_string(hide_password=True)} is of another version: {error}",
+                "Run the version of headframe that wrote it, or a newer one.",
+            ) from error
+        except HeadframeError:
+            engine.dispose()
+            raise
         return cls(engine, blobs)
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections and end the writers of blobs."""
         self._engine.dispose()
-
-
-def _set_sqlite(connection: object, _record: object) -> None:
-    cursor = connection.cursor()  # type: ignore[attr-defined]
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_MS}"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+        self._blobs.close()
 
 
 def _migrate(engine: Engine) -> None:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-    with engine.begin() as connection:
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    with translate_faults(engine), begin_writing(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

@@ -1,0 +1,98 @@
+"""What must hold before a sample is stored. Judges one sample by itself; leaves queues and answers to `cloud.ingest`.
+
+A refused sample is dropped by its gateway, so only what no repetition can mend is a reason to refuse.
+"""
+
+import math
+
+import cv2
+import numpy as np
+
+from cloud.settings import IngestSettings
+from common.errors import WireError
+from common.ids import check_name, sample_id
+from common.messages import Sample, Scores
+
+EMBEDDING_BYTES_MAX = 64 * 1024
+TIME_NS_MAX = 2**63 - 1
+TEXTS = {"release_id": 80, "backbone": 64, "reason": 20, "pixel_path": 120}  # as wide as the columns of the store
+_START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_END_OF_IMAGE = b"\xff\xd9"
+
+
+def check_sample(sample: Sample, gateway_id: str, settings: IngestSettings) -> None:
+    """Check a sample that came on the topic of `gateway_id`.
+
+    Raises:
+        WireError: says which rule was broken.
+        OperatorError: an id has characters that are not allowed.
+    """
+    if sample.gateway_id != gateway_id:
+        raise WireError(f"a sample that says it is of {sample.gateway_id!r} came on the topic of {gateway_id!r}")
+    check_name("site", sample.site_id)
+    check_name("camera", sample.camera_id)
+    if not 0 <= sample.captured_at_ns <= TIME_NS_MAX:
+        raise WireError(f"capture time {sample.captured_at_ns} is out of bounds")
+    if len(sample.jpeg) > settings.jpeg_bytes_max:
+        raise WireError(f"picture of {len(sample.jpeg)} bytes is over the bound of {settings.jpeg_bytes_max}")
+    if sample.sample_id != sample_id(sample.jpeg, sample.gateway_id, sample.camera_id, sample.captured_at_ns):
+        raise WireError("the sample id is not the hash of the content")
+    for name, length_max in TEXTS.items():
+        text = getattr(sample, name)
+        if len(text) > length_max or (text and not text.isprintable()):
+            raise WireError(f"{name} {text[:40]!r} is not one line of at most {length_max} characters")
+    _check_numbers(sample)
+    _check_picture(sample, settings)
+
+
+def read_jpeg_size(jpeg: bytes) -> tuple[int, int]:
+    """Width and height from the header alone, before anything is decoded (ITU-T T.81, B.1.1.2 and B.2.2).
+
+    Raises:
+        WireError: no JPEG, or no frame header.
+    """
+    if jpeg[:2] != b"\xff\xd8":
+        raise WireError("the picture is no JPEG")
+    at = 2
+    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
+        marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if marker == 0xFF:  # any number of fill bytes may precede a marker
+            at += 1
+            continue
+        if marker in _START_OF_FRAME:
+            return int.from_bytes(jpeg[at + 7 : at + 9], "big"), int.from_bytes(jpeg[at + 5 : at + 7], "big")
+        at += 2 + length
+    raise WireError("the picture has no JPEG frame header")
+
+
+def _check_numbers(sample: Sample) -> None:
+    """Embedding, predictions and scores: whole and finite, or no ranking, JSON or column could hold them."""
+    if not 0 < len(sample.embedding) <= EMBEDDING_BYTES_MAX or len(sample.embedding) % 2:
+        raise WireError(f"embedding of {len(sample.embedding)} bytes is no float16 vector")
+    if not np.isfinite(np.frombuffer(sample.embedding, "<f2")).all():
+        raise WireError("the embedding holds values that are not finite")
+    for prediction in sample.predictions:
+        check_name("scenario", prediction.scenario)
+        if not 0 < len(prediction.classes) == len(prediction.probabilities):
+            raise WireError(f"the prediction of {prediction.scenario} has not one probability per class")
+        if not all(map(math.isfinite, (prediction.novelty, *prediction.probabilities))):
+            raise WireError(f"the prediction of {prediction.scenario} holds values that are not finite")
+    if not all(math.isfinite(getattr(sample.scores, name)) for name in Scores.__struct_fields__):
+        raise WireError("the scores hold values that are not finite")
+
+
+def _check_picture(sample: Sample, settings: IngestSettings) -> None:
+    """Its size is read and bounded first; then it must decode, whole, to that size."""
+    width, height = read_jpeg_size(sample.jpeg)
+    if (width, height) != (sample.width_px, sample.height_px):
+        raise WireError(f"picture of {width} x {height} pixels is said to be {sample.width_px} x {sample.height_px}")
+    if width * height > settings.pixels_max:
+        raise WireError(f"picture of {width} x {height} pixels is over the bound of {settings.pixels_max}")
+    if not sample.jpeg.endswith(_END_OF_IMAGE):  # a decoder fills what is missing with grey and says nothing
+        raise WireError("the picture is cut off")
+    try:
+        image = cv2.imdecode(np.frombuffer(sample.jpeg, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise WireError(f"the picture does not decode: {error}") from error
+    if image is None or image.shape[:2] != (height, width):
+        raise WireError("the picture does not decode")
