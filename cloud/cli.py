@@ -85,6 +85,47 @@ def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
         Console().print(table)
 
 
+@app.command("roll-back")
+def roll_back(
+    config: ConfigOption,
+    release: Annotated[str, typer.Argument(help="Release whose layers run again.")],
+    author: Annotated[str, typer.Option(help="Who says so; kept in the audit log.")] = "headframe cloud roll-back",
+) -> None:
+    """Publish an earlier release again, under a new number; a running centre takes it up by itself."""
+    with _open(config) as service:
+        name = service.registry.roll_back(release, f"rolled back to {release} by {author}")
+        service.store.audit(author, "roll back", {"to": release, "release_id": name}, service.clock.wall_ns())
+    typer.echo(f"released {name}, which is {release} again")
+
+
+@app.command()
+def backbone(
+    config: ConfigOption,
+    file: Annotated[Path, typer.Argument(help="ONNX model: one picture in, features out.")],
+    output: Annotated[str, typer.Option(help="Tensor to stand heads on; by default the only output.")] = "",
+    input_px: Annotated[int, typer.Option(help="Side of the square input, where the model leaves it open.")] = 0,
+    mean: Annotated[
+        list[float] | None, typer.Option(help="Subtracted from pixels 0..255; once, or thrice (RGB).")
+    ] = None,
+    scale: Annotated[list[float] | None, typer.Option(help="Divided by then; once, or thrice (RGB).")] = None,
+) -> None:
+    """Use your own model as the backbone; before the first release."""
+    from cloud.learning.adoption import adopt_backbone
+    from common.backbone import Backbone
+
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise OperatorError(f"cannot read {file}: {error.strerror}", "Give an ONNX file.") from error
+    made = adopt_backbone(data, output=output, input_px=input_px, mean=mean or (0.0,), scale=scale or (1.0,))
+    with _open(config) as service:
+        layer = service.registry.set_backbone(made)
+        found = Backbone.open(service.registry.layer_path(layer.hash))
+    typer.echo(
+        f"backbone {layer.hash[:12]}: {found.input_px} pixels, {found.dimension} features, {layer.size_bytes} bytes"
+    )
+
+
 @config_app.command()
 def check(config: ConfigOption) -> None:
     """Say whether the file is right; name every wrong key."""
@@ -93,9 +134,12 @@ def check(config: ConfigOption) -> None:
 
 
 @config_app.command()
-def keys(as_json: JsonOption = False) -> None:
+def keys(
+    as_json: JsonOption = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+) -> None:
     """List every key with its default and meaning."""
-    print_keys(CloudSettings, as_json=as_json)
+    print_keys(CloudSettings, as_json=as_json, as_markdown=as_markdown)
 
 
 @dataset_app.command()

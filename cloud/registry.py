@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from cloud.learning.export import default_backbone
+from cloud.learning.export import default_backbone, set_default_backbone
 from cloud.store import Store
 from common.clock import Clock
 from common.errors import OperatorError
@@ -36,6 +36,21 @@ class Registry:
             return active.backbone, self.layer_path(active.backbone.hash)
         name, path = default_backbone(self._folder)
         return Layer(name, path.stat().st_size), path
+
+    def set_backbone(self, data: bytes) -> Layer:
+        """Make a layer the backbone of the first release.
+
+        Raises:
+            OperatorError: a release is active: its heads, datasets and samples stand on the backbone it has.
+        """
+        if self.active():
+            raise OperatorError(
+                "a release is active, and everything learnt so far stands on its backbone",
+                "Set the backbone in a new data_dir, before the first release.",
+            )
+        layer = self.put(data)
+        set_default_backbone(self._folder, layer.hash)
+        return layer
 
     def layer_path(self, name: str) -> Path:
         return self._folder / name

@@ -28,11 +28,20 @@ def list_keys(model: type[BaseModel], prefix: str = "") -> list[Row]:
     return rows
 
 
-def print_keys(model: type[BaseModel], *, as_json: bool) -> None:
-    """Print the rows as a table or as JSON."""
+def markdown_table(model: type[BaseModel]) -> str:
+    """The rows as a Markdown table, for docs/settings.md."""
+    rows = "".join(f"| `{row['key']}` | `{row['default']}` | {row['meaning']} |\n" for row in list_keys(model))
+    return f"| key | default | meaning |\n| --- | --- | --- |\n{rows}"
+
+
+def print_keys(model: type[BaseModel], *, as_json: bool, as_markdown: bool = False) -> None:
+    """Print the rows as a table, as JSON or as Markdown."""
     console = Console()
     if as_json:
         console.print_json(data=list_keys(model))
+        return
+    if as_markdown:
+        console.print(markdown_table(model), markup=False, highlight=False, soft_wrap=True, end="")
         return
     table = Table("key", "default", "meaning")
     for row in list_keys(model):

@@ -36,6 +36,9 @@ def check(config: ConfigOption) -> None:
 
 
 @config_app.command()
-def keys(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def keys(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+) -> None:
     """List every key with its default and meaning."""
-    print_keys(EdgeSettings, as_json=as_json)
+    print_keys(EdgeSettings, as_json=as_json, as_markdown=as_markdown)

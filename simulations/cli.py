@@ -11,7 +11,6 @@ from typer.main import get_command
 ROLES = {
     "edge": ("edge.cli", "The agent on a gateway."),
     "cloud": ("cloud.cli", "The central service."),
-    "sim": ("simulations.sim_cli", "Many virtual sites, for the ML engineer."),
 }
 
 

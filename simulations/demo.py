@@ -17,7 +17,7 @@ from cloud.learning.gates import balanced_accuracy
 from cloud.service import Service
 from cloud.settings import CloudSettings
 from common.backbone import Backbone
-from common.errors import EnvironmentFault
+from common.errors import EnvironmentFault, OperatorError
 from common.manifest import decode_manifest, release_id
 from common.mqtt import Broker
 from common.settings import load_settings
@@ -30,9 +30,11 @@ from simulations.result import DemoResult, Picture, RoundSummary, SiteResult
 from simulations.screen import LiveScreen
 from simulations.world import BeltWorld, FolderWorld, SitePlan, VideoWorld, World
 
-WATCH_S = 25.0
+WATCH_S = 30.0
 ROUND_S = 90.0
-ROUNDS = 2
+ROUNDS = 3
+KILLS = 2  # one gateway, then the centre
+MARKER = ".headframe-demo"  # a folder without it is somebody's own, and is not emptied
 PICTURES_MAX = 24
 
 
@@ -124,7 +126,7 @@ class Demo:
         while time.monotonic() < deadline:
             self._show()
             time.sleep(0.5)
-            if self.kill and time.monotonic() > deadline - WATCH_S / 2 and len(self.kills) == number:
+            if self.kill and time.monotonic() > deadline - WATCH_S / 2 and len(self.kills) == number < KILLS:
                 self._kill(number)
         self.screen.note(f"oracle labels what was uploaded (round {number + 1})")
         labelled = self.oracle.label_queue(list(self.world.datasets))
@@ -248,7 +250,7 @@ class Demo:
             m.process is not None and m.process.returncode == 0 for m in self.gateways.values()
         )
         if self.kill:
-            self.checks["an edge agent and the centre were killed"] = len(self.kills) == 2
+            self.checks["an edge agent and the centre were killed"] = len(self.kills) == KILLS
         return DemoResult(
             sites=sites,
             rounds=self.rounds,
@@ -279,8 +281,7 @@ class Demo:
 
 def run_demo(*, data: Path | None, videos: list[Path], out: Path, kill: bool, seed: int, as_json: bool) -> int:
     """Build the world, run the demo, print the table, write the report; 0 when the checks hold."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    _clear(out)
     with LiveScreen(quiet=as_json) as screen:
         screen.note("building the world: clips and pictures")
         world: World
@@ -295,3 +296,17 @@ def run_demo(*, data: Path | None, videos: list[Path], out: Path, kill: bool, se
     write_report(report, result)
     screen.summary(result, report, as_json=as_json)
     return 0 if all(result.checks.values()) else 1
+
+
+def _clear(out: Path) -> None:
+    """Empty the folder of an earlier demo.
+
+    Raises:
+        OperatorError: the folder holds something else.
+    """
+    marker = out / MARKER
+    if out.exists() and not marker.is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise OperatorError(f"{out} is not empty and not of an earlier demo", "Give another folder with --out.")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    marker.touch()

@@ -15,6 +15,7 @@ from common import manifest as keys
 from common.files import write_atomically
 from common.ids import layer_hash
 
+DEFAULT_BACKBONE = "default-backbone"  # a file that holds the hash
 OPSET = 17
 IR_VERSION = 9  # what ONNX Runtime 1.16 and later read: old gateways run new releases
 
@@ -144,12 +145,17 @@ def export_default_backbone() -> bytes:
 
 
 def default_backbone(folder: Path) -> tuple[str, Path]:
-    """Hash and file of the default backbone, exported into `folder` (as `<hash>`) the first time."""
-    pointer = folder / "default-backbone"
+    """Hash and file of the backbone of the first release; ours, exported into `folder`, where none was set."""
+    pointer = folder / DEFAULT_BACKBONE
     if pointer.is_file() and (folder / pointer.read_text()).is_file():
         return pointer.read_text(), folder / pointer.read_text()
     data = export_default_backbone()
     name = layer_hash(data)
     write_atomically(folder / name, data)
-    write_atomically(pointer, name.encode())
+    set_default_backbone(folder, name)
     return name, folder / name
+
+
+def set_default_backbone(folder: Path, name: str) -> None:
+    """Make the layer `name` in `folder` the one that the first release stands on."""
+    write_atomically(folder / DEFAULT_BACKBONE, name.encode())
