@@ -134,8 +134,8 @@ class Selector:
         at_ns = candidate.captured_at_ns
         window_ns = self._settings.window_s * 1e9
         chosen: list[Chosen] = []
-        if camera.opened_ns is not None and not 0 <= at_ns - camera.opened_ns < window_ns:
-            chosen = self._close(camera)  # time that jumped (a loop, a reconnect) closes a window as well
+        if camera.opened_ns is not None and not camera.last_ns < at_ns < camera.opened_ns + window_ns:
+            chosen = self._close(camera)  # time that went back (a loop, a reconnect) closes a window as well
         if camera.opened_ns is None:
             camera.opened_ns = at_ns
         camera.last_ns = at_ns
@@ -157,7 +157,7 @@ class Selector:
         value = (novelty + abnormality + unsure) / 3
         camera.held.append(_Held(candidate, unit, novelty, abnormality, unsure, value))
         if len(camera.held) > HELD_MAX:
-            camera.held.remove(min(camera.held, key=lambda held: held.value))
+            del camera.held[min(range(len(camera.held)), key=lambda row: camera.held[row].value)]
 
     def _close(self, camera: _Camera) -> list[Chosen]:
         if camera.opened_ns is None:

@@ -33,6 +33,7 @@ from simulations.world import BeltWorld, FolderWorld, SitePlan, VideoWorld, Worl
 WATCH_S = 30.0
 ROUND_S = 90.0
 ROUNDS = 3
+SAMPLES_PER_HOUR = 2400.0  # of a gateway: a day's worth of samples in the minutes of a demo
 KILLS = 2  # one gateway, then the centre
 MARKER = ".headframe-demo"  # a folder without it is somebody's own, and is not emptied
 PICTURES_MAX = 24
@@ -46,7 +47,6 @@ class Demo:
     out: Path
     screen: LiveScreen
     kill: bool
-    budget_per_site: dict[str, int] | None = None
     gateways: dict[str, Managed] = field(default_factory=dict)
     rounds: list[RoundSummary] = field(default_factory=list)
     kills: list[str] = field(default_factory=list)
@@ -101,7 +101,7 @@ class Demo:
             "share": share,
             "heartbeat_s": 1.0,
             "broker": {"port": self.centre.where["mqtt_port"]},
-            "selection": {"samples_per_hour": 2400.0, "window_s": 6.0},
+            "selection": {"samples_per_hour": self._samples_per_hour(site), "window_s": 6.0},
             "uplink": {"resend_s": 5.0},
             "cameras": [
                 {
@@ -116,11 +116,16 @@ class Demo:
             ],
         }
 
+    def _samples_per_hour(self, site: SitePlan) -> float:
+        """No more is sent than may be labelled: the choice is the selection's, not the queue's."""
+        if self.world.label_budget is None:
+            return SAMPLES_PER_HOUR
+        return self.world.label_budget[site.name] * 3600.0 / (ROUNDS * WATCH_S)
+
     def _watch(self, number: int) -> None:
         """Let the cameras run, show what happens, kill what is to be killed, label what has come."""
-        oracle = Oracle(self.centre.url, self.world.truth, self.budget_per_site)
         if number == 0:
-            self.oracle = oracle
+            self.oracle = Oracle(self.centre.url, self.world.truth, self.world.label_budget)
         self.oracle.url = self.centre.url
         deadline = time.monotonic() + WATCH_S
         while time.monotonic() < deadline:

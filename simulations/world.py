@@ -24,6 +24,7 @@ from simulations.clips import read_truth, write_clip
 from simulations.looks import SCENARIOS, SITES
 
 Picture = NDArray[np.uint8]
+LABEL_SHARE, LABELS_MIN = 0.1, 4  # of a scene's pictures a person looks at a tenth, but at a few at least
 FOLDER_EPOCH_NS = 1_700_000_000 * 10**9  # where edge.camera begins the time of a folder of pictures
 
 
@@ -58,6 +59,8 @@ class World(Protocol):
     sites: tuple[SitePlan, ...]
     datasets: dict[str, list[Item]]
     """Per scenario, what the first release is trained on."""
+    label_budget: dict[str, int] | None
+    """Samples that may be labelled per site, over the whole run; None is without limit."""
 
     def truth(self, site: str, camera: str, captured_at_ns: int, scenario: str) -> str | None: ...
 
@@ -90,6 +93,7 @@ class BeltWorld:
     site_names: tuple[str, ...] = ("north-drift", "south-drift", "east-panel", "west-shaft")
     sites: tuple[SitePlan, ...] = ()
     datasets: dict[str, list[Item]] = field(default_factory=dict)
+    label_budget: dict[str, int] | None = None
     _evaluation: dict[str, list[tuple[Path, Truth]]] = field(default_factory=dict)
     _truths: dict[tuple[str, str], tuple[int, dict[int, Truth]]] = field(default_factory=dict)
 
@@ -152,7 +156,7 @@ class FolderWorld:
     """Real pictures in the layout of belt-defects: a scene is a site with one camera, `split` says which are seen.
 
     Gateways stand at the unseen scenes with the most pictures of at least two classes, and at two seen scenes. They
-    play what the training did not have; evaluation is on all of it that was not labelled.
+    play what the training did not have; a tenth of it may be labelled, evaluation is on the rest.
     """
 
     data: Path
@@ -161,6 +165,7 @@ class FolderWorld:
     unseen_sites_max: int = 6
     sites: tuple[SitePlan, ...] = ()
     datasets: dict[str, list[Item]] = field(default_factory=dict)
+    label_budget: dict[str, int] | None = field(default_factory=dict)
     _frames: dict[str, list[Item]] = field(default_factory=dict)
 
     def build(self, progress: Callable[[str], None] = lambda _: None) -> "FolderWorld":
@@ -185,6 +190,7 @@ class FolderWorld:
             *((site, items, False) for site, items in self._largest(test, self.unseen_sites_max).items()),
         ]:
             self._frames[site] = items
+            self.label_budget = {**(self.label_budget or {}), site: max(LABELS_MIN, int(len(items) * LABEL_SHARE))}
             camera = self.folder / "cameras" / site
             shutil.rmtree(camera, ignore_errors=True)
             camera.mkdir(parents=True)
@@ -229,6 +235,7 @@ class VideoWorld:
     scenario: str = "foreign-object"
     sites: tuple[SitePlan, ...] = ()
     datasets: dict[str, list[Item]] = field(default_factory=dict)
+    label_budget: dict[str, int] | None = None
     _events: dict[str, list[dict[str, object]]] = field(default_factory=dict)
     _videos: dict[str, Path] = field(default_factory=dict)
 
