@@ -222,11 +222,47 @@ class FolderWorld:
                 yield read_picture(item.path), {self.scenario: item.label}
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that is in the picture from one frame to another, both included."""
+
+    kind: str
+    first_frame: int
+    last_frame: int
+
+
+def read_events(truth: Path) -> list[Event]:
+    """Events of a video's JSON, in any of three layouts; none when it has neither.
+
+    `labels`: a list of `{kind, first_frame, last_frame}`; `presence`: a list of `[first_frame, last_frame]`; `frames`:
+    boxes by frame number. `kind` of the whole file names what the latter two show.
+
+    Raises:
+        OperatorError: the file is no JSON object, or an event lacks a field.
+    """
+    try:
+        values = json.loads(truth.read_text(encoding="utf-8"))
+        kind = str(values.get("kind", "present")).replace("_", "-")
+        if "labels" in values:
+            return [
+                Event(str(e["kind"]).replace("_", "-"), int(e["first_frame"]), int(e["last_frame"]))
+                for e in values["labels"]
+            ]
+        if "presence" in values:
+            return [Event(kind, int(first), int(last)) for first, last in values["presence"]]
+        boxes = values.get("frames", {})
+        if isinstance(boxes, dict):
+            return [Event(kind, int(number), int(number)) for number, found in boxes.items() if found]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OperatorError(f"{truth} is not a list of events: {error!r}", "Mend or remove it.") from error
+    return []
+
+
 @dataclass
 class VideoWorld:
     """Any videos, one site each. With a `.json` of events beside a video the oracle can label; without, a person can.
 
-    The JSON holds `labels`: a list of `{kind, first_frame, last_frame}`. A kind that no dataset has is a new class.
+    A kind of event that no dataset has is a new class. See `read_events` for the layouts of the JSON.
     """
 
     videos: list[Path]
@@ -236,7 +272,7 @@ class VideoWorld:
     sites: tuple[SitePlan, ...] = ()
     datasets: dict[str, list[Item]] = field(default_factory=dict)
     label_budget: dict[str, int] | None = None
-    _events: dict[str, list[dict[str, object]]] = field(default_factory=dict)
+    _events: dict[str, list[Event]] = field(default_factory=dict)
     _videos: dict[str, Path] = field(default_factory=dict)
 
     def build(self, progress: Callable[[str], None] = lambda _: None) -> "VideoWorld":
@@ -255,8 +291,8 @@ class VideoWorld:
             site = f"video-{number}"
             truth = video.with_suffix(".json")
             self._videos[site] = video
-            if truth.is_file():
-                self._events[site] = json.loads(truth.read_text()).get("labels", [])
+            if truth.is_file() and (events := read_events(truth)):
+                self._events[site] = events
             plan = CameraPlan("camera-1", video.resolve(), 5.0, paced=True, loop=True)
             plans.append(SitePlan(site, False, (plan,)))
             progress(f"video {video.name}")
@@ -271,10 +307,7 @@ class VideoWorld:
         return self._label(site, round((captured_at_ns - self._videos[site].stat().st_mtime_ns) / 1e9 * rate))
 
     def _label(self, site: str, frame: int) -> str:
-        for event in self._events[site]:
-            if int(str(event["first_frame"])) <= frame <= int(str(event["last_frame"])):
-                return str(event["kind"]).replace("_", "-")
-        return "normal"
+        return next((e.kind for e in self._events[site] if e.first_frame <= frame <= e.last_frame), "normal")
 
     def evaluation(self, site: str, exclude: Exclude) -> Iterator[tuple[Picture, Truth]]:
         if site not in self._events:
@@ -293,5 +326,5 @@ def _probe(video: Path) -> float:
         with av.open(str(video)) as container:
             next(container.decode(video=0))
             return float(container.streams.video[0].average_rate or 25)
-    except (OSError, StopIteration, IndexError) as error:
+    except (av.error.FFmpegError, OSError, StopIteration, IndexError) as error:
         raise OperatorError(f"cannot play {video}: {error}", "Give a video file that ffmpeg can decode.") from error
