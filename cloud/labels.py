@@ -13,7 +13,7 @@ from typing import Any
 from cloud.store import Store, StoredSample
 from cloud.store.samples import check_label
 from common.errors import OperatorError
-from common.files import write_atomically
+from common.files import READABLE, write_atomically
 
 COLUMNS = ("sample_id", "scenario", "label")
 
@@ -35,7 +35,7 @@ def export_csv(store: Store, scenario: str, file: Path) -> int:
     for sample in samples:
         row = (sample.sample_id.hex(), scenario, sample.labels[scenario])
         writer.writerow([*row, sample.site_id, sample.camera_id, sample.captured_at_ns])
-    write_atomically(file, buffer.getvalue().encode())
+    write_atomically(file, buffer.getvalue().encode(), READABLE)
     return len(samples)
 
 
@@ -78,7 +78,7 @@ def export_coco(store: Store, scenario: str, file: Path) -> int:
         "annotations": annotations,
         "categories": [{"id": number, "name": name} for name, number in categories.items()],
     }
-    write_atomically(file, json.dumps(document, ensure_ascii=False, indent=1).encode())
+    write_atomically(file, json.dumps(document, ensure_ascii=False, indent=1).encode(), READABLE)
     return len(annotations)
 
 

@@ -7,9 +7,15 @@ from pathlib import Path
 
 from common.errors import EnvironmentFault
 
+PRIVATE = 0o600
+READABLE = 0o644  # what people open: reports, exports
 
-def write_atomically(path: Path, data: bytes) -> None:
+
+def write_atomically(path: Path, data: bytes, mode: int = PRIVATE) -> None:
     """Replace `path` by `data` so that after a power cut either the old or the new file is there, whole.
+
+    Args:
+        mode: permissions of the new file.
 
     Raises:
         EnvironmentFault: the disk is full or cannot be written; the old file is untouched.
@@ -20,6 +26,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(file.fileno(), mode)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -40,6 +40,22 @@ PICTURES_MAX = 24
 
 
 @dataclass
+class Traffic:
+    """Bytes of a gateway over its restarts: an agent counts from its own start."""
+
+    up: int = 0
+    down: int = 0
+    _seen: tuple[int, int] = (0, 0)
+
+    def add(self, up: int, down: int) -> None:
+        """Take what a state report says."""
+        before_up, before_down = self._seen
+        self.up += up - before_up if up >= before_up else up
+        self.down += down - before_down if down >= before_down else down
+        self._seen = up, down
+
+
+@dataclass
 class Demo:
     """One run of the demo in a folder of its own."""
 
@@ -48,6 +64,7 @@ class Demo:
     screen: LiveScreen
     kill: bool
     gateways: dict[str, Managed] = field(default_factory=dict)
+    traffic: dict[str, "Traffic"] = field(default_factory=dict)
     rounds: list[RoundSummary] = field(default_factory=list)
     kills: list[str] = field(default_factory=list)
     checks: dict[str, bool] = field(default_factory=dict)
@@ -182,7 +199,10 @@ class Demo:
         return all(states.get(gateway.name) == active for gateway in self.gateways.values())
 
     def _show(self) -> None:
-        self.screen.fleet(self.centre.get("states"), self.centre.get("counts"))
+        states = self.centre.get("states")
+        for state in states:
+            self.traffic.setdefault(state["site_id"], Traffic()).add(state["bytes_up"], state["bytes_down"])
+        self.screen.fleet(states, self.centre.get("counts"))
 
     def _running_releases(self) -> dict[str, str]:
         """What each gateway has on its own disk as current."""
@@ -232,6 +252,7 @@ class Demo:
         return {(row["site_id"], row["camera_id"], round(row["captured_at_ns"] / 1e6)) for row in rows}
 
     def _finish(self, before: dict[str, float], began_s: float) -> DemoResult:
+        self._show()
         after = self.rounds[-1].per_site
         states = {state["site_id"]: state for state in self.centre.get("states")}
         sites = [
@@ -242,8 +263,8 @@ class Demo:
                 after=after.get(site.name, float("nan")),
                 labels=len(self.oracle.given.get(site.name, ())),
                 samples=int(states[site.name]["receipted"]),
-                bytes_up=int(states[site.name]["bytes_up"]),
-                bytes_down=int(states[site.name]["bytes_down"]),
+                bytes_up=self.traffic[site.name].up,
+                bytes_down=self.traffic[site.name].down,
             )
             for site in self.world.sites
         ]
@@ -269,7 +290,11 @@ class Demo:
         """The labelled samples that did it, most valuable first, from all sites in turn."""
         import httpx
 
-        rows = [row for row in self.centre.get("samples", labelled=True, limit=10_000) if row["labels"]]
+        rows = [
+            row
+            for row in self.centre.get("samples", labelled=True, limit=10_000)
+            if len(row["labels"]) == len(self.world.datasets)  # not where the truth of one scenario is ambiguous
+        ]
         rows.sort(key=lambda row: -row["scores"]["value"])
         by_site: dict[str, list[dict[str, Any]]] = {}
         for row in rows:

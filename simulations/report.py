@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from common.files import write_atomically
+from common.files import READABLE, write_atomically
 from simulations.charts import accuracy_bars, round_lines
 from simulations.report_texts import SCRIPT, STYLE, say
 from simulations.result import DemoResult, Picture, RoundSummary
@@ -34,7 +34,7 @@ def write_report(path: Path, result: DemoResult) -> None:
         f"<title>Headframe demo report</title><style>{STYLE}</style></head>"
         f"<body><main>{body}</main><script>{SCRIPT}</script></body></html>\n"
     )
-    write_atomically(path, page.encode())
+    write_atomically(path, page.encode(), READABLE)
 
 
 def _header(result: DemoResult) -> str:
