@@ -222,12 +222,10 @@ class Service:
         return {"answered": len(result.contributions), "counters": dict(result.counters)}
 
     def _labels_by_gateway(self, scenarios: Sequence[str]) -> dict[str, dict[str, dict[bytes, str]]]:
-        """gateway -> scenario -> sample -> label, of the samples that each gateway uploaded."""
+        """gateway -> scenario -> sample -> label, of the samples that each uploaded; an empty label was taken back."""
         found: dict[str, dict[str, dict[bytes, str]]] = {}
         backbone, _ = self.registry.backbone()
         for scenario in scenarios:
-            labelled = self.store.labelled(scenario, backbone.hash)
-            rows = zip(labelled.sample_ids, labelled.gateways, labelled.labels, strict=True)
-            for name, gateway_id, label in rows:
+            for name, gateway_id, label in self.store.judged(scenario, backbone.hash):
                 found.setdefault(gateway_id, {}).setdefault(scenario, {})[name] = label
         return found

@@ -5,7 +5,8 @@ Embeddings are kept as uploaded (float16), so that the centre and the gateway su
 
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -62,31 +63,28 @@ class Exemplars:
             sample.embedding,
             sample.jpeg if keep_picture else None,
         )
-        with self._lock:
-            try:
-                self._db.execute(
-                    "INSERT OR IGNORE INTO exemplars (sample_id, backbone, value, embedding, jpeg) VALUES (?,?,?,?,?)",
-                    row,
-                )
-                self._prune()
-            except sqlite3.OperationalError as error:
-                raise EnvironmentFault(f"cannot write the exemplars: {error}", "Free space in data_dir.") from error
+        with self._lock, self._transaction():
+            self._db.execute(
+                "INSERT OR IGNORE INTO exemplars (sample_id, backbone, value, embedding, jpeg) VALUES (?,?,?,?,?)", row
+            )
+            self._prune()
 
     def label(self, labels: Mapping[bytes, Mapping[str, str]]) -> int:
-        """Set labels (sample -> scenario -> label); returns how many of the samples are known here."""
+        """Set labels (sample -> scenario -> label; an empty one takes it back); returns how many samples are known.
+
+        Raises:
+            EnvironmentFault: the disk is full or fails; no label was set.
+        """
         known = 0
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._lock, self._transaction():
             for name, given in labels.items():
                 if not self._db.execute("SELECT 1 FROM exemplars WHERE sample_id = ?", (name,)).fetchone():
                     continue
                 known += 1
                 for scenario, label in given.items():
-                    self._db.execute(
-                        "INSERT INTO labels VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET label = excluded.label",
-                        (name, scenario, label),
-                    )
-            self._db.execute("COMMIT")
+                    self._db.execute("DELETE FROM labels WHERE sample_id = ? AND scenario = ?", (name, scenario))
+                    if label:
+                        self._db.execute("INSERT INTO labels VALUES (?, ?, ?)", (name, scenario, label))
         return known
 
     def labelled(self, scenario: str, backbone: str) -> tuple[list[bytes], NDArray[np.float32], list[str]]:
@@ -122,6 +120,18 @@ class Exemplars:
         """Close the file."""
         with self._lock:
             self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            raise EnvironmentFault(f"cannot write the exemplars: {error}", "Free space in data_dir.") from error
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
 
     def _prune(self) -> None:
         (count,) = self._db.execute("SELECT count(*) FROM exemplars").fetchone()

@@ -60,7 +60,7 @@ class Spool:
     def __init__(self, connection: sqlite3.Connection, path: Path, bytes_max: int) -> None:
         self._db, self._path, self._bytes_max = connection, path, bytes_max
         self._lock = threading.Lock()
-        self._bytes = int(self._one("SELECT coalesce(sum(bytes), 0) FROM queue"))
+        self._bytes = self._held()
 
     @classmethod
     def open(cls, path: Path, bytes_max: int) -> "Spool":
@@ -96,7 +96,6 @@ class Spool:
             known = "SELECT count(*) FROM ledger WHERE sample_id = ?"
             if self._one(known, sample.sample_id):
                 return False
-            self._make_room(len(payload))
             self._db.execute(
                 "INSERT INTO queue VALUES (?, ?, ?, ?)",
                 (sample.sample_id, sample.scores.value, len(payload), payload),
@@ -107,7 +106,8 @@ class Spool:
             )
             self._count("accepted")
             self._count(f"reason:{sample.reason}")
-        self._bytes = int(self._one("SELECT coalesce(sum(bytes), 0) FROM queue"))
+            held = self._evict()
+        self._bytes = held
         return True
 
     def pending(self, limit: int, exclude: Collection[bytes] = ()) -> list[Queued]:
@@ -135,7 +135,8 @@ class Spool:
                 if self._end(refusal.sample_id, "refused"):
                     log.warning("the centre refused sample %s: %s", refusal.sample_id.hex(), refusal.reason)
             self._prune()
-        self._bytes = int(self._one("SELECT coalesce(sum(bytes), 0) FROM queue"))
+            held = self._held()
+        self._bytes = held
 
     def figures(self) -> SpoolFigures:
         """Counts for the heartbeat."""
@@ -158,14 +159,17 @@ class Spool:
         with self._lock:
             self._db.close()
 
-    def _make_room(self, needed_bytes: int) -> None:
-        held = int(self._one("SELECT coalesce(sum(bytes), 0) FROM queue"))
-        while held + needed_bytes > self._bytes_max:
-            row = self._db.execute("SELECT sample_id, bytes FROM queue ORDER BY value LIMIT 1").fetchone()
-            if row is None:
-                return
-            self._end(row[0], "evicted")
-            held -= row[1]
+    def _evict(self) -> int:
+        """Drop the least valuable until the bound holds; it may be the newest. Returns the bytes that stay."""
+        held = self._held()
+        while held > self._bytes_max:
+            name, size = self._db.execute("SELECT sample_id, bytes FROM queue ORDER BY value LIMIT 1").fetchone()
+            self._end(name, "evicted")
+            held -= size
+        return held
+
+    def _held(self) -> int:
+        return int(self._one("SELECT coalesce(sum(bytes), 0) FROM queue"))
 
     def _end(self, name: bytes, state: str) -> bool:
         removed = self._db.execute("DELETE FROM queue WHERE sample_id = ?", (name,)).rowcount

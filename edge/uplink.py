@@ -11,11 +11,12 @@ from common.clock import Clock
 from common.messages import Receipt
 from common.mqtt import Link
 from edge.settings import UplinkSettings
-from edge.spool import Queued, Spool
+from edge.spool import Spool
 
 log = logging.getLogger(__name__)
 
 IDLE_S = 0.5
+SPENT_S = 30.0  # the day's bytes are spent: only midnight of our own day helps
 BUSY_S = 0.02
 DAY_S = 86_400.0
 
@@ -67,8 +68,13 @@ class Uplink:
             waiting = set(self._sent_at_s)
         room = self._settings.window - len(waiting)
         for queued in self._spool.pending(room, exclude=waiting) if room > 0 else []:
-            if not self._send(queued):
+            limit = self._settings.bytes_per_day
+            if limit and self._day_bytes + len(queued.payload) > limit:
+                return SPENT_S
+            if not self._publish(queued.payload):
                 return BUSY_S
+            self._day_bytes += len(queued.payload)
+            self.bytes_up += len(queued.payload)
             with self._lock:
                 self._sent_at_s[queued.sample_id] = now_s
         return IDLE_S
@@ -80,17 +86,6 @@ class Uplink:
             for name in (*receipt.stored, *(refusal.sample_id for refusal in receipt.refused)):
                 self._sent_at_s.pop(name, None)
         self._wake.set()
-
-    def _send(self, queued: Queued) -> bool:
-        size = len(queued.payload)
-        limit = self._settings.bytes_per_day
-        if limit and self._day_bytes + size > limit:
-            return False
-        if not self._publish(queued.payload):
-            return False
-        self._day_bytes += size
-        self.bytes_up += size
-        return True
 
     def _publish(self, payload: bytes) -> bool:
         if len(payload) <= chunks.CHUNK_BYTES:

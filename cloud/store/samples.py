@@ -187,6 +187,17 @@ class SampleTables(Sessions):
             [row[4] for row in rows],
         )
 
+    def judged(self, scenario: str, backbone: str) -> list[tuple[bytes, str, str]]:
+        """Sample, gateway and newest label of every sample that was ever labelled; empty where it was taken back."""
+        newest = select(func.max(LabelRow.number)).where(LabelRow.scenario == scenario).group_by(LabelRow.sample_id)
+        query = (
+            select(SampleRow.sample_id, SampleRow.gateway_id, LabelRow.label)
+            .join(LabelRow, SampleRow.sample_id == LabelRow.sample_id)
+            .where(LabelRow.number.in_(newest), SampleRow.backbone == backbone)
+        )
+        with self._read() as session:
+            return [(row[0], row[1], row[2]) for row in session.execute(query)]
+
     def counts(self) -> dict[str, Any]:
         """Samples, labels that count, refused messages that are kept, and samples by site."""
         with self._read() as session:

@@ -1,0 +1,213 @@
+"""Samples up over a real broker: every one is receipted in the end, and what may not leave does not."""
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from common import codec, topics
+from common.chunks import CHUNK_BYTES, Joiner
+from common.clock import SystemClock
+from common.messages import Chunk, Receipt, Refusal, Sample
+from common.mqtt import Broker, MqttLink
+from edge.settings import UplinkSettings
+from edge.spool import Spool
+from edge.uplink import DAY_S, SPENT_S, Uplink
+
+MakeSample = Callable[..., Sample]
+GATEWAY = "north-1"
+
+
+class Clock:
+    """A clock that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+    def wall_ns(self) -> int:
+        return int(self.now_s * 1e9)
+
+
+class Wire:
+    """A link that remembers what was published."""
+
+    def __init__(self) -> None:
+        self.connected = True
+        self.takes = 10**9
+        self.sent: list[tuple[str, bytes]] = []
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
+        if not self.connected or len(self.sent) >= self.takes:
+            return False
+        self.sent.append((topic, payload))
+        return True
+
+    def samples(self) -> list[Sample]:
+        return [m for _, payload in self.sent if isinstance(m := codec.decode(payload), Sample)]
+
+
+class LossyCentre:
+    """Receipts what arrives, but loses a share of the receipts and repeats some; counts what it got."""
+
+    def __init__(self, broker: Broker, lost: float) -> None:
+        self.arrived: Counter[bytes] = Counter()
+        self.topics: set[str] = set()
+        self._random, self._lost, self._joiner = random.Random(3), lost, Joiner(64_000_000)
+        self.link = MqttLink(broker, "centre", ("headframe/#",), self._on, window=500)
+        self.link.start()
+        self.link.wait_connected(15)
+
+    def _on(self, topic: str, payload: bytes) -> None:
+        if "/up/" not in topic:
+            return
+        self.topics.add(topic)
+        message = codec.decode(payload)
+        if isinstance(message, Chunk):
+            whole = self._joiner.add(message)
+            if whole is None:
+                return
+            message = codec.decode(whole)
+        assert isinstance(message, Sample)
+        self.arrived[message.sample_id] += 1
+        for _ in range(self._random.choice((1, 1, 2))):
+            if self._random.random() > self._lost:
+                receipt = Receipt(stored=(message.sample_id,))
+                self.link.publish(topics.down(GATEWAY, "receipt"), codec.encode(receipt))
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    opened = Spool.open(tmp_path / "spool.db", 10**9)
+    yield opened
+    opened.close()
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)
+
+
+def run_uplink(broker: Broker, spool: Spool, share: str = "samples") -> tuple[Uplink, MqttLink]:
+    found: list[Uplink] = []
+
+    def on_message(_topic: str, payload: bytes) -> None:
+        message = codec.decode(payload)
+        assert isinstance(message, Receipt)
+        found[0].on_receipt(message)
+
+    link = MqttLink(broker, "gateway", (topics.down_filter(GATEWAY),), on_message)
+    uplink = Uplink(link, spool, GATEWAY, UplinkSettings(resend_s=0.4), SystemClock(), share)
+    found.append(uplink)
+    link.start()
+    link.wait_connected(15)
+    uplink.start()
+    return uplink, link
+
+
+def test_every_sample_is_receipted_though_a_third_of_the_receipts_are_lost(
+    broker: Broker, spool: Spool, make_sample: MakeSample
+) -> None:
+    samples = [make_sample(number) for number in range(60)]
+    big = make_sample(1_000, size=3 * CHUNK_BYTES)
+    for sample in (*samples, big):
+        spool.accept(sample)
+    centre = LossyCentre(broker, 0.33)
+    uplink, link = run_uplink(broker, spool)
+    wait_until(lambda: spool.figures().rows == 0)
+    uplink.stop(5)
+    link.stop()
+    centre.link.stop()
+    assert set(centre.arrived) == {sample.sample_id for sample in (*samples, big)}
+    assert max(centre.arrived.values()) > 1, "a lost receipt makes a sample travel again"
+    assert set(spool.ledger().values()) == {"receipted"}
+    assert centre.topics == {topics.up(GATEWAY, "sample"), topics.up(GATEWAY, "chunk")}
+
+
+def test_with_share_updates_no_pixel_ever_leaves(broker: Broker, spool: Spool, make_sample: MakeSample) -> None:
+    for number in range(5):
+        spool.accept(make_sample(number))
+    spool.accept(make_sample(9, size=2 * CHUNK_BYTES))
+    seen: list[str] = []
+    watcher = MqttLink(broker, "watcher", ("#",), lambda topic, _: seen.append(topic))
+    watcher.start()
+    watcher.wait_connected(15)
+    uplink, link = run_uplink(broker, spool, "updates")
+    time.sleep(0.8)
+    link.publish(topics.up(GATEWAY, "state"), b"the watcher does see what is sent")
+    wait_until(lambda: bool(seen))
+    uplink.stop(5)
+    link.stop()
+    watcher.stop()
+    assert set(seen) == {topics.up(GATEWAY, "state")}
+    assert spool.figures().rows == 6, "they stay for the site's own page"
+
+
+def test_the_window_bounds_what_is_under_way(spool: Spool, make_sample: MakeSample) -> None:
+    for number in range(20):
+        spool.accept(make_sample(number, value=number / 20))
+    wire, clock = Wire(), Clock()
+    uplink = Uplink(wire, spool, GATEWAY, UplinkSettings(window=4, resend_s=10), clock, "samples")
+    for _ in range(3):
+        uplink.step()
+    sent = wire.samples()
+    assert [sample.scores.value for sample in sent] == [0.95, 0.9, 0.85, 0.8], "the most valuable, once each"
+    uplink.on_receipt(Receipt(stored=(sent[1].sample_id,), refused=(Refusal(sent[2].sample_id, "no"),)))
+    uplink.step()
+    assert [sample.scores.value for sample in wire.samples()[4:]] == [0.75, 0.7]
+    clock.now_s = 10.0
+    uplink.step()
+    again = [sample.sample_id for sample in wire.samples()[6:]]
+    assert again[:2] == [sent[0].sample_id, sent[3].sample_id], "only what has no receipt is sent again"
+
+
+def test_a_busy_or_broken_link_loses_nothing(spool: Spool, make_sample: MakeSample) -> None:
+    for number in range(4):
+        spool.accept(make_sample(number))
+    wire, clock = Wire(), Clock()
+    uplink = Uplink(wire, spool, GATEWAY, UplinkSettings(), clock, "samples")
+    wire.takes = 1
+    uplink.step()
+    wire.connected = False
+    uplink.step()
+    wire.connected, wire.takes = True, 10**9
+    uplink.step()
+    assert len({sample.sample_id for sample in wire.samples()}) == 4
+    assert spool.figures().rows == 4, "sent is not receipted"
+
+
+def test_the_days_bytes_are_never_exceeded_and_go_to_the_most_valuable(spool: Spool, make_sample: MakeSample) -> None:
+    for number in range(30):
+        spool.accept(make_sample(number, value=(number * 7 % 30) / 30))
+    size = len(codec.encode(make_sample(0)))
+    wire, clock = Wire(), Clock()
+    settings = UplinkSettings(window=100, bytes_per_day=10 * size + size // 2)
+    uplink = Uplink(wire, spool, GATEWAY, settings, clock, "samples")
+    assert uplink.step() == SPENT_S, "no use in asking again soon"
+    uplink.step()
+    assert sum(len(payload) for _, payload in wire.sent) <= settings.bytes_per_day
+    sent = {sample.scores.value for sample in wire.samples()}
+    kept = {queued.value for queued in spool.pending(100)} - sent
+    assert len(sent) == 10
+    assert min(sent) > max(kept)
+    uplink.on_receipt(Receipt(stored=tuple(sample.sample_id for sample in wire.samples())))
+    clock.now_s = DAY_S
+    uplink.step()
+    assert len(wire.sent) == 20, "a new day, new bytes"
+
+
+def test_stopping_is_prompt(spool: Spool) -> None:
+    uplink = Uplink(Wire(), spool, GATEWAY, UplinkSettings(), SystemClock(), "samples")
+    uplink.start()
+    began_s = time.monotonic()
+    uplink.stop(5)
+    assert time.monotonic() - began_s < 2
+    assert "uplink" not in {thread.name for thread in threading.enumerate()}
