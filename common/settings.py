@@ -2,14 +2,17 @@
 
 import dataclasses
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from common.errors import ConfigError
+from common.errors import ConfigError, OperatorError
+from common.ids import check_name
 from common.mqtt import Broker
+from common.settings_table import list_keys
 
 
 class Section(BaseModel):
@@ -22,7 +25,7 @@ class BrokerSection(Section):
     """[broker]"""
 
     host: str = Field("127.0.0.1", description="Host name or address of the MQTT broker.")
-    port: int = Field(1883, ge=1, le=65535, description="TCP port.")
+    port: int = Field(1883, ge=1, le=65535, description="TCP port of the broker.")
     username: str | None = Field(None, description="User name, when the broker asks for one.")
     password: str | None = Field(None, repr=False, description="Password; better set by environment.")
     ca_file: Path | None = Field(None, description="CA certificate (PEM); its presence switches TLS on.")
@@ -73,14 +76,32 @@ def load_settings(model: type[S], path: Path) -> S:
     try:
         return model(**values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_sentences(error)}", "`headframe … config keys` lists every key.") from error
+        raise ConfigError(
+            f"{path}: {_sentences(error, model)}", "`headframe … config keys` lists every key."
+        ) from error
 
 
-def _sentences(error: ValidationError) -> str:
+def check_key_name(kind: str, value: str) -> str:
+    """`check_name` for validators of settings, so that the error names the key.
+
+    Raises:
+        ValueError: not a name.
+    """
+    try:
+        return check_name(kind, value)
+    except OperatorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _sentences(error: ValidationError, model: type[BaseModel]) -> str:
     """One clause per wrong key, the key written as in TOML."""
+    known = sorted({row["key"].rpartition(".")[2] for row in list_keys(model)} | set(model.model_fields))
     clauses = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
-        reason = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
+        reason = item["msg"]
+        if item["type"] == "extra_forbidden":
+            near = get_close_matches(str(item["loc"][-1]), known, 1)
+            reason = f"unknown key, did you mean {near[0]}?" if near else "unknown key"
         clauses.append(f"{key}: {reason}")
     return "; ".join(clauses)

@@ -6,8 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from common.ids import check_name
-from common.settings import BrokerSection, RoleSettings, Section
+from common.settings import BrokerSection, RoleSettings, Section, check_key_name
 
 
 class CameraSettings(Section):
@@ -32,7 +31,7 @@ class CameraSettings(Section):
     @field_validator("id")
     @classmethod
     def _name(cls, value: str) -> str:
-        return check_name("camera", value)
+        return check_key_name("camera", value)
 
 
 class SelectionSettings(Section):
@@ -101,7 +100,7 @@ class EdgeSettings(RoleSettings):
     @field_validator("gateway_id", "site_id")
     @classmethod
     def _name(cls, value: str) -> str:
-        return check_name("gateway or site", value)
+        return check_key_name("gateway or site", value)
 
     @field_validator("cameras")
     @classmethod

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
 from cloud.learning.export import export_head
@@ -21,6 +22,8 @@ from common.quiet import silence_flower
 from common.statistics import Statistics
 
 silence_flower()
+settings.register_profile("headframe", deadline=None, print_blob=True)  # a shared machine has no steady pace
+settings.load_profile("headframe")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
