@@ -5,18 +5,33 @@ import threading
 from pathlib import Path
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.middleware.base import RequestResponseEndpoint
 
 from cloud.console.api import make_api
 from cloud.console.pages import make_pages
 from cloud.desk import Desk
 from common.errors import OperatorError
 
+GUARD = {
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+"""Scripts from here only; inline styles are the widths of bars."""
+
 
 def make_console(desk: Desk) -> FastAPI:
     """The application: API, pages, static files."""
     app = FastAPI(title="Headframe", docs_url=None, redoc_url=None)
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        reply = await call_next(request)
+        reply.headers.update(GUARD)
+        return reply
+
     app.include_router(make_api(desk))
     app.include_router(make_pages(desk))
     app.mount("/static", StaticFiles(directory=Path(__file__).with_name("static")), name="static")

@@ -51,8 +51,10 @@ class Trainer:
             found[scenario.name] = scenario.classes
         for dataset in self._catalogue.datasets():
             found[dataset.scenario] = _append(found.get(dataset.scenario, ()), dataset.classes)
-        for name, classes in found.items():
-            found[name] = _append(classes, sorted(set(self._store.labels(name).values())))
+        for name in (*found, *(name for name in self._store.labelled_scenarios() if name not in found)):
+            used = sorted(set(self._store.labels(name).values()), key=lambda label: (label != "normal", label))
+            if used or name in found:
+                found[name] = _append(found.get(name, ()), used)
         return found
 
     def run(self, note: str) -> Outcome:

@@ -156,6 +156,11 @@ class SampleTables(Sessions):
         with self._read() as session:
             return {row.sample_id: row.label for row in session.scalars(_current(scenario))}
 
+    def labelled_scenarios(self) -> list[str]:
+        """Scenarios that people have labelled samples of."""
+        with self._read() as session:
+            return sorted(session.scalars(select(LabelRow.scenario).distinct()))
+
     def labelled(self, scenario: str, backbone: str) -> LabelledSet:
         """Labelled samples whose embedding is of this backbone.
 

@@ -7,7 +7,7 @@ const escapes = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&
 const esc = (value) => String(value ?? "").replace(/[&<>"']/g, (c) => escapes[c]);
 const size = (n) => n > 1e9 ? (n / 1e9).toFixed(1) + " GB" : n > 1e6 ? (n / 1e6).toFixed(1) + " MB" : Math.ceil(n / 1e3) + " kB";
 const percent = (x) => x === null || x === undefined || Number.isNaN(x) ? "–" : (100 * x).toFixed(1) + " %";
-const time = (ns) => new Date(ns / 1e6).toLocaleString();
+const time = (ns) => new Date(ns / 1e6).toLocaleString(document.documentElement.lang === "zh" ? "zh-CN" : "en-GB");
 
 async function api(path, body) {
   const options = body === undefined ? {} : { method: "POST", headers: { "content-type": "application/json" },
@@ -24,15 +24,17 @@ async function fleet() {
   const online = states.filter((s) => s.online).length;
   const tiles = [[t.sites, `${online} / ${states.length}`], [t.samples, counts.samples], [t.labels, counts.labels],
     [t.running, active ? active.release_id : "–"]];
-  const camera = (c) => `<span class="pill ${c.state === "live" || c.state === "ended" ? "good" : c.state === "starting" ? "" : "bad"}"
-    title="${esc(c.detail)}">${esc(c.camera_id)} · ${esc(c.state)}</span>`;
-  const chosen = (s) => Object.entries(s.chosen).map(([why, n]) => `<span class="pill" title="${esc(t[why])}">${esc(why)} ${n}</span>`).join("");
+  const colour = { live: "good", ended: "good", starting: "" };
+  const camera = (c, online) => `<span class="pill ${online ? colour[c.state] ?? "bad" : ""}"
+    title="${esc(c.detail)}">${esc(c.camera_id)} · ${esc(t["camera_" + c.state] || c.state)}</span>`;
+  const chosen = (s) => Object.entries(s.chosen).map(([why, n]) => `<span class="pill" title="${esc(t[why])}">${esc(t["short_" + why] || why)} ${n}</span>`).join("");
+  if (!states.length) { main.innerHTML = `<div class="card">${t.no_gateways}</div>`; return; }
   main.innerHTML = `<div class="tiles">${tiles.map(([k, v]) => `<div class="tile"><span>${esc(k)}</span><b>${esc(v)}</b></div>`).join("")}</div>
     <div class="card"><table><thead><tr><th>${t.site}<th>${t.gateway}<th>${t.status}<th>${t.release}<th>${t.cameras}<th>${t.looks}
     <th>${t.chosen}<th>${t.spool}<th>${t.receipted}<th>${t.bytes_up}</tr></thead><tbody>${states.map((s) => `<tr>
-    <td>${esc(s.site_id)}<td>${esc(s.gateway_id)}<td class="${s.online ? "good" : "bad"}">● ${s.online ? t.online : t.offline}
-    <td title="${esc(s.install)}">${esc(s.release_id || "–")}${active && s.release_id !== active.release_id ? ' <span class="warn">⟳</span>' : ""}
-    <td>${s.cameras.map(camera).join("")}<td class="number">${s.looks}<td>${chosen(s)}<td class="number">${s.spool_rows}
+    <td class="name">${esc(s.site_id)}<td class="name">${esc(s.gateway_id)}<td class="name ${s.online ? "good" : "bad"}">● ${s.online ? t.online : t.offline}
+    <td class="name" title="${esc(s.install)}">${esc(s.release_id || "–")}${active && s.release_id !== active.release_id ? ' <span class="warn">⟳</span>' : ""}
+    <td>${s.cameras.map((c) => camera(c, s.online)).join("")}<td class="number">${s.looks}<td>${chosen(s)}<td class="number">${s.spool_rows}
     <td class="number">${s.receipted}<td class="number">${size(s.bytes_up)}</tr>`).join("")}</tbody></table></div>`;
 }
 
@@ -68,8 +70,13 @@ async function act(what) {
 const review = { scenario: Object.keys(scenarios)[0], queue: [], done: [], hidden: new Set(), outbox: [], sending: false };
 
 async function fetchQueue() {
-  const rows = await api(`queue?scenario=${encodeURIComponent(review.scenario)}&limit=60`);
-  review.queue = rows.filter((r) => !review.hidden.has(r.sample_id));
+  const scenario = review.scenario;
+  const rows = await api(`queue?scenario=${encodeURIComponent(scenario)}&limit=60`);
+  if (scenario !== review.scenario) return;  // another one was chosen meanwhile
+  const waiting = rows.filter((r) => !review.hidden.has(r.sample_id));
+  const shown = review.queue[0];  // stays under the person's finger, whatever arrives
+  review.queue = shown && waiting.some((r) => r.sample_id === shown.sample_id)
+    ? [shown, ...waiting.filter((r) => r.sample_id !== shown.sample_id)] : waiting;
 }
 
 function label(value) {
@@ -79,6 +86,14 @@ function label(value) {
   review.done.push({ sample, value });
   if (value !== null) review.outbox.push({ sample_id: sample.sample_id, scenario: review.scenario, label: value });
   drawReview(); flush();
+}
+
+function newClass() {
+  const name = (prompt(t.new_class_name) || "").trim();
+  if (!name || !review.queue.length) return;
+  const classes = scenarios[review.scenario];
+  if (!classes.includes(name)) classes.push(name);
+  label(name);
 }
 
 function undo() {
@@ -118,14 +133,15 @@ function drawReview() {
     const bar = (k) => `<span class="soft">${t[k]} ${percent(sample.scores[k])}</span><div class="bar"><i style="width:${100 * sample.scores[k]}%"></i></div>`;
     const guess = says ? says.classes.map((c, i) => [c, says.probabilities[i]]).sort((a, b) => b[1] - a[1]).slice(0, 3)
       .map(([c, p]) => `<span class="pill">${esc(c)} ${percent(p)}</span>`).join("") : "";
-    main.innerHTML = pick + `<div class="review"><div><div class="picture"><img id="picture" alt="" src="/api/v1/samples/${sample.sample_id}.jpg"></div>
+    main.innerHTML = pick + `<div class="review"><div><div class="picture"><img id="picture" alt="${esc(sample.site_id)} ${esc(sample.camera_id)}" src="/api/v1/samples/${sample.sample_id}.jpg"></div>
       <div class="strip">${review.queue.slice(0, 12).map((s) => `<img alt="" loading="lazy" src="/api/v1/samples/${s.sample_id}.jpg">`).join("")}</div></div>
       <aside class="card"><b>${esc(sample.site_id)}</b> · ${esc(sample.camera_id)}<div class="soft">${time(sample.captured_at_ns)} · ${esc(sample.release_id)}</div>
       <div class="classes">${classes.map((c, i) => `<button data-label="${esc(c)}"><kbd>${i + 1}</kbd>${esc(c)}</button>`).join("")}
-      <button id="skip"><kbd>s</kbd>${t.skip}</button><button id="undo"><kbd>u</kbd>${t.undo}</button></div>
+      <button id="new"><kbd>n</kbd>${t.new_class}</button><button id="skip"><kbd>s</kbd>${t.skip}</button><button id="undo"><kbd>u</kbd>${t.undo}</button></div>
       <p><span class="soft">${t.model_says}</span><br>${guess}</p><p><span class="soft">${t.why}</span><br><b>${esc(t[sample.reason] || sample.reason)}</b></p>
       ${["novelty", "abnormality", "uncertainty", "redundancy"].map(bar).join("")}</aside></div>`;
     main.querySelectorAll("[data-label]").forEach((b) => { b.onclick = () => label(b.dataset.label); });
+    document.getElementById("new").onclick = newClass;
     document.getElementById("skip").onclick = () => label(null);
     document.getElementById("undo").onclick = undo;
   }
@@ -136,6 +152,7 @@ document.addEventListener("keydown", (event) => {
   if (document.body.dataset.page !== "review" || event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT") return;
   const classes = scenarios[review.scenario] || [], number = Number(event.key);
   if (number >= 1 && number <= classes.length) label(classes[number - 1]);
+  else if (event.key === "n") { event.preventDefault(); newClass(); }
   else if (event.key === "s") label(null);
   else if (event.key === "u") undo();
 });

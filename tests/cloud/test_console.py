@@ -1,0 +1,301 @@
+"""The console: its API on a real store, and its pages in a real browser."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from cloud.console.server import ConsoleServer
+from cloud.console.texts import TEXTS, choose_language, texts
+from cloud.desk import Desk
+from cloud.learning.export import set_default_backbone
+from cloud.service import Service
+from cloud.settings import CloudSettings
+from common.messages import CameraState, Prediction, Sample, State
+from common.mqtt import Broker
+
+MakeSample = Callable[..., Sample]
+HOSTILE = "<img src=x onerror=window.hacked=1>"
+
+
+@dataclass
+class Office:
+    """A centre without a broker, its console, and a client of its API."""
+
+    service: Service
+    http: httpx.Client
+    url: str
+
+
+@pytest.fixture
+def office(tmp_path: Path, tiny_backbone: Callable[..., bytes], make_sample: MakeSample) -> Iterator[Office]:
+    service = Service(CloudSettings(data_dir=tmp_path / "centre"), Broker())
+    layer = service.registry.put(tiny_backbone())
+    set_default_backbone(tmp_path / "centre" / "layers", layer.hash)
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(40):
+        tear = number % 2
+        x = rng.normal(size=12) + 4 * tear
+        prediction = Prediction("belt", ("normal", "tear"), (0.6, 0.4), 1.0)
+        made.append(
+            make_sample(
+                number,
+                gateway_id=f"gw-{number % 2}",
+                site_id=f"site-{number % 2}",
+                backbone=layer.hash,
+                embedding=x.astype("<f2").tobytes(),
+                predictions=(prediction,),
+                value=number / 40,
+                size=(120, 160),
+            )
+        )
+    service.store.add_samples(made, 1)
+    rows = [(sample.sample_id, "belt", ("normal", "tear")[n % 2]) for n, sample in enumerate(made[:20])]
+    service.store.add_labels(rows, "li", 1)
+    assert service.trainer.run("first").release_id
+    for number in range(2):
+        cameras = (CameraState(camera_id=HOSTILE, state="failed", detail="there is no video x.mp4"),)
+        service.store.put_state(
+            State(
+                gateway_id=f"gw-{number}",
+                site_id=f"site-{number}",
+                at_ns=1,
+                agent_version="1",
+                release_id="r1",
+                cameras=cameras,
+                chosen={"novel": 3},
+            )
+        )
+    console = ConsoleServer("127.0.0.1", 0, Desk(service))
+    console.start()
+    url = f"http://127.0.0.1:{console.port}"
+    with httpx.Client(base_url=f"{url}/api/v1", timeout=10) as http:
+        wait_until(lambda: answers(http))
+        yield Office(service, http, url)
+    console.stop()
+    service.store.close()
+
+
+def answers(http: httpx.Client) -> bool:
+    try:
+        return http.get("/health").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 15) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.03)
+
+
+# --- API --------------------------------------------------------------------------------------
+
+
+def test_the_queue_says_why_and_a_label_takes_a_sample_out_of_it(office: Office) -> None:
+    queue = office.http.get("/queue", params={"scenario": "belt"}).json()
+    assert len(queue) == 20
+    assert queue[0]["reason"] == "novel"
+    assert set(queue[0]["scores"]) == {"novelty", "abnormality", "uncertainty", "redundancy", "value"}
+    name = queue[0]["sample_id"]
+    assert office.http.get(f"/samples/{name}.jpg").headers["content-type"] == "image/jpeg"
+    label = {"sample_id": name, "scenario": "belt", "label": "撕裂", "author": "li"}
+    assert office.http.post("/labels", json=[label]).json() == {"new": 1}
+    assert office.http.post("/labels", json=[label]).json() == {"new": 0}, "the same again changes nothing"
+    assert name not in {row["sample_id"] for row in office.http.get("/queue", params={"scenario": "belt"}).json()}
+    assert office.http.get("/audits").json()[0]["actor"] == "li"
+
+
+@pytest.mark.parametrize(
+    ("label", "status"),
+    [
+        ({"sample_id": "f" * 32, "scenario": "belt", "label": "tear"}, 409),
+        ({"sample_id": "no hex", "scenario": "belt", "label": "tear"}, 422),
+        ({"sample_id": "f" * 32, "scenario": "belt", "label": "x" * 121}, 422),
+        ({"sample_id": "f" * 32, "scenario": "belt"}, 422),
+    ],
+)
+def test_a_wrong_label_is_refused(office: Office, label: dict[str, str], status: int) -> None:
+    assert office.http.post("/labels", json=[label]).status_code == status
+
+
+def test_only_json_from_our_own_pages_writes(office: Office) -> None:
+    for path in ("/labels", "/rounds", "/releases/r1/rollback"):
+        assert office.http.post(path, data={"x": "1"}).status_code == 415
+        foreign = {"origin": "http://evil.example", "content-type": "application/json"}
+        assert office.http.post(path, content="[]", headers=foreign).status_code == 403
+    assert office.http.get("/samples/zz.jpg").status_code == 404
+    assert office.http.get("/nowhere").status_code == 404
+
+
+def test_a_release_is_rolled_back_to_and_recorded(office: Office) -> None:
+    first = office.http.get("/releases").json()[0]
+    assert first["status"] == "active"
+    assert first["gate"]["passed"] is True
+    again = office.http.post(f"/releases/{first['release_id']}/rollback", json={"author": "li"}).json()["release_id"]
+    rows = {row["release_id"]: row["status"] for row in office.http.get("/releases").json()}
+    assert rows == {again: "active", first["release_id"]: "superseded"}
+    assert office.http.post("/releases/r9-none/rollback", json={"author": "li"}).status_code == 409
+
+
+def test_pages_carry_a_policy_that_runs_no_foreign_script(office: Office) -> None:
+    reply = httpx.get(office.url, timeout=10)
+    assert "default-src 'self'" in reply.headers["content-security-policy"]
+    assert reply.headers["x-content-type-options"] == "nosniff"
+
+
+def test_every_word_is_in_both_languages() -> None:
+    for key, (english, chinese) in TEXTS.items():
+        assert english, key
+        assert any("\u4e00" <= sign <= "\u9fff" for sign in chinese + english), key
+    assert choose_language("zh", "en", "en") == "zh"
+    assert choose_language("xx", None, "zh-CN,zh;q=0.9") == "zh"
+    assert choose_language(None, "en", "zh") == "en"
+    assert set(texts("zh")) == set(texts("en"))
+
+
+# --- pages in a browser -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    from playwright.sync_api import sync_playwright
+
+    binary = shutil.which("chromium") or shutil.which("chromium-browser")
+    if binary is None:
+        pytest.skip("no Chromium on this machine")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=binary, args=[*flags, "--disable-sync", "--no-first-run"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: object) -> Iterator[object]:
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, locale="en-GB")  # type: ignore[attr-defined]
+    opened = context.new_page()
+    opened.set_default_timeout(10_000)
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    yield opened
+    context.close()
+    assert errors == []
+
+
+@pytest.mark.browser
+def test_labels_are_given_with_single_keys_and_taken_back(office: Office, page) -> None:
+    queue = office.http.get("/queue", params={"scenario": "belt"}).json()
+    page.goto(f"{office.url}/review")
+    page.wait_for_selector("#picture")
+    assert queue[0]["sample_id"] in page.get_attribute("#picture", "src")
+    for key in "1221s":
+        page.keyboard.press(key)
+    ids = [bytes.fromhex(row["sample_id"]) for row in queue]
+    wait_until(lambda: len(office.service.store.labels("belt")) == 24)
+    labels = office.service.store.labels("belt")
+    assert [labels.get(name) for name in ids[:5]] == ["normal", "tear", "tear", "normal", None]
+    page.keyboard.press("u")  # the skip
+    page.keyboard.press("u")  # the last label
+    wait_until(lambda: len(office.service.store.labels("belt")) == 23)
+    assert ids[3] not in office.service.store.labels("belt")
+    assert queue[3]["sample_id"] in page.get_attribute("#picture", "src")
+
+
+@pytest.mark.browser
+def test_a_class_never_seen_is_named_by_a_person(office: Office, page) -> None:
+    page.on("dialog", lambda dialog: dialog.accept("锚杆"))
+    page.goto(f"{office.url}/review")
+    page.wait_for_selector("#picture")
+    page.keyboard.press("n")
+    wait_until(lambda: "锚杆" in office.service.store.labels("belt").values())
+    page.wait_for_selector('[data-label="锚杆"]')
+    assert office.service.trainer.scenarios()["belt"] == ("normal", "tear", "锚杆")
+
+
+@pytest.mark.browser
+def test_what_arrives_does_not_change_the_picture_under_the_finger(
+    office: Office, page, make_sample: MakeSample
+) -> None:
+    page.goto(f"{office.url}/review")
+    page.wait_for_selector("#picture")
+    shown = page.get_attribute("#picture", "src")
+    office.service.store.add_samples([make_sample(900, value=1.0, size=(120, 160))], 2)
+    page.wait_for_selector(".strip img")
+    with page.expect_response(lambda reply: "/queue" in reply.url):
+        pass
+    assert page.get_attribute("#picture", "src") == shown
+
+
+@pytest.mark.browser
+def test_labels_given_while_the_centre_is_away_are_saved_later(office: Office, page) -> None:
+    page.goto(f"{office.url}/review")
+    page.wait_for_selector("#picture")
+    page.context.set_offline(True)
+    page.keyboard.press("1")
+    page.keyboard.press("2")
+    wait_until(lambda: page.inner_text("#notice") != "")
+    assert len(office.service.store.labels("belt")) == 20
+    page.context.set_offline(False)
+    wait_until(lambda: len(office.service.store.labels("belt")) == 22)
+    wait_until(lambda: page.inner_text("#notice") == "")
+
+
+@pytest.mark.browser
+def test_hostile_names_are_text_and_faults_are_seen(office: Office, page) -> None:
+    page.goto(office.url)
+    page.wait_for_selector("tbody tr")
+    assert HOSTILE in page.inner_text("tbody")
+    assert page.evaluate("window.hacked") is None
+    assert "no video x.mp4" in page.get_attribute(".pill", "title")
+
+
+@pytest.mark.browser
+def test_a_release_is_rolled_back_after_a_question(office: Office, page) -> None:
+    office.service.registry.roll_back(office.http.get("/releases").json()[0]["release_id"], "second")
+    page.goto(f"{office.url}/releases")
+    page.wait_for_selector("[data-back]")
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    page.click("[data-back]")
+    assert len(office.http.get("/releases").json()) == 2, "no was said"
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.click("[data-back]")
+    wait_until(lambda: len(office.http.get("/releases").json()) == 3)
+    page.click("summary")
+    assert "gold" in page.inner_text("details") or "site" in page.inner_text("details")
+
+
+@pytest.mark.browser
+def test_the_language_is_switched_and_remembered(office: Office, page) -> None:
+    page.goto(f"{office.url}/review")
+    page.click(".language")
+    page.wait_for_selector("#picture")
+    assert page.get_attribute("html", "lang") == "zh"
+    assert TEXTS["model_says"][1] in page.inner_text("main")
+    page.goto(f"{office.url}/")
+    assert TEXTS["fleet"][1] in page.inner_text("nav")
+    english = {pair[0] for key, pair in TEXTS.items() if key not in ("language",) and len(pair[0]) > 6}
+    page.wait_for_selector("tbody tr")
+    assert [word for word in english if word in page.inner_text("body")] == []
+    json.dumps(page.title())
+
+
+@pytest.mark.browser
+def test_nothing_is_fetched_from_elsewhere_and_a_phone_shows_it(office: Office, page) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.set_viewport_size({"width": 390, "height": 844})
+    for path in ("/", "/review", "/releases"):
+        page.goto(office.url + path)
+        page.wait_for_selector("main > *")
+        width = page.evaluate("document.documentElement.scrollWidth")
+        assert width <= 390, f"{path} is {width} pixels wide on a phone"
+    assert all(url.startswith((office.url, "data:")) for url in asked)
