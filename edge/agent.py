@@ -96,6 +96,11 @@ class Agent:
         """What runs now; empty on a box that never had a release."""
         return self._model.release_id if self._model else ""
 
+    def scenarios(self) -> dict[str, tuple[str, ...]]:
+        """Scenario -> classes of what runs now."""
+        model = self._model
+        return {item.name: item.classes for item in model.manifest.scenarios} if model else {}
+
     def start(self) -> None:
         """Start from the last good release; the network may come later."""
         model = self.installer.boot()

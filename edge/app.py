@@ -33,7 +33,7 @@ def run_agent(settings: EdgeSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     agent = Agent(settings)
-    page = StatusPage(settings.status.host, settings.status.port, agent.state, agent.exemplars)
+    page = StatusPage(settings.status.host, settings.status.port, agent.state, agent.exemplars, agent.scenarios)
     page.start()
     write_atomically(settings.data_dir / "status.json", json.dumps({"port": page.port, "pid": os.getpid()}).encode())
     agent.start()

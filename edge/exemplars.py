@@ -99,14 +99,21 @@ class Exemplars:
         stacked = np.stack(embeddings) if embeddings else np.zeros((0, 0), np.float32)
         return [row[0] for row in rows], stacked, [row[2] for row in rows]
 
-    def to_label(self, scenario: str, limit: int) -> list[tuple[bytes, bytes]]:
-        """Ids and pictures (JPEG) that wait for a label of this scenario, most valuable first."""
+    def waiting(self, scenario: str, limit: int) -> list[bytes]:
+        """Ids of pictures that wait for a label of this scenario, most valuable first."""
         with self._lock:
-            return self._db.execute(
-                "SELECT sample_id, jpeg FROM exemplars WHERE jpeg IS NOT NULL AND sample_id NOT IN "
+            rows = self._db.execute(
+                "SELECT sample_id FROM exemplars WHERE jpeg IS NOT NULL AND sample_id NOT IN "
                 "(SELECT sample_id FROM labels WHERE scenario = ?) ORDER BY value DESC LIMIT ?",
                 (scenario, limit),
             ).fetchall()
+        return [row[0] for row in rows]
+
+    def picture(self, sample_id: bytes) -> bytes | None:
+        """JPEG of a sample whose picture is kept here."""
+        with self._lock:
+            row = self._db.execute("SELECT jpeg FROM exemplars WHERE sample_id = ?", (sample_id,)).fetchone()
+        return row[0] if row else None
 
     def counts(self) -> dict[str, int]:
         """Samples remembered, and labels known."""

@@ -5,35 +5,56 @@ Serves what the agent reports; decides nothing. Listens on the loopback unless t
 
 import socket
 import threading
+import urllib.parse
 from collections.abc import Callable
 from html import escape
+from pathlib import Path
 
 import msgspec
 import uvicorn
-from fastapi import FastAPI, HTTPException, Response
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.middleware.base import RequestResponseEndpoint
 
+from common.errors import OperatorError
 from common.messages import State
 from edge.exemplars import Exemplars
 
-_PAGE = """<!doctype html><meta charset=utf-8><meta http-equiv=refresh content=5><title>{gateway}</title>
-<style>body{{font:15px system-ui,"Noto Sans CJK SC",sans-serif;margin:2rem;color:#222}}td,th{{padding:.3rem .9rem;
-text-align:left;border-bottom:1px solid #ddd}}.live{{color:#176b3a}}.failed,.dark,.frozen{{color:#b3261e}}</style>
-<h1>{gateway} <small>{site}</small></h1>
-<p>release <b>{release}</b> · {install}</p>
-<p>spool {rows} samples, {bytes} bytes · accepted {accepted} · receipted {receipted} · evicted {evicted}</p>
-<table><tr><th>camera<th>state<th>frames<th>looks<th>dropped<th>detail</tr>{cameras}</table>"""
+PAGES = Path(__file__).with_name("pages")
+GUARD = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+LABEL_CHARACTERS_MAX = 120
+Scenarios = Callable[[], dict[str, tuple[str, ...]]]
+_PAGE = """<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=5>
+<meta name=viewport content="width=device-width, initial-scale=1"><title>{gateway}</title>
+<link rel=stylesheet href=/pages/gateway.css>
+<h1>{gateway} <small>{site} · 网关状态</small></h1>
+<div class=card>release 版本 <b>{release}</b> <span class=soft>{install}</span><br>
+spool 待上传 {rows} ({bytes} bytes) · accepted 已接收 {accepted} · receipted 已送达 {receipted} ·
+evicted 已淘汰 {evicted}{label}</div>
+<div class=card><table><tr><th>camera 摄像头<th>state 状态<th>frames 帧<th>looks 已看<th>dropped 丢弃
+<th>detail 说明</tr>{cameras}</table></div>"""
+_LABEL_LINK = "<br><a href=/label>Label this site's pictures 现场标注</a>"
 
 
 class StatusPage:
     """A small web server in a thread of its own; port 0 takes a free one, known from `port` at once."""
 
-    def __init__(self, host: str, port: int, state: Callable[[], State], exemplars: Exemplars) -> None:
-        self._socket = socket.create_server((host, port))
+    def __init__(
+        self, host: str, port: int, state: Callable[[], State], exemplars: Exemplars, scenarios: Scenarios
+    ) -> None:
+        try:
+            self._socket = socket.create_server((host, port))
+        except OSError as error:
+            raise OperatorError(
+                f"the status page cannot listen on {host}:{port} ({error.strerror})", "Set status.port to a free one."
+            ) from error
         self.port: int = self._socket.getsockname()[1]
-        config = uvicorn.Config(
-            make_status_app(state, exemplars), log_config=None, access_log=False, lifespan="off", ws="none"
-        )
+        app = make_status_app(state, exemplars, scenarios)
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="status", daemon=True
@@ -51,35 +72,61 @@ class StatusPage:
         self._socket.close()
 
 
-def make_status_app(state: Callable[[], State], exemplars: Exemplars) -> FastAPI:
-    """Routes: `/`, `/api/state`, `/api/to-label`, `/api/labels`, `/pictures/<id>.jpg`, `/metrics`."""
+def make_status_app(state: Callable[[], State], exemplars: Exemplars, scenarios: Scenarios) -> FastAPI:
+    """Routes: `/`, `/label`, `/health`, `/metrics`, `/api/…`, `/pictures/<id>.jpg`."""
     app = FastAPI(title="headframe gateway", docs_url=None, redoc_url=None, openapi_url=None)
+    app.mount("/pages", StaticFiles(directory=PAGES), name="pages")
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        reply = await call_next(request)
+        reply.headers.update(GUARD)
+        return reply
 
     @app.get("/")
     def page() -> HTMLResponse:
         return HTMLResponse(_render(state()))
 
+    @app.get("/label")
+    def label_page() -> FileResponse:
+        return FileResponse(PAGES / "label.html")
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
     @app.get("/api/state")
     def state_json() -> Response:
         return Response(msgspec.json.encode(state()), media_type="application/json")
 
+    @app.get("/api/scenarios")
+    def scenarios_json() -> dict[str, tuple[str, ...]]:
+        return scenarios()
+
     @app.get("/api/to-label")
     def to_label(scenario: str, limit: int = 20) -> list[str]:
-        return [name.hex() for name, _ in exemplars.to_label(scenario, min(limit, 200))]
+        return [name.hex() for name in exemplars.waiting(scenario, min(max(limit, 1), 200))]
 
     @app.get("/pictures/{name}.jpg")
-    def picture(name: str, scenario: str) -> Response:
-        for sample, jpeg in exemplars.to_label(scenario, 200):
-            if sample.hex() == name:
-                return Response(jpeg, media_type="image/jpeg")
-        raise HTTPException(404, "no such picture waits for a label")
+    def picture(name: str) -> Response:
+        try:
+            jpeg = exemplars.picture(bytes.fromhex(name))
+        except ValueError:
+            jpeg = None
+        if jpeg is None:
+            raise HTTPException(404, "there is no such picture")
+        return Response(jpeg, media_type="image/jpeg")
 
     @app.post("/api/labels")
-    def label(labels: dict[str, dict[str, str]]) -> dict[str, int]:
+    def label(request: Request, labels: dict[str, dict[str, str]]) -> dict[str, int]:
+        _check_writer(request)
         try:
             by_id = {bytes.fromhex(name): given for name, given in labels.items()}
         except ValueError as error:
             raise HTTPException(422, "sample ids are hex digits") from error
+        for given in by_id.values():
+            if not all(_is_line(scenario) and _is_line(text or "-") for scenario, text in given.items()):
+                raise HTTPException(422, f"a label is one line of at most {LABEL_CHARACTERS_MAX} characters")
         return {"known": exemplars.label(by_id)}
 
     @app.get("/metrics")
@@ -87,6 +134,19 @@ def make_status_app(state: Callable[[], State], exemplars: Exemplars) -> FastAPI
         return PlainTextResponse(_metrics(state()))
 
     return app
+
+
+def _check_writer(request: Request) -> None:
+    """A page of another origin must not write: JSON only, and an Origin that is ours when there is one."""
+    if request.headers.get("content-type", "").split(";")[0] != "application/json":
+        raise HTTPException(415, "send application/json")
+    origin = request.headers.get("origin")
+    if origin and urllib.parse.urlsplit(origin).netloc != request.headers.get("host"):
+        raise HTTPException(403, "this origin may not write")
+
+
+def _is_line(text: str) -> bool:
+    return 0 < len(text) <= LABEL_CHARACTERS_MAX and text.isprintable() and text == text.strip()
 
 
 def _render(now: State) -> str:
@@ -106,6 +166,7 @@ def _render(now: State) -> str:
         receipted=now.receipted,
         evicted=now.evicted,
         cameras=cameras,
+        label=_LABEL_LINK if now.share == "updates" else "",
     )
 
 

@@ -55,11 +55,12 @@ def test_pictures_are_kept_only_where_labels_are_given_on_the_site(
     exemplars.remember(make_sample(1, value=0.2), keep_picture=True)
     exemplars.remember(make_sample(2, value=0.9), keep_picture=True)
     exemplars.remember(make_sample(3, value=1.0), keep_picture=False)
-    waiting = exemplars.to_label("belt", 10)
-    assert waiting == [(make_sample(n).sample_id, make_sample(n).jpeg) for n in (2, 1)]
+    assert exemplars.waiting("belt", 10) == [make_sample(n).sample_id for n in (2, 1)]
+    assert exemplars.picture(make_sample(2).sample_id) == make_sample(2).jpeg
+    assert exemplars.picture(make_sample(3).sample_id) is None
     exemplars.label({make_sample(2).sample_id: {"belt": "tear"}})
-    assert [name for name, _ in exemplars.to_label("belt", 10)] == [make_sample(1).sample_id]
-    assert len(exemplars.to_label("helmet", 10)) == 2
+    assert exemplars.waiting("belt", 10) == [make_sample(1).sample_id]
+    assert len(exemplars.waiting("helmet", 10)) == 2
 
 
 def test_beyond_the_bound_the_oldest_unlabelled_go_first(exemplars: Exemplars, make_sample: MakeSample) -> None:
