@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 
-from common.files import write_atomically
+from common.files import own_folder, write_atomically
 from common.logs import configure_logs
 from common.quiet import silence_flower
 
@@ -28,12 +28,18 @@ def run_centre(settings: CloudSettings) -> None:
     """Run until a signal asks to stop.
 
     Raises:
+        OperatorError: another centre works in the same data_dir.
         EnvironmentFault: the broker cannot be started or reached, or a port is taken.
     """
     configure_logs(settings.log_level)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    with own_folder(settings.data_dir):
+        _run(settings, stop)
+
+
+def _run(settings: CloudSettings, stop: threading.Event) -> None:
     embedded = EmbeddedBroker(settings.data_dir / "broker", settings.broker.host, settings.broker.port)
     broker = settings.broker.to_broker()
     if settings.broker.embedded:

@@ -1,11 +1,14 @@
 """Files that survive a power cut: temporary file, fsync, rename, fsync of the folder."""
 
 import errno
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from common.errors import EnvironmentFault
+from common.errors import EnvironmentFault, OperatorError
 
 PRIVATE = 0o600
 READABLE = 0o644  # what people open: reports, exports
@@ -36,6 +39,31 @@ def write_atomically(path: Path, data: bytes, mode: int = PRIVATE) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise disk_fault(path, error) from error
+
+
+@contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Be the only process that works in `folder`; the lock goes with the process, however it ends.
+
+    Raises:
+        OperatorError: another process works there.
+        EnvironmentFault: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, PRIVATE)
+    except OSError as error:
+        raise disk_fault(folder / "lock", error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OperatorError(
+                f"another process already works in {folder}", "Stop it, or give this one a data_dir of its own."
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 
-from common.files import write_atomically
+from common.files import own_folder, write_atomically
 from common.logs import configure_logs
 from common.quiet import silence_flower
 
@@ -26,12 +26,18 @@ def run_agent(settings: EdgeSettings) -> None:
     """Run until a signal asks to stop.
 
     Raises:
+        OperatorError: another agent works in the same data_dir.
         RuntimeError: a part died; the exit code makes the supervisor (systemd, `headframe demo`) start it anew.
     """
     configure_logs(settings.log_level)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    with own_folder(settings.data_dir):
+        _run(settings, stop)
+
+
+def _run(settings: EdgeSettings, stop: threading.Event) -> None:
     agent = Agent(settings)
     page = StatusPage(settings.status.host, settings.status.port, agent.state, agent.exemplars, agent.scenarios)
     page.start()

@@ -3,6 +3,8 @@
 import errno
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from cloud.settings import CloudSettings
 from common.errors import ConfigError, EnvironmentFault, OperatorError, PeerError, TrustError, WireError
-from common.files import READABLE, write_atomically
+from common.files import READABLE, own_folder, write_atomically
 from common.manifest import SHARED, Layer, Manifest, Scenario, decode_manifest, encode_manifest, release_id
 from common.mqtt import Broker
 from common.settings import load_settings
@@ -19,6 +21,7 @@ from common.settings_table import list_keys
 from common.signing import Signer, verify
 from edge.settings import EdgeSettings
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED_HEAD, OWN_HEAD = Layer("1" * 64, 10), Layer("2" * 64, 20)
 MANIFEST = Manifest(
     sequence=3,
@@ -101,6 +104,25 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     assert str(path) in str(caught.value)
     assert path.read_bytes() == b"two"
     assert [item.name for item in path.parent.iterdir()] == ["file"], "nothing temporary stays"
+
+
+def test_a_folder_has_one_owner_even_after_a_kill(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from common.files import own_folder\n"
+        "with own_folder(Path(sys.argv[1])):\n    print('mine', flush=True)\n    time.sleep(60)"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "mine\n"
+    with pytest.raises(OperatorError, match="another process"), own_folder(tmp_path):
+        pass
+    owner.kill()
+    owner.wait(10)
+    owner.stdout.close()
+    with own_folder(tmp_path):
+        pass
 
 
 def test_wrong_keys_and_values_are_named(tmp_path: Path) -> None:
