@@ -66,7 +66,7 @@ def doctor(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="loop")],
+    name: Annotated[str, typer.Argument(help="Which one; a wrong name lists them all.")],
     quick: Annotated[bool, typer.Option(help="The same code on less work, within 50 s.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
