@@ -14,7 +14,7 @@ from typing import Any
 
 import bsdiff4
 import numpy as np
-import xdelta3
+import pyxdelta
 import zstandard
 from numpy.typing import NDArray
 
@@ -154,5 +154,15 @@ def _comparators(base: bytes, target: bytes, whole: int, *, quick: bool) -> dict
         f"zstd --patch-from -{level}": len(patched),
     }
     if not quick:
-        sizes |= {"bsdiff4": len(bsdiff4.diff(base, target)), "xdelta3": len(xdelta3.encode(base, target))}
+        sizes |= {"bsdiff4": len(bsdiff4.diff(base, target)), "xdelta3": _xdelta(base, target)}
     return {name: size / whole for name, size in sizes.items()}
+
+
+def _xdelta(base: bytes, target: bytes) -> int:
+    """Bytes of xdelta3's patch."""
+    with TemporaryDirectory(prefix="headframe-bench-") as folder:
+        old, new, patch = (Path(folder) / name for name in ("old", "new", "patch"))
+        old.write_bytes(base)
+        new.write_bytes(target)
+        pyxdelta.run(infile=str(old), outfile=str(new), patchfile=str(patch))
+        return patch.stat().st_size
