@@ -150,15 +150,21 @@ class Fetch(msgspec.Struct, frozen=True, tag="fetch", kw_only=True):
     layer: str
     offset: int
     length: int
+    bases: tuple[str, ...] = ()
+    """Layers that the gateway holds: a delta from any of them will do. Empty: the whole file."""
 
 
 class LayerPart(msgspec.Struct, frozen=True, tag="layer", kw_only=True):
-    """Part of a layer's bytes. `total_bytes` is 0 when the centre does not hold the layer."""
+    """Part of a layer's file, or of a delta (`common.delta`) that makes it of the layer `base`.
+
+    `total_bytes` is of what is sent, 0 when the centre does not hold it.
+    """
 
     layer: str
     offset: int
     total_bytes: int
     data: bytes
+    base: str = ""
 
 
 class FlowerFrame(msgspec.Struct, frozen=True, tag="flower", kw_only=True):
