@@ -1,0 +1,77 @@
+"""How much work a camera's stream is worth now: Idle, Watch or Alert. Pure: instants come as arguments.
+
+*Idle*: nothing moves. Key frames are decoded, a look now and then (the floor). *Watch*: something moves, or did a
+moment ago: every frame is decoded, `looks_per_s` of them are looked at. *Alert*: the model saw something striking
+(unsure, novel, or not normal): looks are dense.
+
+    ┌──────┐ motion        ┌───────┐ striking look ┌───────┐
+    │ Idle │ ────────────► │ Watch │ ────────────► │ Alert │
+    └──────┘ ◄──────────── └───────┘ ◄──────────── └───────┘
+       ▲     calm for calm_s      nothing striking for alert_s
+       └── a striking look leads from Idle to Alert at once
+
+Escalation is immediate, relaxation waits: a scene that flickers between still and moving must not lose frames to it.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from edge.settings import GearSettings
+
+
+class Gear(Enum):
+    """In order of effort."""
+
+    IDLE = "idle"
+    WATCH = "watch"
+    ALERT = "alert"
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Looks per second of video that a camera is due in Watch and in Alert; Idle looks by the floor alone."""
+
+    watch: float
+    alert: float
+
+    def of(self, gear: Gear) -> float:
+        """Looks per second in a gear other than Idle."""
+        return self.alert if gear is Gear.ALERT else self.watch
+
+
+class Gears:
+    """The gear of one camera. Begins in Watch: nothing is known of the scene yet."""
+
+    def __init__(self, settings: GearSettings) -> None:
+        self._calm_ns = round(settings.calm_s * 1e9)
+        self._alert_ns = round(settings.alert_s * 1e9)
+        self.gear = Gear.WATCH
+        self._moved_ns: int | None = None
+        self._struck_ns: int | None = None
+
+    def on_motion(self, at_ns: int, *, moved: bool) -> Gear:
+        """A frame was compared with the scene's background; returns the gear from now on."""
+        if moved or self._moved_ns is None or at_ns < self._moved_ns:  # time that jumps back begins anew
+            self._moved_ns = at_ns
+        if moved and self.gear is Gear.IDLE:
+            self.gear = Gear.WATCH
+        return self._relax(at_ns)
+
+    def on_look(self, at_ns: int, *, striking: bool) -> Gear:
+        """The model has looked at a frame; returns the gear from now on."""
+        if striking:
+            self._struck_ns, self.gear = at_ns, Gear.ALERT
+            return self.gear
+        return self._relax(at_ns)
+
+    def _relax(self, at_ns: int) -> Gear:
+        if self.gear is Gear.ALERT and not _within(self._struck_ns, at_ns, self._alert_ns):
+            self.gear = Gear.WATCH
+            self._moved_ns = at_ns if self._moved_ns is None else max(self._moved_ns, self._struck_ns or self._moved_ns)
+        if self.gear is Gear.WATCH and not _within(self._moved_ns, at_ns, self._calm_ns):
+            self.gear = Gear.IDLE
+        return self.gear
+
+
+def _within(since_ns: int | None, at_ns: int, span_ns: int) -> bool:
+    return since_ns is None or at_ns - since_ns < span_ns

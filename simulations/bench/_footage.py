@@ -1,0 +1,211 @@
+"""Camera footage for the benchmarks of the edge, built in the run from real clips: main and sub-stream, and its truth.
+
+*Duty*: a yard that is empty most of the time, with a person's visit now and then (`one_by_one_person`), at most 15 %
+of the time. *Busy*: a moving belt with bolts on it (`bolt_on_belt`), never still. Idle stretches are the clip's own
+empty frames played to and fro, and every frame gets fresh sensor noise: an idle camera is never a repeated picture.
+Both streams as an IP camera makes them: H.264 with CABAC and loop filter, no B-frames, a key frame every two seconds;
+1080p at 25 fps, and 360p at 5 fps.
+"""
+
+import json
+import os
+import random
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import OperatorError
+
+Picture = NDArray[np.uint8]
+
+MAIN_SIZE: Final = (1920, 1080)
+SUB_SIZE: Final = (640, 360)
+MAIN_FPS: Final = 25
+SUB_EVERY: Final = 5
+GROUP_S: Final = 2
+CODEC_OPTIONS: Final = {"preset": "superfast", "tune": "zerolatency", "crf": "26", "x264-params": "threads=1"}
+NOISE: Final = 2.0
+"""Standard deviation of the sensor noise in grey levels: a daylight camera."""
+NOISES: Final = 7  # noise pictures taken in turn: fresh ones for each frame would cost more than the encoder
+DUTY: Final = 0.14
+VISIT_S: Final = (2.5, 4.5)
+BOLT_GAP_S: Final = (2.0, 4.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Footage:
+    """A camera's two streams, and when something was to be seen."""
+
+    name: str
+    main: Path
+    sub: Path
+    seconds: float
+    events: tuple[tuple[float, float], ...]
+    """From when to when, in seconds of the clip."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A picture of a source clip that no footage is made of: what a head is fitted on."""
+
+    image: Picture
+    is_event: bool
+
+
+def find_videos() -> Path:
+    """The folder of real clips.
+
+    Raises:
+        OperatorError: it is not there; says how to name it.
+    """
+    default = Path(__file__).resolve().parents[3] / "shared" / "data"
+    folder = Path(os.environ.get("HEADFRAME_DATA", default)) / "videos"
+    if not (folder / "one_by_one_person.mp4").is_file():
+        raise OperatorError(f"there are no clips in {folder}", "Set HEADFRAME_DATA to the folder of the data sets.")
+    return folder
+
+
+def read_clip(path: Path) -> list[Picture]:
+    """All pictures of a short clip, uint8 (H, W, 3) BGR."""
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
+
+
+class Yard:
+    """`one_by_one_person`: six visits; every second one is played, the others are for fitting a head."""
+
+    FPS: Final = 10.0
+    MARGIN: Final = 4  # frames around a visit of which the truth is not sure
+
+    def __init__(self, videos: Path) -> None:
+        self._pictures = read_clip(videos / "one_by_one_person.mp4")
+        truth = json.loads((videos / "one_by_one_person.json").read_text())
+        self._visits: list[tuple[int, int]] = [(first, last) for first, last in truth["presence"]]
+        ends = [0, *(last + 1 + self.MARGIN for _, last in self._visits)]
+        begins = [*(first - self.MARGIN for first, _ in self._visits), len(self._pictures)]
+        self._gaps = [range(end, begin) for end, begin in zip(ends, begins, strict=True) if begin - end > 8]
+
+    def examples(self) -> list[Example]:
+        """Pictures of the odd gaps and visits."""
+        rows = [Example(self._pictures[n], is_event=False) for gap in self._gaps[1::2] for n in gap[::2]]
+        for first, last in self._visits[1::2]:
+            rows += [Example(self._pictures[n], is_event=True) for n in range(first + 6, last - 6, 8)]
+        return rows
+
+    def play(self, seconds: float, seed: int) -> tuple[list[Picture], tuple[tuple[float, float], ...]]:
+        """Pictures at 10 fps and the events among them."""
+        chance = random.Random(seed)
+        pictures: list[Picture] = []
+        events: list[tuple[float, float]] = []
+        turn = 0
+        while len(pictures) < seconds * self.FPS:
+            length = round(chance.uniform(*VISIT_S) * self.FPS)
+            gap = self._gaps[::2][turn % len(self._gaps[::2])]
+            pictures += self._to_and_fro(gap, round(length * (1 - DUTY) / DUTY / 2))
+            first, last = self._visits[::2][turn % len(self._visits[::2])]
+            enters, leaves = length * 2 // 3, length - length * 2 // 3  # the middle of the visit is cut out
+            events.append((len(pictures) / self.FPS, (len(pictures) + length) / self.FPS))
+            pictures += self._pictures[first : first + enters] + self._pictures[last + 1 - leaves : last + 1]
+            pictures += self._to_and_fro(gap, round(length * (1 - DUTY) / DUTY / 2))
+            turn += 1
+        return pictures, tuple(events)
+
+    def _to_and_fro(self, gap: range, count: int) -> list[Picture]:
+        there_and_back = [*gap, *reversed(gap)]
+        return [self._pictures[there_and_back[n % len(there_and_back)]] for n in range(count)]
+
+
+class Belt:
+    """`bolt_on_belt`: the belt always moves; a bolt travels over it in frames 1 to 22."""
+
+    FPS: Final = 12.5
+    BOLT: Final = range(1, 23)
+    EMPTY: Final = range(25, 37)
+
+    def __init__(self, videos: Path) -> None:
+        self._pictures = read_clip(videos / "bolt_on_belt.mp4")
+
+    def examples(self) -> list[Example]:
+        """Every third picture: the clip has one bolt only, so it is fitted and played, with other noise."""
+        rows = [Example(self._pictures[n], is_event=True) for n in self.BOLT[2:-3:3]]
+        return rows + [Example(self._pictures[n], is_event=False) for n in self.EMPTY[::3]]
+
+    def play(self, seconds: float, seed: int) -> tuple[list[Picture], tuple[tuple[float, float], ...]]:
+        """Pictures at 12.5 fps and the events among them."""
+        chance = random.Random(seed)
+        pictures: list[Picture] = []
+        events: list[tuple[float, float]] = []
+        while len(pictures) < seconds * self.FPS:
+            gap = round(chance.uniform(*BOLT_GAP_S) * self.FPS)
+            pictures += [self._pictures[self.EMPTY[n % len(self.EMPTY)]] for n in range(gap)]
+            events.append((len(pictures) / self.FPS, (len(pictures) + len(self.BOLT)) / self.FPS))
+            pictures += [self._pictures[n] for n in self.BOLT]
+        return pictures, tuple(events)
+
+
+def build_footage(videos: Path, folder: Path, *, duty_s: float, busy_s: float, seed: int = 0) -> tuple[Footage, Footage]:
+    """Write both clips, each with its two streams; returns (duty, busy)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    yard, belt = Yard(videos), Belt(videos)
+    with ThreadPoolExecutor(2) as pool:  # libx264 and OpenCV release the interpreter
+        duty = pool.submit(_write, "duty", folder, yard.play(duty_s, seed), yard.FPS)
+        busy = pool.submit(_write, "busy", folder, belt.play(busy_s, seed), belt.FPS)
+        return duty.result(), busy.result()
+
+
+def _write(
+    name: str, folder: Path, scene: tuple[list[Picture], tuple[tuple[float, float], ...]], fps: float
+) -> Footage:
+    pictures, events = scene
+    main, sub = folder / f"{name}-main.mp4", folder / f"{name}-sub.mp4"
+    count = int(len(pictures) / fps * MAIN_FPS)
+    chosen = (pictures[min(int(n / MAIN_FPS * fps), len(pictures) - 1)] for n in range(count))
+    with _Writer(main, MAIN_SIZE, MAIN_FPS) as to_main, _Writer(sub, SUB_SIZE, MAIN_FPS // SUB_EVERY) as to_sub:
+        for index, picture in enumerate(_with_noise(chosen)):
+            to_main.write(picture)
+            if index % SUB_EVERY == 0:
+                to_sub.write(picture)
+    return Footage(name, main, sub, count / MAIN_FPS, events)
+
+
+def _with_noise(pictures: Iterable[Picture]) -> Iterator[Picture]:
+    width, height = MAIN_SIZE
+    dice = np.random.default_rng(0)
+    offset = 20  # noise pictures are stored as uint8 around it
+    noises = [np.clip(dice.normal(offset, NOISE, (height, width, 1)), 0, 40).astype(np.uint8) for _ in range(NOISES)]
+    noises = [np.repeat(noise, 3, axis=2) for noise in noises]
+    last: Picture | None = None
+    for index, picture in enumerate(pictures):
+        if picture is not last:
+            last, large = picture, cv2.resize(picture, MAIN_SIZE, interpolation=cv2.INTER_LINEAR)
+        noisy = cv2.subtract(cv2.add(large, noises[index % NOISES]), (offset, offset, offset, 0))
+        yield np.asarray(noisy, dtype=np.uint8)
+
+
+class _Writer:
+    def __init__(self, path: Path, size: tuple[int, int], fps: int) -> None:
+        self._container = av.open(str(path), "w")
+        self._stream = self._container.add_stream("libx264", rate=fps, options=CODEC_OPTIONS)
+        self._stream.width, self._stream.height = size
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.gop_size = GROUP_S * fps
+        self._size = size
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def write(self, picture: Picture) -> None:
+        frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
+        frame = frame.reformat(*self._size, format="yuv420p", interpolation="AREA", threads=1)
+        self._container.mux(self._stream.encode(frame))
+
+    def __exit__(self, *_: object) -> None:
+        self._container.mux(self._stream.encode())
+        self._container.close()
