@@ -82,7 +82,10 @@ class Model:
 
     def look(self, image: NDArray[np.uint8]) -> View:
         """Embed a picture uint8 (H, W, 3) BGR once, and ask every head."""
-        embedding = self.backbone.embed(image)
+        return self.judge(self.backbone.embed(image))
+
+    def judge(self, embedding: NDArray[np.float32]) -> View:
+        """Ask every head about an embedding float32 (d,)."""
         return View(embedding, tuple(head.predict(embedding) for head in self._heads))
 
 

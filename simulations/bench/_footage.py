@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
@@ -150,7 +151,9 @@ class Belt:
         return pictures, tuple(events)
 
 
-def build_footage(videos: Path, folder: Path, *, duty_s: float, busy_s: float, seed: int = 0) -> tuple[Footage, Footage]:
+def build_footage(
+    videos: Path, folder: Path, *, duty_s: float, busy_s: float, seed: int = 0
+) -> tuple[Footage, Footage]:
     """Write both clips, each with its two streams; returns (duty, busy)."""
     folder.mkdir(parents=True, exist_ok=True)
     yard, belt = Yard(videos), Belt(videos)
@@ -158,6 +161,22 @@ def build_footage(videos: Path, folder: Path, *, duty_s: float, busy_s: float, s
         duty = pool.submit(_write, "duty", folder, yard.play(duty_s, seed), yard.FPS)
         busy = pool.submit(_write, "busy", folder, belt.play(busy_s, seed), belt.FPS)
         return duty.result(), busy.result()
+
+
+def cut_footage(footage: Footage, folder: Path, seconds: float) -> Footage:
+    """The first `seconds` of a footage, rounded up to a whole group, its packets copied."""
+    seconds = min(footage.seconds, -(-seconds // GROUP_S) * GROUP_S)
+    main, sub = folder / f"{footage.name}-part-main.mp4", folder / f"{footage.name}-part-sub.mp4"
+    for source, target in ((footage.main, main), (footage.sub, sub)):
+        with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+            stream = reader.streams.video[0]
+            copy = writer.add_stream_from_template(stream)
+            for packet in reader.demux(stream):
+                if packet.size and packet.pts * packet.time_base < seconds:
+                    packet.stream = copy
+                    writer.mux(packet)
+    events = tuple(event for event in footage.events if event[1] <= seconds)
+    return Footage(f"{footage.name}-part", main, sub, seconds, events)
 
 
 def _write(
@@ -168,25 +187,27 @@ def _write(
     count = int(len(pictures) / fps * MAIN_FPS)
     chosen = (pictures[min(int(n / MAIN_FPS * fps), len(pictures) - 1)] for n in range(count))
     with _Writer(main, MAIN_SIZE, MAIN_FPS) as to_main, _Writer(sub, SUB_SIZE, MAIN_FPS // SUB_EVERY) as to_sub:
-        for index, picture in enumerate(_with_noise(chosen)):
-            to_main.write(picture)
+        for index, frame in enumerate(_with_noise(chosen)):
+            to_main.write(frame)
             if index % SUB_EVERY == 0:
-                to_sub.write(picture)
+                to_sub.write(frame)
     return Footage(name, main, sub, count / MAIN_FPS, events)
 
 
-def _with_noise(pictures: Iterable[Picture]) -> Iterator[Picture]:
+def _with_noise(pictures: Iterable[Picture]) -> Iterator[av.VideoFrame]:
+    """Frames of the main stream, YUV 4:2:0; the noise is in the luma, where eyes, codecs and gates see it."""
     width, height = MAIN_SIZE
     dice = np.random.default_rng(0)
     offset = 20  # noise pictures are stored as uint8 around it
-    noises = [np.clip(dice.normal(offset, NOISE, (height, width, 1)), 0, 40).astype(np.uint8) for _ in range(NOISES)]
-    noises = [np.repeat(noise, 3, axis=2) for noise in noises]
+    noises = [np.clip(dice.normal(offset, NOISE, (height, width)), 0, 40).astype(np.uint8) for _ in range(NOISES)]
     last: Picture | None = None
     for index, picture in enumerate(pictures):
         if picture is not last:
             last, large = picture, cv2.resize(picture, MAIN_SIZE, interpolation=cv2.INTER_LINEAR)
-        noisy = cv2.subtract(cv2.add(large, noises[index % NOISES]), (offset, offset, offset, 0))
-        yield np.asarray(noisy, dtype=np.uint8)
+            planes = cv2.cvtColor(large, cv2.COLOR_BGR2YUV_I420)
+            luma = planes[:height].copy()
+        planes[:height] = cv2.subtract(cv2.add(luma, noises[index % NOISES]), float(offset))
+        yield av.VideoFrame.from_ndarray(planes, format="yuv420p")
 
 
 class _Writer:
@@ -196,14 +217,16 @@ class _Writer:
         self._stream.width, self._stream.height = size
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.gop_size = GROUP_S * fps
-        self._size = size
+        self._size, self._period, self._count = size, Fraction(1, fps), 0
 
     def __enter__(self) -> "_Writer":
         return self
 
-    def write(self, picture: Picture) -> None:
-        frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
-        frame = frame.reformat(*self._size, format="yuv420p", interpolation="AREA", threads=1)
+    def write(self, frame: av.VideoFrame) -> None:
+        if (frame.width, frame.height) != self._size:
+            frame = frame.reformat(*self._size, interpolation="AREA", threads=1)
+        frame.pts, frame.time_base = self._count, self._period
+        self._count += 1
         self._container.mux(self._stream.encode(frame))
 
     def __exit__(self, *_: object) -> None:
