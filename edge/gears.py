@@ -47,31 +47,32 @@ class Gears:
         self._alert_ns = round(settings.alert_s * 1e9)
         self.gear = Gear.WATCH
         self._moved_ns: int | None = None
-        self._struck_ns: int | None = None
+        self._struck_ns = 0
 
     def on_motion(self, at_ns: int, *, moved: bool) -> Gear:
         """A frame was compared with the scene's background; returns the gear from now on."""
-        if moved or self._moved_ns is None or at_ns < self._moved_ns:  # time that jumps back begins anew
+        self._forget_after(at_ns)
+        if moved:
             self._moved_ns = at_ns
-        if moved and self.gear is Gear.IDLE:
-            self.gear = Gear.WATCH
+            if self.gear is Gear.IDLE:
+                self.gear = Gear.WATCH
         return self._relax(at_ns)
 
     def on_look(self, at_ns: int, *, striking: bool) -> Gear:
         """The model has looked at a frame; returns the gear from now on."""
+        self._forget_after(at_ns)
         if striking:
             self._struck_ns, self.gear = at_ns, Gear.ALERT
-            return self.gear
         return self._relax(at_ns)
 
+    def _forget_after(self, at_ns: int) -> None:
+        """Time that jumps back (a loop, a reconnect): spans begin anew, rather than last until it has caught up."""
+        self._moved_ns = at_ns if self._moved_ns is None else min(self._moved_ns, at_ns)
+        self._struck_ns = min(self._struck_ns, at_ns)
+
     def _relax(self, at_ns: int) -> Gear:
-        if self.gear is Gear.ALERT and not _within(self._struck_ns, at_ns, self._alert_ns):
-            self.gear = Gear.WATCH
-            self._moved_ns = at_ns if self._moved_ns is None else max(self._moved_ns, self._struck_ns or self._moved_ns)
-        if self.gear is Gear.WATCH and not _within(self._moved_ns, at_ns, self._calm_ns):
+        if self.gear is Gear.ALERT and at_ns - self._struck_ns >= self._alert_ns:
+            self.gear, self._moved_ns = Gear.WATCH, at_ns  # the calm begins where the alert ends
+        if self.gear is Gear.WATCH and self._moved_ns is not None and at_ns - self._moved_ns >= self._calm_ns:
             self.gear = Gear.IDLE
         return self.gear
-
-
-def _within(since_ns: int | None, at_ns: int, span_ns: int) -> bool:
-    return since_ns is None or at_ns - since_ns < span_ns

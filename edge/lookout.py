@@ -12,13 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from common.clock import Clock
 from common.errors import HeadframeError
 from common.ids import sample_id
 from common.messages import CameraState, Sample
 from edge.camera import Camera
-from edge.frames import Frame, Picture, Still, cut_zone
+from edge.frames import FileStill, Frame, Picture, Still, cut_zone
 from edge.perception import Model, View
 from edge.sampler import FrameSlots
 from edge.selection import Candidate, Chosen, Selector
@@ -203,12 +205,20 @@ class Lookout:
             width_px=width,
             height_px=height,
             jpeg=jpeg,
-            embedding=candidate.embedding.astype("<f2").tobytes(),
+            embedding=self._embedding(choice, seen, image).astype("<f2").tobytes(),
             predictions=candidate.predictions,
             scores=choice.scores,
             reason=choice.reason,
             pixel_path=seen.pixel_path,
         )
+
+    def _embedding(self, choice: Chosen, seen: _Seen, image: Picture) -> NDArray[np.float32]:
+        """Of the picture that is sent, where that is not what was looked at: who has the JPEG gets the same numbers."""
+        model = self._model
+        looked_at_it = seen.still is None or isinstance(seen.still, FileStill)
+        if looked_at_it or model is None or model.manifest.backbone.hash != seen.backbone:
+            return choice.candidate.embedding
+        return model.look(image).embedding
 
     def _encode(self, image: Picture, camera_id: str) -> bytes:
         ok, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, self._settings.selection.jpeg_quality])

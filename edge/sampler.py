@@ -91,6 +91,8 @@ class Sampler:
         self._seen_ns = at_ns
         self._gears.on_motion(at_ns, moved=self._background.measure(luma, at_ns) >= self._settings.motion_min)
         waited_ns = at_ns - self._looked_ns
+        if gear is not Gear.IDLE:
+            next_in_ns = round(1e9 / self._pace.of(gear))
         if 0 <= waited_ns + next_in_ns < self._floor_ns and (gear is Gear.IDLE or not self._differs(luma)):
             return None
         self._looked, self._looked_ns = luma, at_ns

@@ -26,8 +26,8 @@ class GearSettings(Section):
         description="A frame is not looked at when less than this share differs from the last look; 0 looks at all.",
     )
     background_s: float = Field(20.0, gt=0, description="What stands still for so long becomes background.")
-    calm_s: float = Field(2.0, ge=0, description="Without motion for so long, a camera falls back to Idle.")
-    alert_s: float = Field(5.0, ge=0, description="Without a striking look for so long, Alert falls back to Watch.")
+    calm_s: float = Field(1.0, gt=0, description="Without motion for so long, a camera falls back to Idle.")
+    alert_s: float = Field(5.0, gt=0, description="Without a striking look for so long, Alert falls back to Watch.")
     alert_looks_per_s: float = Field(10.0, gt=0, le=60, description="Looks per second of video in Alert.")
     uncertainty_min: float = Field(0.7, ge=0, le=1, description="Normalised entropy from which a look is striking.")
     novelty_sigmas: float = Field(

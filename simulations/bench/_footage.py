@@ -31,7 +31,9 @@ SUB_SIZE: Final = (640, 360)
 MAIN_FPS: Final = 25
 SUB_EVERY: Final = 5
 GROUP_S: Final = 2
-CODEC_OPTIONS: Final = {"preset": "superfast", "tune": "zerolatency", "crf": "26", "x264-params": "threads=1"}
+CODEC_OPTIONS: Final = {"preset": "superfast", "tune": "zerolatency", "x264-params": "threads=1"}
+BITS_PER_S: Final = {MAIN_SIZE: 2_000_000, SUB_SIZE: 256_000}
+"""What cameras are commonly set to, as variable bit rate with half as much again for a scene that moves."""
 NOISE: Final = 2.0
 """Standard deviation of the sensor noise in grey levels: a daylight camera."""
 NOISES: Final = 7  # noise pictures taken in turn: fresh ones for each frame would cost more than the encoder
@@ -213,7 +215,9 @@ def _with_noise(pictures: Iterable[Picture]) -> Iterator[av.VideoFrame]:
 class _Writer:
     def __init__(self, path: Path, size: tuple[int, int], fps: int) -> None:
         self._container = av.open(str(path), "w")
-        self._stream = self._container.add_stream("libx264", rate=fps, options=CODEC_OPTIONS)
+        rate = BITS_PER_S[size]
+        options = CODEC_OPTIONS | {"b": str(rate), "maxrate": str(rate * 3 // 2), "bufsize": str(rate * 2)}
+        self._stream = self._container.add_stream("libx264", rate=fps, options=options)
         self._stream.width, self._stream.height = size
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.gop_size = GROUP_S * fps
