@@ -1,4 +1,4 @@
-"""Whether a picture differs from its scene: luma at low resolution against a background that follows slowly.
+"""Whether a picture differs from its scene: luma at low resolution against a reference that follows slowly.
 
 0.1 to 0.3 ms a frame. What is compared are cells of the picture, each the mean of many pixels: sensor noise averages
 out, an object does not. A change of light over the whole picture (exposure, a cloud) is taken out first.
@@ -47,31 +47,36 @@ def changed_share(one: Luma, other: NDArray[np.uint8] | NDArray[np.float32]) -> 
     return 1.0 - same / int(difference.size)
 
 
-class Background:
-    """What the scene looks like when nothing happens: an exponential mean of its luma.
+class Scene:
+    """What a camera saw when something last moved in front of it, slowly following.
+
+    Each movement makes the picture of its moment the new reference: what stands still afterwards is no motion, be it
+    a parked vehicle or the place where it stood. Between movements the reference is an exponential mean, so that sun
+    and dust are no motion either, while what creeps along adds up until it is one.
 
     Args:
-        memory_s: what stands still for about so long becomes part of the scene.
+        motion_min: share of the picture from which a difference is motion.
+        memory_s: of the mean.
     """
 
-    def __init__(self, memory_s: float) -> None:
-        self._memory_ns = memory_s * 1e9
+    def __init__(self, motion_min: float, memory_s: float) -> None:
+        self._motion_min, self._memory_ns = motion_min, memory_s * 1e9
         self._mean: NDArray[np.float32] | None = None
         self._at_ns = 0
 
-    def compare(self, luma: Luma) -> float:
-        """Share of the picture (0..1) that is not the background; 1 when there is none yet."""
+    def differs(self, luma: Luma) -> bool:
+        """Whether a picture shows motion; nothing is remembered. The first picture does."""
         if self._mean is None or self._mean.shape != luma.shape:
-            return 1.0
-        return changed_share(luma, self._mean)
+            return True
+        return changed_share(luma, self._mean) >= self._motion_min
 
-    def measure(self, luma: Luma, at_ns: int) -> float:
-        """As `compare`; then the background follows."""
-        share = self.compare(luma)
-        if self._mean is None or self._mean.shape != luma.shape:
-            self._mean, self._at_ns = luma.astype(np.float32), at_ns
-            return share
-        passed_ns = max(0, at_ns - self._at_ns)
+    def moves(self, luma: Luma, at_ns: int) -> bool:
+        """As `differs`; then the reference follows."""
+        moved = self.differs(luma)
+        if moved or self._mean is None:
+            self._mean = luma.astype(np.float32)
+        else:
+            passed_ns = max(0, at_ns - self._at_ns)
+            cv2.accumulateWeighted(luma, self._mean, float(-np.expm1(-passed_ns / self._memory_ns)))
         self._at_ns = at_ns
-        cv2.accumulateWeighted(luma, self._mean, float(-np.expm1(-passed_ns / self._memory_ns)))
-        return share
+        return moved

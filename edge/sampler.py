@@ -7,7 +7,7 @@ import av
 
 from edge.frames import Frame
 from edge.gears import Gear, Gears, Pace
-from edge.motion import Background, Luma, changed_share, luma_of
+from edge.motion import Luma, Scene, changed_share, luma_of
 from edge.settings import CameraSettings
 
 
@@ -44,7 +44,7 @@ class Sampler:
         self._pace = Pace(settings.looks_per_s, max(gears.alert_looks_per_s, settings.looks_per_s))
         self._gears = Gears(gears)
         self._ticks = Ticks()
-        self._background = Background(gears.background_s)
+        self._scene = Scene(gears.motion_min, gears.background_s)
         self._looked: Luma | None = None
         self._looked_ns = 0
         self._seen_ns = 0
@@ -65,7 +65,7 @@ class Sampler:
 
     def sees_motion(self, luma: Luma) -> bool:
         """Whether something is in the picture that is not of the scene; nothing is remembered."""
-        return self._background.compare(luma) >= self._settings.motion_min
+        return self._scene.differs(luma)
 
     def overdue(self, at_ns: int) -> bool:
         """The floor asks for a look now, key frame or not: the last one is as long ago as it may be."""
@@ -89,7 +89,7 @@ class Sampler:
             return None
         luma = luma_of(frame)
         self._seen_ns = at_ns
-        self._gears.on_motion(at_ns, moved=self._background.measure(luma, at_ns) >= self._settings.motion_min)
+        self._gears.on_motion(at_ns, moved=self._scene.moves(luma, at_ns))
         waited_ns = at_ns - self._looked_ns
         if gear is not Gear.IDLE:
             next_in_ns = round(1e9 / self._pace.of(gear))

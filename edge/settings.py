@@ -17,7 +17,7 @@ class GearSettings(Section):
         0.002,
         ge=0,
         le=1,
-        description="Share of the picture that must differ from its background to count as motion; 0 never idles.",
+        description="Share of the picture that must differ from the scene to count as motion; 0 never idles.",
     )
     gate: float = Field(
         0.001,
@@ -25,7 +25,7 @@ class GearSettings(Section):
         le=1,
         description="A frame is not looked at when less than this share differs from the last look; 0 looks at all.",
     )
-    background_s: float = Field(20.0, gt=0, description="What stands still for so long becomes background.")
+    background_s: float = Field(20.0, gt=0, description="Changes slower than this (sun, dust) are no motion.")
     calm_s: float = Field(1.0, gt=0, description="Without motion for so long, a camera falls back to Idle.")
     alert_s: float = Field(5.0, gt=0, description="Without a striking look for so long, Alert falls back to Watch.")
     alert_looks_per_s: float = Field(10.0, gt=0, le=60, description="Looks per second of video in Alert.")

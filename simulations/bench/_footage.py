@@ -1,7 +1,7 @@
 """Camera footage for the benchmarks of the edge, built in the run from real clips: main and sub-stream, and its truth.
 
 *Duty*: a yard that is empty most of the time, with a person's visit now and then (`one_by_one_person`), at most 15 %
-of the time. *Busy*: a moving belt with bolts on it (`bolt_on_belt`), never still. Idle stretches are the clip's own
+of the time. *Busy*: a moving belt with bolts on it beside an open fire (`bolt_on_belt`, `fire_house6`), never still. Idle stretches are the clip's own
 empty frames played to and fro, and every frame gets fresh sensor noise: an idle camera is never a repeated picture.
 Both streams as an IP camera makes them: H.264 with CABAC and loop filter, no B-frames, a key frame every two seconds;
 1080p at 25 fps, and 360p at 5 fps.
@@ -126,31 +126,43 @@ class Yard:
 
 
 class Belt:
-    """`bolt_on_belt`: the belt always moves; a bolt travels over it in frames 1 to 22."""
+    """`bolt_on_belt` beside `fire_house6`: a bolt travels over the belt in frames 1 to 22, the flames never rest."""
 
     FPS: Final = 12.5
+    FIRE_FPS: Final = 29.97
+    FIRE: Final = (slice(0, 200), slice(120, 260))  # rows, columns of the flames
     BOLT: Final = range(1, 23)
     EMPTY: Final = range(25, 37)
 
     def __init__(self, videos: Path) -> None:
-        self._pictures = read_clip(videos / "bolt_on_belt.mp4")
+        self._belt = read_clip(videos / "bolt_on_belt.mp4")
+        height, width = self._belt[0].shape[:2]
+        self._fire = [
+            np.asarray(cv2.resize(picture[self.FIRE], (width // 3, height)), dtype=np.uint8)
+            for picture in read_clip(videos / "fire_house6.mp4")
+        ]
+
+    def _frame(self, belt: int, index: int) -> Picture:
+        fire = self._fire[round(index / self.FPS * self.FIRE_FPS) % len(self._fire)]
+        return np.hstack([self._belt[belt], fire])
 
     def examples(self) -> list[Example]:
-        """Every third picture: the clip has one bolt only, so it is fitted and played, with other noise."""
-        rows = [Example(self._pictures[n], is_event=True) for n in self.BOLT[2:-3:3]]
-        return rows + [Example(self._pictures[n], is_event=False) for n in self.EMPTY[::3]]
+        """Every third picture of the belt, with flames of another time: the clip has one bolt only, so it is both
+        fitted and played."""
+        rows = [(n, True) for n in self.BOLT[2:-3:3]] + [(n, False) for n in self.EMPTY]
+        return [Example(self._frame(n, 200 + 7 * turn), event) for turn in range(4) for n, event in rows]
 
     def play(self, seconds: float, seed: int) -> tuple[list[Picture], tuple[tuple[float, float], ...]]:
         """Pictures at 12.5 fps and the events among them."""
         chance = random.Random(seed)
-        pictures: list[Picture] = []
+        belt: list[int] = []
         events: list[tuple[float, float]] = []
-        while len(pictures) < seconds * self.FPS:
+        while len(belt) < seconds * self.FPS:
             gap = round(chance.uniform(*BOLT_GAP_S) * self.FPS)
-            pictures += [self._pictures[self.EMPTY[n % len(self.EMPTY)]] for n in range(gap)]
-            events.append((len(pictures) / self.FPS, (len(pictures) + len(self.BOLT)) / self.FPS))
-            pictures += [self._pictures[n] for n in self.BOLT]
-        return pictures, tuple(events)
+            belt += [self.EMPTY[n % len(self.EMPTY)] for n in range(gap)]
+            events.append((len(belt) / self.FPS, (len(belt) + len(self.BOLT)) / self.FPS))
+            belt += list(self.BOLT)
+        return [self._frame(number, index) for index, number in enumerate(belt)], tuple(events)
 
 
 def build_footage(

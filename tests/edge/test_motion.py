@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from edge.motion import COLUMNS, Background, changed_share, luma_of, shrink
+from edge.motion import COLUMNS, Scene, changed_share, luma_of, shrink
 
 S = 10**9
 
@@ -32,17 +32,32 @@ def test_a_small_object_is_motion() -> None:
     assert 0.002 < changed_share(shrink(with_object), shrink(still)) < 0.006
 
 
-def test_what_stands_still_becomes_background_and_leaves_a_trace_when_it_goes() -> None:
-    background, still = Background(memory_s=10), scene()
+def test_what_stands_still_is_part_of_the_scene_and_is_missed_when_it_goes() -> None:
+    seen, still = Scene(0.002, memory_s=10), scene()
     parked = still.copy()
     parked[100:200, 200:300] = 250
-    assert background.measure(shrink(still), 0) == 1.0, "nothing is known yet"
-    assert background.measure(shrink(still), S) == 0.0
-    assert background.measure(shrink(parked), 2 * S) > 0.02
-    for second in range(3, 60):
-        background.measure(shrink(parked), second * S)
-    assert background.compare(shrink(parked)) == 0.0
-    assert background.compare(shrink(still)) > 0.02
+    assert seen.moves(shrink(still), 0), "nothing is known yet"
+    assert not seen.moves(shrink(still), S)
+    assert seen.moves(shrink(parked), 2 * S)
+    assert not seen.moves(shrink(parked), 3 * S), "it has stopped"
+    assert seen.differs(shrink(still))
+    assert seen.moves(shrink(still), 4 * S), "it has gone"
+    assert not seen.moves(shrink(still), 5 * S), "and leaves no trace"
+
+
+def test_slow_light_is_no_motion_but_what_creeps_along_is() -> None:
+    light, creeper = Scene(0.002, memory_s=10), Scene(0.002, memory_s=10)
+    dusk = 0
+    crept = 0
+    for second in range(60):
+        sky = scene()
+        sky[:180] = np.clip(sky[:180].astype(int) - second // 2, 0, 255)  # the upper half darkens by 30
+        dusk += light.moves(shrink(sky), second * S)
+        ground = scene()
+        ground[100:140, 100 + second * 4 : 116 + second * 4] = 250
+        crept += creeper.moves(shrink(ground), second * S)
+    assert dusk == 1, "the first picture"
+    assert crept > 20
 
 
 @pytest.mark.parametrize("pixels", ["yuv420p", "nv12", "gray", "yuyv422", "bgr24"])
