@@ -119,7 +119,7 @@ class Camera:
         """The model has looked at a frame of this camera (called by the look loop).
 
         Args:
-            striking: unsure, novel for this camera, or not normal: looks become dense.
+            striking: unusually unsure or novel: looks become dense.
         """
         now_s = self._clock.monotonic_s()
         self._looked.count(now_s)

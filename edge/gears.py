@@ -2,7 +2,7 @@
 
 *Idle*: nothing moves. Key frames are decoded, a look now and then (the floor). *Watch*: something moves, or did a
 moment ago: every frame is decoded, `looks_per_s` of them are looked at. *Alert*: the model saw something striking
-(unsure, novel, or not normal): looks are dense.
+(unusually unsure or novel): looks are dense.
 
     ┌──────┐ motion        ┌───────┐ striking look ┌───────┐
     │ Idle │ ────────────► │ Watch │ ────────────► │ Alert │
@@ -29,14 +29,18 @@ class Gear(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Looks per second of video that a camera is due in Watch and in Alert; Idle looks by the floor alone."""
+    """Looks per second of video that a camera is due; Idle looks by the floor alone."""
 
     watch: float
+    steady: float
+    """In Watch when the scene has not rested for a while: motion is no news there."""
     alert: float
 
-    def of(self, gear: Gear) -> float:
+    def of(self, gear: Gear, *, steady: bool) -> float:
         """Looks per second in a gear other than Idle."""
-        return self.alert if gear is Gear.ALERT else self.watch
+        if gear is Gear.ALERT:
+            return self.alert
+        return self.steady if steady else self.watch
 
 
 class Gears:
@@ -48,6 +52,12 @@ class Gears:
         self.gear = Gear.WATCH
         self._moved_ns: int | None = None
         self._struck_ns = 0
+        self._steady_ns = round(settings.steady_after_s * 1e9)
+        self._woke_ns: int | None = None
+
+    def is_steady(self, at_ns: int) -> bool:
+        """The scene has moved for longer than `steady_after_s` without rest."""
+        return self._woke_ns is not None and at_ns - self._woke_ns >= self._steady_ns
 
     def on_motion(self, at_ns: int, *, moved: bool) -> Gear:
         """A frame was compared with the scene's background; returns the gear from now on."""
@@ -68,6 +78,7 @@ class Gears:
     def _forget_after(self, at_ns: int) -> None:
         """Time that jumps back (a loop, a reconnect): spans begin anew, rather than last until it has caught up."""
         self._moved_ns = at_ns if self._moved_ns is None else min(self._moved_ns, at_ns)
+        self._woke_ns = at_ns if self._woke_ns is None or self.gear is Gear.IDLE else min(self._woke_ns, at_ns)
         self._struck_ns = min(self._struck_ns, at_ns)
 
     def _relax(self, at_ns: int) -> Gear:

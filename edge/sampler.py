@@ -41,7 +41,8 @@ class Sampler:
         gears = settings.gears
         self._settings = gears
         self._floor_ns = round(gears.floor_s * 1e9)
-        self._pace = Pace(settings.looks_per_s, max(gears.alert_looks_per_s, settings.looks_per_s))
+        steady = min(gears.steady_looks_per_s, settings.looks_per_s)
+        self._pace = Pace(settings.looks_per_s, steady, max(gears.alert_looks_per_s, settings.looks_per_s))
         self._gears = Gears(gears)
         self._ticks = Ticks()
         self._scene = Scene(gears.motion_min, gears.background_s)
@@ -60,7 +61,7 @@ class Sampler:
         return self._gears.gear
 
     def strike(self, at_ns: int, *, striking: bool) -> None:
-        """What the model said of a frame of this camera: was it unsure, novel, or not normal?"""
+        """What the model said of a frame of this camera: was it unusually unsure, or novel?"""
         self._strikes.append((at_ns, striking))
 
     def sees_motion(self, luma: Luma) -> bool:
@@ -85,14 +86,15 @@ class Sampler:
         gear = self.gear
         if awake and gear is Gear.IDLE:
             gear = Gear.WATCH
-        if gear is not Gear.IDLE and not self._ticks.due(at_ns, self._pace.of(gear)):
-            return None
+        if gear is not Gear.IDLE:
+            per_s = self._pace.of(gear, steady=self._gears.is_steady(at_ns) and not awake)
+            if not self._ticks.due(at_ns, per_s):
+                return None
+            next_in_ns = round(1e9 / per_s)
         luma = luma_of(frame)
         self._seen_ns = at_ns
         self._gears.on_motion(at_ns, moved=self._scene.moves(luma, at_ns))
         waited_ns = at_ns - self._looked_ns
-        if gear is not Gear.IDLE:
-            next_in_ns = round(1e9 / self._pace.of(gear))
         if 0 <= waited_ns + next_in_ns < self._floor_ns and (gear is Gear.IDLE or not self._differs(luma)):
             return None
         self._looked, self._looked_ns = luma, at_ns

@@ -28,8 +28,19 @@ class GearSettings(Section):
     background_s: float = Field(20.0, gt=0, description="Changes slower than this (sun, dust) are no motion.")
     calm_s: float = Field(1.0, gt=0, description="Without motion for so long, a camera falls back to Idle.")
     alert_s: float = Field(5.0, gt=0, description="Without a striking look for so long, Alert falls back to Watch.")
+    steady_after_s: float = Field(
+        5.0,
+        gt=0,
+        description="A scene that moves for longer without rest (a belt, a fire) is looked at less often:"
+        " see steady_looks_per_s.",
+    )
+    steady_looks_per_s: float = Field(
+        2.5, gt=0, le=60, description="Looks per second of video in Watch when the scene never rests."
+    )
     alert_looks_per_s: float = Field(10.0, gt=0, le=60, description="Looks per second of video in Alert.")
-    uncertainty_min: float = Field(0.7, ge=0, le=1, description="Normalised entropy from which a look is striking.")
+    uncertainty_min: float = Field(
+        0.7, ge=0, le=1, description="Normalised entropy from which a look is striking, if unusual."
+    )
     novelty_sigmas: float = Field(
         4.0, gt=0, description="Standard deviations of novelty over the camera's usual, from which a look is striking."
     )

@@ -1,4 +1,4 @@
-"""Whether what the model said of a frame deserves a closer look: unsure, novel for its camera, or not normal. Pure."""
+"""Whether what the model said of a frame deserves a closer look: unusually unsure, or novel for its camera. Pure."""
 
 import math
 from collections.abc import Sequence
@@ -10,26 +10,33 @@ from edge.settings import GearSettings
 
 MEMORY: Final = 300
 """Looks over which a camera's usual novelty is averaged: minutes in Watch, half an hour in Idle."""
+UNSURE_SIGMAS: Final = 1.0
+"""How far above its usual a camera's uncertainty must be to be news."""
 WARM: Final = 20
 """Looks before a camera's usual novelty says anything."""
 
 
 class Striking:
-    """The usual novelty of one camera per scenario, and what stands out of it."""
+    """What is usual for one camera, per scenario, and what stands out of it."""
 
     def __init__(self, settings: GearSettings) -> None:
         self._settings = settings
-        self._usual: dict[str, _Running] = {}
+        self._novelty: dict[str, _Running] = {}
+        self._unsure: dict[str, _Running] = {}
 
     def judge(self, predictions: Sequence[Prediction]) -> bool:
-        """True when a head is unsure, or more novel than usual by `novelty_sigmas`."""
-        unsure = any(uncertainty(item) >= self._settings.uncertainty_min for item in predictions)
-        novel = False
+        """True when a head is unsure, and more so than usual, or finds a frame more novel than usual by
+        `novelty_sigmas`. A head that is always unsure of its camera is no news."""
+        striking = False
         for item in predictions:
-            usual = self._usual.setdefault(item.scenario, _Running())
-            novel |= usual.deviation(item.novelty) >= self._settings.novelty_sigmas
-            usual.learn(item.novelty)
-        return unsure or novel
+            novelty = self._novelty.setdefault(item.scenario, _Running())
+            unsure = self._unsure.setdefault(item.scenario, _Running())
+            share = uncertainty(item)
+            striking |= novelty.deviation(item.novelty) >= self._settings.novelty_sigmas
+            striking |= share >= self._settings.uncertainty_min and unsure.deviation(share) >= UNSURE_SIGMAS
+            novelty.learn(item.novelty)
+            unsure.learn(share)
+        return striking
 
 
 class _Running:

@@ -1,10 +1,10 @@
 """Camera footage for the benchmarks of the edge, built in the run from real clips: main and sub-stream, and its truth.
 
 *Duty*: a yard that is empty most of the time, with a person's visit now and then (`one_by_one_person`), at most 15 %
-of the time. *Busy*: a moving belt with bolts on it beside an open fire (`bolt_on_belt`, `fire_house6`), never still. Idle stretches are the clip's own
-empty frames played to and fro, and every frame gets fresh sensor noise: an idle camera is never a repeated picture.
-Both streams as an IP camera makes them: H.264 with CABAC and loop filter, no B-frames, a key frame every two seconds;
-1080p at 25 fps, and 360p at 5 fps.
+of the time. *Busy*: a moving belt with bolts on it beside an open fire (`bolt_on_belt`, `fire_house6`), never still.
+Idle stretches are the clip's own empty frames played to and fro, and every frame gets fresh sensor noise: an idle
+camera is never a repeated picture. Both streams as an IP camera makes them: H.264 with CABAC and loop filter, no
+B-frames, a key frame every two seconds; 1080p at 25 fps, and 360p at 5 fps.
 """
 
 import json

@@ -36,7 +36,7 @@ from simulations.bench._edge_models import EVENT, make_model, write_float_backbo
 from simulations.bench._footage import MAIN_FPS, Belt, Footage, Yard, build_footage, cut_footage, find_videos
 
 LOOK_EVERY: Final = 5
-LENGTHS_S: Final = {True: (40.0, 10.0, 28.0), False: (300.0, 40.0, 90.0)}
+LENGTHS_S: Final = {True: (36.0, 14.0, 14.0), False: (300.0, 40.0, 90.0)}
 """By `quick`: seconds of the duty clip, of the busy clip, and of the part that the ablation runs on."""
 WAIT_S: Final = 600.0
 SLACK_S: Final = 0.2
@@ -193,7 +193,7 @@ def measure_floor(footage: Footage, model: Model, naive: Run) -> dict[str, float
 
 def ablate(footage: Footage, float_model: Model, int8_model: Model, backbone: Path) -> list[dict[str, Any]]:
     """From the naive loop to ours, one trick at a time, on the same clip; each row is the whole so far."""
-    eager = GearSettings(motion_min=0.0, gate=0.0, alert_looks_per_s=5.0)
+    eager = GearSettings(motion_min=0.0, gate=0.0, alert_looks_per_s=5.0, steady_looks_per_s=5.0)
     gated = GearSettings(motion_min=0.0)
     steps: list[tuple[str, Callable[[], Run]]] = [
         ("naive", lambda: run_naive(footage, float_model, backbone)),

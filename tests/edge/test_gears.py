@@ -103,3 +103,15 @@ def test_effort_ends_by_itself(gear: Gear) -> None:
     for second in range(11, 30):
         gears.on_motion(second * S, moved=False)
     assert gears.gear is Gear.IDLE
+
+
+def test_a_scene_that_never_rests_is_steady_until_it_rests() -> None:
+    gears = idle_gears()
+    for second in range(10, 20):
+        gears.on_motion(second * S, moved=True)
+        assert gears.is_steady(second * S) == (second >= 15)
+    for second in range(20, 23):
+        gears.on_motion(second * S, moved=False)
+    assert gears.gear is Gear.IDLE
+    gears.on_motion(30 * S, moved=True)
+    assert not gears.is_steady(30 * S), "news again"

@@ -100,7 +100,7 @@ def test_the_floor_holds_where_key_frames_are_rare(tmp_path: Path) -> None:
 
 
 def test_a_camera_told_not_to_idle_or_gate_looks_at_every_frame_due(clip: Path) -> None:
-    gears = GearSettings(motion_min=0, gate=0)
+    gears = GearSettings(motion_min=0, gate=0, steady_looks_per_s=5)
     assert len(play(settings_for(clip, gears=gears))) == 150
 
 
