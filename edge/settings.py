@@ -139,6 +139,12 @@ class EdgeSettings(RoleSettings):
     )
     heartbeat_s: float = Field(10.0, gt=0, description="Seconds between reports of state.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level logged.")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        le=256,
+        description="Processes that cameras are spread over; 0: all in one. By default one per core from 49 cameras on.",
+    )
     broker: BrokerSection = BrokerSection()
     cameras: tuple[CameraSettings, ...] = Field(min_length=1, description="At least one [[cameras]] table.")
     selection: SelectionSettings = SelectionSettings()
