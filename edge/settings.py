@@ -143,7 +143,7 @@ class EdgeSettings(RoleSettings):
         None,
         ge=0,
         le=256,
-        description="Processes that cameras are spread over; 0: all in one. By default one per core from 49 cameras on.",
+        description="Processes that cameras are spread over; 0: all in one. By default one per core from 49 cameras.",
     )
     broker: BrokerSection = BrokerSection()
     cameras: tuple[CameraSettings, ...] = Field(min_length=1, description="At least one [[cameras]] table.")
