@@ -100,10 +100,14 @@ class Camera:
         now_s = self._clock.monotonic_s()
         latencies = sorted(self._latencies_ms)
         running = self._state in ("live", "dark", "frozen")
+        detail = self._detail
+        if running and self._sampler.share < 1:
+            rationed = f"looked at {self._sampler.share:g} as often as it should be: the box has too many cameras"
+            detail = f"{detail}; {rationed}" if detail else rationed
         return CameraState(
             camera_id=self.settings.id,
             state=self._state,
-            detail=self._detail,
+            detail=detail,
             frames=self._frames,
             looks=self._looks,
             dropped=self._slots.dropped(self.settings.id),
@@ -114,6 +118,10 @@ class Camera:
             latency_ms=median(latencies) if latencies else 0.0,
             latency_ms_p99=latencies[int(0.99 * (len(latencies) - 1))] if latencies else 0.0,
         )
+
+    def ration(self, share: float) -> None:
+        """Look less often than the gear asks for, 0..1 of it; it is reported. From any thread."""
+        self._sampler.share = share
 
     def looked_at(self, frame: Frame, *, striking: bool) -> None:
         """The model has looked at a frame of this camera (called by the look loop).

@@ -22,6 +22,7 @@ from common.messages import CameraState, Sample
 from edge.camera import Camera
 from edge.frames import FileStill, Frame, Picture, Still, cut_zone
 from edge.perception import Model, View
+from edge.rationing import Rationing
 from edge.sampler import FrameSlots
 from edge.selection import Candidate, Chosen, Selector
 from edge.settings import CameraSettings, EdgeSettings
@@ -37,6 +38,8 @@ OnLook = Callable[[Frame, View], None]
 
 MODEL_WAIT_S = 0.5
 FRAME_WAIT_S = 0.25
+RATION_S = 5.0
+"""How often the looks of all cameras are weighed against what the box can do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,10 @@ class Lookout:
         self._striking = {camera.id: Striking(camera.gears) for camera in cameras}
         self._slots = FrameSlots()
         self.cameras = {camera.id: Camera(camera, self._slots, clock) for camera in cameras}
+        self._rationing = Rationing({camera.id: camera.priority for camera in cameras})
+        self._clock = clock
+        self._weighed_s, self._waited_s = clock.monotonic_s(), 0.0
+        self._weighed_looks = self._weighed_drops = 0
         self._selector = Selector(settings.selection, [camera.id for camera in cameras])
         self._flushed: set[str] = set()
         self._next_model: Model | None = None
@@ -142,7 +149,12 @@ class Lookout:
                 model = self._take_model()
                 if model is None:
                     continue
+                waits_s = self._clock.monotonic_s()
                 frame = self._slots.take(FRAME_WAIT_S)
+                now_s = self._clock.monotonic_s()
+                self._waited_s += now_s - waits_s
+                if now_s - self._weighed_s >= RATION_S:
+                    self._weigh(now_s)
                 if frame is not None:
                     self._look(model, frame)
                 else:
@@ -168,6 +180,21 @@ class Lookout:
         if camera.held_bytes > camera.settings.memory_bytes_max // 2:
             # the memory for pictures is full: the frames compete within a shorter window
             self._accept(self._selector.flush(frame.camera_id))
+
+    def _weigh(self, now_s: float) -> None:
+        """Too many frames replaced unseen: the least important cameras are looked at less often, and report it."""
+        looks = sum(self.looks_by_release.values())
+        drops = sum(self._slots.dropped(name) for name in self.cameras)
+        if self._rationing.adjust(
+            looked=looks - self._weighed_looks,
+            dropped=drops - self._weighed_drops,
+            busy=1 - self._waited_s / (now_s - self._weighed_s),
+        ):
+            level = self._rationing.level
+            log.warning("looks of the less important cameras are cut in half %d times: %d dropped", level, drops)
+            for name, camera in self.cameras.items():
+                camera.ration(self._rationing.share(name))
+        self._weighed_s, self._waited_s, self._weighed_looks, self._weighed_drops = now_s, 0.0, looks, drops
 
     def _flush_ended(self) -> None:
         for name, camera in self.cameras.items():

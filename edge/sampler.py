@@ -34,7 +34,7 @@ class Ticks:
 class Sampler:
     """Decides frame by frame for one camera: due in its gear, and different from what was looked at last.
 
-    `strike` may be called from another thread; everything else is the camera thread's.
+    `strike` and `share` are for other threads too; everything else is the camera thread's.
     """
 
     def __init__(self, settings: CameraSettings) -> None:
@@ -49,6 +49,8 @@ class Sampler:
         self._looked: Luma | None = None
         self._looked_ns = 0
         self._seen_ns = 0
+        self.share = 1.0
+        """Of the looks that the gear asks for (`edge.rationing`); set from another thread."""
         self._strikes: deque[tuple[int, bool]] = deque(maxlen=8)
 
     @property
@@ -87,7 +89,7 @@ class Sampler:
         if awake and gear is Gear.IDLE:
             gear = Gear.WATCH
         if gear is not Gear.IDLE:
-            per_s = self._pace.of(gear, steady=self._gears.is_steady(at_ns) and not awake)
+            per_s = self._pace.of(gear, steady=self._gears.is_steady(at_ns) and not awake) * self.share
             if not self._ticks.due(at_ns, per_s):
                 return None
             next_in_ns = round(1e9 / per_s)

@@ -71,6 +71,9 @@ class CameraSettings(Section):
     loop: bool = Field(False, description="Files and folders: begin again at the end.")
     picture_fps: float = Field(5.0, gt=0, le=60, description="Folder of pictures: pictures per second of video time.")
     timeout_s: float = Field(5.0, gt=0, description="A stream that gives no frame for so long is reopened.")
+    priority: int = Field(
+        0, description="When the box is too small for all cameras, those of the lowest number are looked at less first."
+    )
     memory_bytes_max: int = Field(
         12_000_000,
         ge=1_000_000,
