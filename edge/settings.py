@@ -26,8 +26,8 @@ class GearSettings(Section):
         description="A frame is not looked at when less than this share differs from the last look; 0 looks at all.",
     )
     background_s: float = Field(20.0, gt=0, description="Changes slower than this (sun, dust) are no motion.")
-    calm_s: float = Field(1.0, gt=0, description="Without motion for so long, a camera falls back to Idle.")
-    alert_s: float = Field(5.0, gt=0, description="Without a striking look for so long, Alert falls back to Watch.")
+    calm_s: float = Field(0.6, gt=0, description="Without motion for so long, a camera falls back to Idle.")
+    alert_s: float = Field(3.0, gt=0, description="Without a striking look for so long, Alert falls back to Watch.")
     steady_after_s: float = Field(
         5.0,
         gt=0,
