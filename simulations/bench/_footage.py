@@ -38,7 +38,7 @@ NOISE: Final = 2.0
 """Standard deviation of the sensor noise in grey levels: a daylight camera."""
 NOISES: Final = 7  # noise pictures taken in turn: fresh ones for each frame would cost more than the encoder
 DUTY: Final = 0.14
-VISIT_S: Final = (2.5, 4.5)
+VISIT_S: Final = (2.5, 3.5)
 BOLT_GAP_S: Final = (2.0, 4.0)
 
 
