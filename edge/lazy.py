@@ -56,7 +56,7 @@ class LazyStream:
         """The next packet; yields the frames to look at, most often none."""
         before, self._group = self._group, self._ring.append(packet)
         last, self._last = self._last, packet
-        if not (self._lazy and self._group) or self._sampler.gear is not Gear.IDLE:
+        if not (self._lazy and self._group) or self._sampler.shift() is not Gear.IDLE:
             yield from self._follow(packet, last)
         elif packet.is_key:
             yield from self._glance(packet, self._group, before, complete=self._fed is last)

@@ -34,7 +34,7 @@ class Ticks:
 class Sampler:
     """Decides frame by frame for one camera: due in its gear, and different from what was looked at last.
 
-    `strike` and `share` are for other threads too; everything else is the camera thread's.
+    `strike`, `share` and `gear` are for other threads too; everything else is the camera thread's.
     """
 
     def __init__(self, settings: CameraSettings) -> None:
@@ -55,7 +55,11 @@ class Sampler:
 
     @property
     def gear(self) -> Gear:
-        """After the looks that have come back so far."""
+        """As it was decided last; from any thread."""
+        return self._gears.gear
+
+    def shift(self) -> Gear:
+        """The gear after the looks that have come back since."""
         while self._strikes:
             at_ns, striking = self._strikes.popleft()
             # a look ends later than newer frames were seen: its news is as new as they are
@@ -85,7 +89,7 @@ class Sampler:
             next_in_ns: how long the next chance to look may take: an idle camera looks before the floor has passed.
             awake: judge at Watch's pace at least: for frames that are decoded because something moved.
         """
-        gear = self.gear
+        gear = self.shift()
         if awake and gear is Gear.IDLE:
             gear = Gear.WATCH
         if gear is not Gear.IDLE:
