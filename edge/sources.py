@@ -145,7 +145,7 @@ def _live(source: str, settings: CameraSettings, clock: Clock) -> Iterator[Arriv
             for data in container.demux(stream):
                 if data.size:
                     yield _arrival(clock.wall_ns(), None, data, stream)
-    except (OSError, IndexError) as error:  # av.FFmpegError is an OSError or has one as its base
+    except (av.FFmpegError, OSError, IndexError) as error:  # not every FFmpegError is an OSError: a timeout is none
         raise EnvironmentFault(
             f"camera {settings.id} does not deliver from {hide_password(source)} ({error})",
             "Check its power, cable, address and password; try the URL in a player.",
