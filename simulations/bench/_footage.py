@@ -85,14 +85,14 @@ class Yard:
     """`one_by_one_person`: six visits; every second one is played, the others are for fitting a head."""
 
     FPS: Final = 10.0
-    MARGIN: Final = 4  # frames around a visit of which the truth is not sure
+    MARGIN: Final = 10  # frames around a visit in which somebody is still, or already, partly in the picture
 
     def __init__(self, videos: Path) -> None:
         self._pictures = read_clip(videos / "one_by_one_person.mp4")
         truth = json.loads((videos / "one_by_one_person.json").read_text())
         self._visits: list[tuple[int, int]] = [(first, last) for first, last in truth["presence"]]
         ends = [0, *(last + 1 + self.MARGIN for _, last in self._visits)]
-        begins = [*(first - self.MARGIN for first, _ in self._visits), len(self._pictures)]
+        begins = [*(first - self.MARGIN for first, _ in self._visits), len(self._pictures) - self.MARGIN]
         self._gaps = [range(end, begin) for end, begin in zip(ends, begins, strict=True) if begin - end > 8]
 
     def examples(self) -> list[Example]:
