@@ -7,6 +7,7 @@ camera is never a repeated picture. Both streams as an IP camera makes them: H.2
 B-frames, a key frame every two seconds; 1080p at 25 fps, and 360p at 5 fps.
 """
 
+import functools
 import json
 import os
 import random
@@ -75,8 +76,9 @@ def find_videos() -> Path:
     return folder
 
 
+@functools.lru_cache(maxsize=3)
 def read_clip(path: Path) -> list[Picture]:
-    """All pictures of a short clip, uint8 (H, W, 3) BGR."""
+    """All pictures of a short clip, uint8 (H, W, 3) BGR; read once, shared, not to be written to."""
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
 
