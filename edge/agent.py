@@ -15,16 +15,20 @@ from common.errors import EnvironmentFault
 from common.messages import Desired, FlowerFrame, LayerPart, Message, Receipt, Sample, State
 from common.mqtt import MqttLink
 from edge.exemplars import Exemplars
-from edge.installer import Installer
+from edge.installer import LAYERS, Installer
 from edge.learner import Learner
 from edge.lookout import Lookout
 from edge.settings import EdgeSettings
 from edge.spool import Spool
+from edge.threads import usable_cores
 from edge.uplink import Uplink
+from edge.workers import Workers, worker_count
 
 log = logging.getLogger(__name__)
 
 DISK_RETRY_S = 1.0
+RELEASES = "releases"
+"""Folder of the installer within `data_dir`."""
 
 
 class Agent:
@@ -36,7 +40,7 @@ class Agent:
         folder = settings.data_dir
         self.spool = Spool.open(folder / "spool.db", settings.spool.bytes_max)
         self.exemplars = Exemplars.open(folder / "exemplars.db")
-        self.lookout = Lookout(settings, settings.cameras, self._clock, self._accept)
+        self.lookout = self._make_lookout()
         self._stopping = threading.Event()
         self._link = MqttLink(
             settings.broker.to_broker(),
@@ -48,7 +52,7 @@ class Agent:
         )
         self.uplink = Uplink(self._link, self.spool, settings.gateway_id, settings.uplink, self._clock, settings.share)
         self.installer = Installer(
-            folder / "releases",
+            folder / RELEASES,
             settings.release_key,
             settings.site_id,
             self._clock,
@@ -63,6 +67,13 @@ class Agent:
         )
         self._reported_at_s = float("-inf")
         self._reported_release = ""
+
+    def _make_lookout(self) -> Lookout | Workers:
+        count = worker_count(self.settings, usable_cores())
+        if not count:
+            return Lookout(self.settings, self.settings.cameras, self._clock, self._accept)
+        layers = self.settings.data_dir / RELEASES / LAYERS
+        return Workers(self.settings, self._clock, self._accept, layers, count)
 
     @property
     def release_id(self) -> str:

@@ -16,6 +16,7 @@ silence_flower()
 from edge.agent import Agent  # noqa: E402
 from edge.settings import EdgeSettings  # noqa: E402
 from edge.status import StatusPage  # noqa: E402
+from edge.threads import one_thread_each  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def run_agent(settings: EdgeSettings) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with own_folder(settings.data_dir):
+    with own_folder(settings.data_dir), one_thread_each():
         _run(settings, stop)
 
 

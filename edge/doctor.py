@@ -28,12 +28,13 @@ from common.mqtt import MqttLink
 from common.settings import BrokerSection, load_settings
 from edge.installer import BUILT_AT_NS
 from edge.settings import CameraSettings, EdgeSettings
-from edge.sources import hide_password, open_source
+from edge.sources import hide_password, open_source, open_stream
 
 SYNCS = 30
 SYNC_MS_MAX = 50.0
 BROKER_S = 8.0
 CAMERA_S = 10.0
+GROUP_S_MAX = 4.0
 FREE_BYTES_MIN = 1_000_000_000
 MEMORY_BYTES_MIN = 1_000_000_000
 
@@ -140,9 +141,9 @@ def check_tls(broker: BrokerSection, gateway_id: str, now: datetime) -> Check:
     return Check("TLS", True, f"certificate of {gateway_id}, valid to {certificate.not_valid_after_utc:%Y-%m-%d}")
 
 
-def check_camera(camera: CameraSettings) -> Check:
+def check_camera(camera: CameraSettings, name: str = "") -> Check:
     """The camera opens, and its picture really changes."""
-    name, first, frames = f"camera {camera.id}", None, 0
+    name, first, frames = name or f"camera {camera.id}", None, 0
     deadline = time.monotonic() + CAMERA_S
     try:
         for shot in open_source(camera, SystemClock()):
@@ -162,6 +163,27 @@ def check_camera(camera: CameraSettings) -> Check:
     return Check(name, False, found, "Check the camera itself: frozen encoder, covered lens, a still picture.")
 
 
+def check_groups(camera: CameraSettings) -> Check:
+    """Key frames come often enough: news of an idle camera wait for the next one."""
+    name, keys, began_s = f"key frames {camera.id}", list[int](), time.monotonic()
+    watched = camera.substream or camera.source
+    try:
+        for arrival in open_stream(watched, camera, SystemClock()):
+            if arrival.packet is None:
+                return Check(name, True, "a folder of pictures has none")
+            if arrival.packet.is_key:
+                keys.append(arrival.captured_at_ns)
+            if len(keys) == 2 or time.monotonic() - began_s > CAMERA_S:
+                break
+    except HeadframeError as error:
+        return Check(name, False, error.message, error.hint)
+    mend = f"Set the key-frame interval of {hide_password(watched)} to 2 s; switch off H.264+ or Smart Codec."
+    if len(keys) < 2:
+        return Check(name, False, f"not two in {CAMERA_S:g} s", mend)
+    apart_s = abs(keys[1] - keys[0]) / 1e9
+    return Check(name, apart_s <= GROUP_S_MAX, f"one every {apart_s:.1f} s", "" if apart_s <= GROUP_S_MAX else mend)
+
+
 def examine(settings: EdgeSettings | None) -> Iterator[Check]:
     """Every check that applies, one by one."""
     yield check_python()
@@ -174,6 +196,10 @@ def examine(settings: EdgeSettings | None) -> Iterator[Check]:
         yield check_broker(settings.broker, settings.gateway_id)
         for camera in settings.cameras:
             yield check_camera(camera)
+            if camera.substream:
+                sub = camera.model_copy(update={"source": camera.substream, "substream": None})
+                yield check_camera(sub, f"sub-stream {camera.id}")
+            yield check_groups(camera)
 
 
 def doctor_command(config: Path | None, *, json: bool, show: Callable[[str], None] = typer.echo) -> None:

@@ -26,6 +26,9 @@ from edge.perception import Backbone, Model, load_model
 
 log = logging.getLogger(__name__)
 
+LAYERS = "layers"
+"""Folder of the layers within the installer's own."""
+
 PART_BYTES = 256 * 1024
 BASES_MAX = 16  # layers named as bases for a delta: those of the running and of the previous release
 STALL_S = 5.0
@@ -83,11 +86,11 @@ class Installer:
         self.outcome = ""
         """The last install in words, reported to the centre."""
         self.bytes_down = 0
-        (folder / "layers").mkdir(parents=True, exist_ok=True)
+        (folder / LAYERS).mkdir(parents=True, exist_ok=True)
 
     def layer_path(self, name: str) -> Path:
         """Where a layer of this hash is, or will be."""
-        return self._folder / "layers" / name
+        return self._folder / LAYERS / name
 
     def boot(self) -> Model | None:
         """Load the release that ran last, or the one before it when that one no longer loads; None on a new box."""
@@ -297,7 +300,7 @@ class Installer:
         wanted = {layer.hash for layer in manifest.layers_for(self._site_id)}
         if previous:
             wanted |= {layer.hash for layer in decode_manifest(previous.manifest).layers_for(self._site_id)}
-        for path in (self._folder / "layers").iterdir():
+        for path in (self._folder / LAYERS).iterdir():
             if path.name not in wanted:
                 path.unlink(missing_ok=True)
 

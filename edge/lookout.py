@@ -20,26 +20,33 @@ from common.errors import HeadframeError
 from common.ids import sample_id
 from common.messages import CameraState, Sample
 from edge.camera import Camera
-from edge.frames import Frame
-from edge.perception import Model, cut_zone
+from edge.frames import FileStill, Frame, Picture, Still, cut_zone
+from edge.perception import Model, View
+from edge.rationing import Rationing
 from edge.sampler import FrameSlots
 from edge.selection import Candidate, Chosen, Selector
 from edge.settings import CameraSettings, EdgeSettings
+from edge.striking import Striking
 
 log = logging.getLogger(__name__)
 
 Accept = Callable[[Sample], None]
 """Takes a sample and returns when it is durable, or when the agent stops. May block: the look loop then waits."""
 
+OnLook = Callable[[Frame, View], None]
+"""Is told every look, on the look loop's thread: events, snapshots, benchmarks."""
+
 MODEL_WAIT_S = 0.5
 FRAME_WAIT_S = 0.25
+RATION_S = 5.0
+"""How often the looks of all cameras are weighed against what the box can do."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What a candidate carries until it is chosen: its pixels, and who looked at them."""
+    """What a candidate carries until it is chosen: what its picture is made from, and who looked at it."""
 
-    image: NDArray[np.uint8]
+    still: Still | None
     release_id: str
     backbone: str
     pixel_path: str
@@ -53,14 +60,28 @@ class Lookout:
         cameras: those of the gateway's cameras that this lookout has.
         clock: for the cameras' pace.
         accept: makes a chosen sample durable.
+        on_look: is told every look.
     """
 
-    def __init__(self, settings: EdgeSettings, cameras: Sequence[CameraSettings], clock: Clock, accept: Accept) -> None:
-        self._settings, self._accept_sample = settings, accept
+    def __init__(
+        self,
+        settings: EdgeSettings,
+        cameras: Sequence[CameraSettings],
+        clock: Clock,
+        accept: Accept,
+        on_look: OnLook | None = None,
+    ) -> None:
+        self._settings, self._accept_sample, self._on_look = settings, accept, on_look
+        self.pictures_lost = 0
+        """Chosen frames of which no picture could be made: their packets were gone or damaged."""
         self.looks_by_release: Counter[str] = Counter()
-        self._zones = {camera.id: camera.zone for camera in cameras}
+        self._striking = {camera.id: Striking(camera.gears) for camera in cameras}
         self._slots = FrameSlots()
         self.cameras = {camera.id: Camera(camera, self._slots, clock) for camera in cameras}
+        self._rationing = Rationing({camera.id: camera.priority for camera in cameras})
+        self._clock = clock
+        self._weighed_s, self._waited_s = clock.monotonic_s(), 0.0
+        self._weighed_looks = self._weighed_drops = 0
         self._selector = Selector(settings.selection, [camera.id for camera in cameras])
         self._flushed: set[str] = set()
         self._next_model: Model | None = None
@@ -128,7 +149,12 @@ class Lookout:
                 model = self._take_model()
                 if model is None:
                     continue
+                waits_s = self._clock.monotonic_s()
                 frame = self._slots.take(FRAME_WAIT_S)
+                now_s = self._clock.monotonic_s()
+                self._waited_s += now_s - waits_s
+                if now_s - self._weighed_s >= RATION_S:
+                    self._weigh(now_s)
                 if frame is not None:
                     self._look(model, frame)
                 else:
@@ -139,14 +165,36 @@ class Lookout:
             raise
 
     def _look(self, model: Model, frame: Frame) -> None:
-        image = cut_zone(frame.image, self._zones[frame.camera_id])
-        view = model.look(image)
+        camera = self.cameras[frame.camera_id]
+        zone = camera.settings.zone
+        view = model.look(frame.view(model.backbone.input_px, zone))
         self.looks_by_release[model.release_id] += 1
-        height, width = frame.image.shape[:2]
-        path = f"main-{width}x{height}" + ("/zone" if self._zones[frame.camera_id] else "")
-        seen = _Seen(image, model.release_id, model.manifest.backbone.hash, path)
+        striking = self._striking[frame.camera_id].judge(view.predictions)
+        camera.looked_at(frame, striking=striking)
+        if self._on_look:
+            self._on_look(frame, view)
+        path = frame.path + ("/zone" if zone else "")
+        seen = _Seen(frame.still, model.release_id, model.manifest.backbone.hash, path)
         candidate = Candidate(frame.camera_id, frame.captured_at_ns, view.embedding, view.predictions, seen)
         self._accept(self._selector.offer(candidate))
+        if camera.held_bytes > camera.settings.memory_bytes_max // 2:
+            # the memory for pictures is full: the frames compete within a shorter window
+            self._accept(self._selector.flush(frame.camera_id))
+
+    def _weigh(self, now_s: float) -> None:
+        """Too many frames replaced unseen: the least important cameras are looked at less often, and report it."""
+        looks = sum(self.looks_by_release.values())
+        drops = sum(self._slots.dropped(name) for name in self.cameras)
+        if self._rationing.adjust(
+            looked=looks - self._weighed_looks,
+            dropped=drops - self._weighed_drops,
+            busy=1 - self._waited_s / (now_s - self._weighed_s),
+        ):
+            level = self._rationing.level
+            log.warning("looks of the less important cameras are cut in half %d times: %d dropped", level, drops)
+            for name, camera in self.cameras.items():
+                camera.ration(self._rationing.share(name))
+        self._weighed_s, self._waited_s, self._weighed_looks, self._weighed_drops = now_s, 0.0, looks, drops
 
     def _flush_ended(self) -> None:
         for name, camera in self.cameras.items():
@@ -156,19 +204,23 @@ class Lookout:
 
     def _accept(self, chosen: list[Chosen]) -> None:
         for choice in chosen:
-            self._accept_sample(self._sample(choice))
+            sample = self._sample(choice)
+            if sample is None:
+                self.pictures_lost += 1
+            else:
+                self._accept_sample(sample)
 
-    def _sample(self, choice: Chosen) -> Sample:
+    def _sample(self, choice: Chosen) -> Sample | None:
         candidate = choice.candidate
         seen = candidate.token
         if not isinstance(seen, _Seen):
             raise TypeError(f"candidate carries {type(seen).__name__}")
-        quality = [cv2.IMWRITE_JPEG_QUALITY, self._settings.selection.jpeg_quality]
-        ok, encoded = cv2.imencode(".jpg", seen.image, quality)
-        if not ok:
-            raise HeadframeError(f"frame of camera {candidate.camera_id} could not be encoded")
-        jpeg = encoded.tobytes()
-        height, width = seen.image.shape[:2]
+        picture = seen.still.picture() if seen.still else None
+        if picture is None:
+            return None
+        image = cut_zone(picture, self.cameras[candidate.camera_id].settings.zone)
+        jpeg = self._encode(image, candidate.camera_id)
+        height, width = image.shape[:2]
         return Sample(
             sample_id=sample_id(jpeg, self._settings.gateway_id, candidate.camera_id, candidate.captured_at_ns),
             gateway_id=self._settings.gateway_id,
@@ -180,9 +232,23 @@ class Lookout:
             width_px=width,
             height_px=height,
             jpeg=jpeg,
-            embedding=candidate.embedding.astype("<f2").tobytes(),
+            embedding=self._embedding(choice, seen, image).astype("<f2").tobytes(),
             predictions=candidate.predictions,
             scores=choice.scores,
             reason=choice.reason,
             pixel_path=seen.pixel_path,
         )
+
+    def _embedding(self, choice: Chosen, seen: _Seen, image: Picture) -> NDArray[np.float32]:
+        """Of the picture that is sent, where that is not what was looked at: who has the JPEG gets the same numbers."""
+        model = self._model
+        looked_at_it = seen.still is None or isinstance(seen.still, FileStill)
+        if looked_at_it or model is None or model.manifest.backbone.hash != seen.backbone:
+            return choice.candidate.embedding
+        return model.look(image).embedding
+
+    def _encode(self, image: Picture, camera_id: str) -> bytes:
+        ok, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, self._settings.selection.jpeg_quality])
+        if not ok:
+            raise HeadframeError(f"frame of camera {camera_id} could not be encoded")
+        return encoded.tobytes()

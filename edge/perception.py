@@ -17,10 +17,9 @@ from common.backbone import Backbone, open_session
 from common.errors import OperatorError, WireError
 from common.manifest import Layer, Manifest
 from common.messages import Prediction
+from edge.frames import cut_zone
 
 __all__ = ["Backbone", "Head", "Model", "View", "cut_zone", "load_model"]
-
-Zone = tuple[float, float, float, float]
 
 
 class Head:
@@ -83,7 +82,10 @@ class Model:
 
     def look(self, image: NDArray[np.uint8]) -> View:
         """Embed a picture uint8 (H, W, 3) BGR once, and ask every head."""
-        embedding = self.backbone.embed(image)
+        return self.judge(self.backbone.embed(image))
+
+    def judge(self, embedding: NDArray[np.float32]) -> View:
+        """Ask every head about an embedding float32 (d,)."""
         return View(embedding, tuple(head.predict(embedding) for head in self._heads))
 
 
@@ -127,13 +129,3 @@ def load_model(
 def _check_hash(found: str, layer: Layer, layer_path: Callable[[str], Path]) -> None:
     if found != layer.hash:
         raise WireError(f"{layer_path(layer.hash)} does not match its hash", "It is fetched again with the release.")
-
-
-def cut_zone(image: NDArray[np.uint8], zone: Zone | None) -> NDArray[np.uint8]:
-    """The part of a picture that a camera's zone (left, top, right, bottom as fractions) names; a view, no copy."""
-    if zone is None:
-        return image
-    height, width = image.shape[:2]
-    left, top, right, bottom = zone
-    rows = slice(int(top * height), max(int(top * height) + 1, int(bottom * height)))
-    return image[rows, int(left * width) : max(int(left * width) + 1, int(right * width))]

@@ -23,8 +23,12 @@ class Packet:
     size: int
     data: Any
 
+    def moved(self, by_ns: int) -> "Packet":
+        """The same packet as if captured so much later."""
+        return Packet(self.captured_at_ns + by_ns, self.is_key, self.size, self.data)
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Group:
     """A key frame and what depends on it, in decoding order."""
 
@@ -52,19 +56,21 @@ class PacketRing:
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def append(self, packet: Packet) -> None:
-        """Take a packet. Those before the first key frame, and of a group without end, are not kept."""
+    def append(self, packet: Packet) -> Group | None:
+        """Take a packet; returns its group. Those before the first key frame, and of a group without end, are not
+        kept: None."""
         with self._lock:
             if packet.is_key:
                 self._groups.append(Group())
             elif not self._groups or len(self._groups[-1].packets) >= GROUP_PACKETS_MAX:
-                return
+                return None
             group = self._groups[-1]
             group.packets.append(packet)
             group.size += packet.size
             self._bytes += packet.size
             while len(self._groups) > 1 and self._has_passed(packet.captured_at_ns):
                 self._bytes -= self._groups.popleft().size
+            return group
 
     def _has_passed(self, now_ns: int) -> bool:
         """Whether the oldest group can go: the next one alone covers the span, or there are too many bytes."""

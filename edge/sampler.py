@@ -1,29 +1,115 @@
-"""Which frames are worth a look, and the place where they wait for it: one slot a camera, never a queue."""
+"""Which decoded frames are worth a look, and the place where they wait for it: one slot a camera, never a queue."""
 
 import threading
 from collections import OrderedDict, deque
 
+import av
+
 from edge.frames import Frame
+from edge.gears import Gear, Gears, Pace
+from edge.motion import Luma, Scene, changed_share, luma_of
+from edge.settings import CameraSettings
+
+
+class Ticks:
+    """Evenly spaced instants of video time, at a rate that may change. Pure."""
+
+    def __init__(self) -> None:
+        self._last_ns: float | None = None
+
+    def due(self, at_ns: int, per_s: float) -> bool:
+        """True for the first frame of each period; time that jumps (a loop, a reconnect, a gap) begins anew."""
+        period_ns = 1e9 / per_s
+        last_ns = self._last_ns
+        if last_ns is None or at_ns < last_ns - 2 * period_ns or at_ns - last_ns > 3 * period_ns:
+            self._last_ns = at_ns
+            return True
+        # half a millisecond of slack: time stamps of files are rounded
+        if at_ns + 500_000 < last_ns + period_ns:
+            return False
+        self._last_ns = last_ns + period_ns
+        return True
 
 
 class Sampler:
-    """Picks frames by capture time, `looks_per_s` of them per second of video. Pure."""
+    """Decides frame by frame for one camera: due in its gear, and different from what was looked at last.
 
-    def __init__(self, looks_per_s: float) -> None:
-        self._period_ns = 1e9 / looks_per_s
-        self._due_ns: float | None = None
+    `strike`, `share` and `gear` are for other threads too; everything else is the camera thread's.
+    """
 
-    def wants(self, captured_at_ns: int) -> bool:
-        """True for the first frame of each period; time that jumps back (a loop, a reconnect) begins anew."""
-        jumped = self._due_ns is not None and captured_at_ns < self._due_ns - 2 * self._period_ns
-        if self._due_ns is None or jumped or captured_at_ns - self._due_ns > 2 * self._period_ns:
-            self._due_ns = captured_at_ns + self._period_ns
-            return True
-        # half a millisecond of slack: time stamps of files are rounded
-        if captured_at_ns + 500_000 < self._due_ns:
-            return False
-        self._due_ns += self._period_ns
-        return True
+    def __init__(self, settings: CameraSettings) -> None:
+        gears = settings.gears
+        self._settings = gears
+        self._floor_ns = round(gears.floor_s * 1e9)
+        steady = min(gears.steady_looks_per_s, settings.looks_per_s)
+        self._pace = Pace(settings.looks_per_s, steady, max(gears.alert_looks_per_s, settings.looks_per_s))
+        self._gears = Gears(gears)
+        self._ticks = Ticks()
+        self._scene = Scene(gears.motion_min, gears.background_s)
+        self._looked: Luma | None = None
+        self._looked_ns = 0
+        self._seen_ns = 0
+        self.share = 1.0
+        """Of the looks that the gear asks for (`edge.rationing`); set from another thread."""
+        self._strikes: deque[tuple[int, bool]] = deque(maxlen=8)
+
+    @property
+    def gear(self) -> Gear:
+        """As it was decided last; from any thread."""
+        return self._gears.gear
+
+    def shift(self) -> Gear:
+        """The gear after the looks that have come back since."""
+        while self._strikes:
+            at_ns, striking = self._strikes.popleft()
+            # a look ends later than newer frames were seen: its news is as new as they are
+            self._gears.on_look(max(at_ns, self._seen_ns), striking=striking)
+        return self._gears.gear
+
+    def strike(self, at_ns: int, *, striking: bool) -> None:
+        """What the model said of a frame of this camera: was it unusually unsure, or novel?"""
+        self._strikes.append((at_ns, striking))
+
+    def sees_motion(self, luma: Luma) -> bool:
+        """Whether something is in the picture that is not of the scene; nothing is remembered."""
+        return self._scene.differs(luma)
+
+    def overdue(self, at_ns: int) -> bool:
+        """The floor asks for a look now, key frame or not: the last one is as long ago as it may be."""
+        return at_ns - self._looked_ns >= self._floor_ns
+
+    def due(self, at_ns: int) -> bool:
+        """Whether a look is due at Watch's pace, whatever the picture shows: for folders of pictures."""
+        return self._ticks.due(at_ns, self._pace.watch)
+
+    def judge(self, at_ns: int, frame: av.VideoFrame, *, awake: bool = False, next_in_ns: int = 0) -> Luma | None:
+        """Whether to look at a decoded frame: its luma if so, else None. Moves the gear.
+
+        Args:
+            next_in_ns: how long the next chance to look may take: an idle camera looks before the floor has passed.
+            awake: judge at Watch's pace at least: for frames that are decoded because something moved.
+        """
+        gear = self.shift()
+        if awake and gear is Gear.IDLE:
+            gear = Gear.WATCH
+        if gear is not Gear.IDLE:
+            per_s = self._pace.of(gear, steady=self._gears.is_steady(at_ns) and not awake) * self.share
+            if not self._ticks.due(at_ns, per_s):
+                return None
+            next_in_ns = round(1e9 / per_s)
+        luma = luma_of(frame)
+        self._seen_ns = at_ns
+        self._gears.on_motion(at_ns, moved=self._scene.moves(luma, at_ns))
+        waited_ns = at_ns - self._looked_ns
+        if 0 <= waited_ns + next_in_ns < self._floor_ns and (gear is Gear.IDLE or not self._differs(luma)):
+            return None
+        self._looked, self._looked_ns = luma, at_ns
+        return luma
+
+    def _differs(self, luma: Luma) -> bool:
+        """From the last look: otherwise the model would only repeat what it said."""
+        last = self._looked
+        return last is None or last.shape != luma.shape or changed_share(luma, last) >= self._settings.gate
 
 
 class FrameSlots:
@@ -39,8 +125,8 @@ class FrameSlots:
         """Offer a frame.
 
         Args:
-            wait: True waits until the camera's slot is free, so nothing is dropped (unpaced files); False replaces
-                the frame that waits and counts it as dropped.
+            wait: True waits until the camera's slot is free, so nothing is dropped (unpaced files, and frames decoded
+                after the fact); False replaces the frame that waits and counts it as dropped.
 
         Returns:
             False only when waiting took longer than `timeout_s`: the frame was not taken.

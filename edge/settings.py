@@ -9,6 +9,43 @@ from pydantic_settings import SettingsConfigDict
 from common.settings import BrokerSection, RoleSettings, Section, check_key_name
 
 
+class GearSettings(Section):
+    """[cameras.gears]: how much work the stream of a camera is worth, and when."""
+
+    floor_s: float = Field(10.0, gt=0, le=600, description="At least one look in so many seconds, whatever happens.")
+    motion_min: float = Field(
+        0.002,
+        ge=0,
+        le=1,
+        description="Share of the picture that must differ from the scene to count as motion; 0 never idles.",
+    )
+    gate: float = Field(
+        0.001,
+        ge=0,
+        le=1,
+        description="A frame is not looked at when less than this share differs from the last look; 0 looks at all.",
+    )
+    background_s: float = Field(20.0, gt=0, description="Changes slower than this (sun, dust) are no motion.")
+    calm_s: float = Field(0.6, gt=0, description="Without motion for so long, a camera falls back to Idle.")
+    alert_s: float = Field(3.0, gt=0, description="Without a striking look for so long, Alert falls back to Watch.")
+    steady_after_s: float = Field(
+        5.0,
+        gt=0,
+        description="A scene that moves for longer without rest (a belt, a fire) is looked at less often:"
+        " see steady_looks_per_s.",
+    )
+    steady_looks_per_s: float = Field(
+        2.5, gt=0, le=60, description="Looks per second of video in Watch when the scene never rests."
+    )
+    alert_looks_per_s: float = Field(10.0, gt=0, le=60, description="Looks per second of video in Alert.")
+    uncertainty_min: float = Field(
+        0.7, ge=0, le=1, description="Normalised entropy from which a look is striking, if unusual."
+    )
+    novelty_sigmas: float = Field(
+        4.0, gt=0, description="Standard deviations of novelty over the camera's usual, from which a look is striking."
+    )
+
+
 class CameraSettings(Section):
     """[[cameras]]: one video stream."""
 
@@ -16,7 +53,14 @@ class CameraSettings(Section):
     source: str = Field(
         description="rtsp://… URL, a video file, a device (/dev/video0), or a folder of pictures played as a stream."
     )
-    looks_per_s: float = Field(5.0, gt=0, le=60, description="How many frames per second of video the model looks at.")
+    substream: str | None = Field(
+        None,
+        description="The camera's small second stream (rtsp://…): looked at; pictures are taken from `source`.",
+    )
+    looks_per_s: float = Field(
+        5.0, gt=0, le=60, description="How many frames per second of video the model looks at while something moves."
+    )
+    gears: GearSettings = GearSettings()
     zone: tuple[float, float, float, float] | None = Field(
         None, description="Part of the picture to look at: left, top, right, bottom as fractions 0..1."
     )
@@ -27,6 +71,14 @@ class CameraSettings(Section):
     loop: bool = Field(False, description="Files and folders: begin again at the end.")
     picture_fps: float = Field(5.0, gt=0, le=60, description="Folder of pictures: pictures per second of video time.")
     timeout_s: float = Field(5.0, gt=0, description="A stream that gives no frame for so long is reopened.")
+    priority: int = Field(
+        0, description="When the box is too small for all cameras, those of the lowest number are looked at less first."
+    )
+    memory_bytes_max: int = Field(
+        12_000_000,
+        ge=1_000_000,
+        description="Bound on the encoded video kept for the pictures of frames that may be chosen, and for clips.",
+    )
 
     @field_validator("id")
     @classmethod
@@ -90,6 +142,12 @@ class EdgeSettings(RoleSettings):
     )
     heartbeat_s: float = Field(10.0, gt=0, description="Seconds between reports of state.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level logged.")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        le=256,
+        description="Processes that cameras are spread over; 0: all in one. By default one per core from 49 cameras.",
+    )
     broker: BrokerSection = BrokerSection()
     cameras: tuple[CameraSettings, ...] = Field(min_length=1, description="At least one [[cameras]] table.")
     selection: SelectionSettings = SelectionSettings()

@@ -1,14 +1,15 @@
-"""Where frames come from: streams, files and devices through PyAV, folders of pictures through OpenCV.
+"""Where video comes from: streams, files and devices as packets through PyAV, folders as pictures through OpenCV.
 
-A source yields frames in order until its end or a fault; pacing, reconnecting and reporting are `edge.camera`'s.
+A source yields what arrives, in order, until its end or a fault, and decodes nothing by itself; what is decoded and
+when is `edge.camera`'s, as are pacing, reconnecting and reporting.
 """
 
 import socket
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import av
 import cv2
@@ -20,15 +21,27 @@ from common.errors import EnvironmentFault, OperatorError
 from edge.ring import Packet
 from edge.settings import CameraSettings
 
-OnPacket = Callable[[Packet], None]
 PICTURES: Final = {".jpg", ".jpeg", ".png", ".bmp"}
 FOLDER_EPOCH_NS: Final = 1_700_000_000 * 10**9
 """Where the time of a folder of pictures begins: the same picture has the same time on every run."""
 
 
 @dataclass(frozen=True, slots=True)
+class Arrival:
+    """What came: a packet of an opened stream, or a picture's file; `media_s` is its time since the beginning of a
+    file or folder, None on a live stream."""
+
+    captured_at_ns: int
+    media_s: float | None
+    packet: Packet | None = None
+    picture: Path | None = None
+    stream: Any = None
+    """The `av.VideoStream` of the packet: its decoder, its parameters."""
+
+
+@dataclass(frozen=True, slots=True)
 class Shot:
-    """A decoded frame; `media_s` is its time since the beginning of a file or folder, None on a live stream."""
+    """A decoded frame, uint8 (H, W, 3) BGR."""
 
     captured_at_ns: int
     media_s: float | None
@@ -40,87 +53,114 @@ def is_live(source: str) -> bool:
     return "://" in source or source.startswith("/dev/")
 
 
-def open_source(settings: CameraSettings, clock: Clock, on_packet: OnPacket | None = None) -> Iterator[Shot]:
-    """Frames of a camera from its beginning.
-
-    Args:
-        on_packet: is given each packet before it is decoded; a folder of pictures has none.
+def open_stream(source: str, settings: CameraSettings, clock: Clock) -> Iterator[Arrival]:
+    """What arrives from `source` (the camera's main stream, or its sub-stream), from its beginning.
 
     Raises:
-        OperatorError: the file or folder is missing, empty, or cannot be decoded; names it.
+        OperatorError: the file or folder is missing, empty, or cannot be read; names it.
         EnvironmentFault: a stream or device does not answer.
     """
-    if is_live(settings.source):
-        return _live(settings, clock, on_packet)
-    path = Path(settings.source)
+    if is_live(source):
+        return _live(source, settings, clock)
+    path = Path(source)
     if path.is_dir():
         return _folder(path, settings.picture_fps)
     if path.is_file():
-        return _file(path, on_packet)
+        return _file(path)
     raise OperatorError(f"there is no video {path}", "Correct `source` of this camera in edge.toml.")
 
 
-def _folder(path: Path, picture_fps: float) -> Iterator[Shot]:
+def open_source(settings: CameraSettings, clock: Clock) -> Iterator[Shot]:
+    """Every frame of a camera's main stream, decoded: for whoever wants to see that it works (`headframe doctor`).
+
+    Raises:
+        OperatorError, EnvironmentFault: as `open_stream`; or nothing in it can be decoded.
+    """
+    for arrival in open_stream(settings.source, settings, clock):
+        if arrival.picture is not None:
+            yield Shot(arrival.captured_at_ns, arrival.media_s, read_picture(arrival.picture))
+        elif arrival.packet is not None:
+            try:
+                frames = arrival.packet.data.decode()
+            except av.FFmpegError as error:
+                raise OperatorError(
+                    f"{hide_password(settings.source)} cannot be decoded ({error})", "`ffprobe` shows what it holds."
+                ) from error
+            for frame in frames:
+                if not frame.is_corrupt:
+                    yield Shot(arrival.captured_at_ns, arrival.media_s, frame.to_ndarray(format="bgr24"))
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """A picture file as uint8 (H, W, 3) BGR.
+
+    Raises:
+        OperatorError: it is none.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise OperatorError(f"{path} is not a picture that OpenCV can read", "Replace or remove the file.")
+    return np.asarray(image, dtype=np.uint8)
+
+
+def _folder(path: Path, picture_fps: float) -> Iterator[Arrival]:
     pictures = sorted(item for item in path.iterdir() if item.suffix.lower() in PICTURES)
     if not pictures:
         raise OperatorError(f"folder {path} holds no pictures", f"Put {', '.join(sorted(PICTURES))} files there.")
     for index, picture in enumerate(pictures):
-        image = cv2.imread(str(picture), cv2.IMREAD_COLOR)
-        if image is None:
-            raise OperatorError(f"{picture} is not a picture that OpenCV can read", "Replace or remove the file.")
         media_s = index / picture_fps
-        yield Shot(FOLDER_EPOCH_NS + round(media_s * 1e9), media_s, np.asarray(image, dtype=np.uint8))
+        yield Arrival(FOLDER_EPOCH_NS + round(media_s * 1e9), media_s, picture=picture)
 
 
-def _file(path: Path, on_packet: OnPacket | None) -> Iterator[Shot]:
+def _file(path: Path) -> Iterator[Arrival]:
     started_ns = path.stat().st_mtime_ns
-    frames = 0
+    packets = 0
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            for packet in container.demux(stream):
-                if on_packet and packet.size:
-                    at_ns = started_ns + round(float((packet.pts or 0) * packet.time_base) * 1e9)
-                    on_packet(Packet(at_ns, packet.is_keyframe, packet.size, packet))
-                for frame in packet.decode():
-                    if frame.is_corrupt or frame.time is None:
-                        continue
-                    frames += 1
-                    yield Shot(started_ns + round(frame.time * 1e9), frame.time, frame.to_ndarray(format="bgr24"))
+            stream = _video_stream(container)
+            for data in container.demux(stream):
+                if data.size and data.pts is not None:
+                    packets += 1
+                    media_s = float(data.pts * data.time_base)
+                    yield _arrival(started_ns + round(media_s * 1e9), media_s, data, stream)
     except (av.FFmpegError, IndexError) as error:
         raise OperatorError(
-            f"{path} cannot be decoded after frame {frames} ({error})",
+            f"{path} cannot be read after packet {packets} ({error})",
             "Replace the file; `ffprobe` shows what it holds.",
         ) from error
-    if not frames:
+    if not packets:
         raise OperatorError(f"{path} holds no video frame", "Replace the file.")
 
 
-def _live(settings: CameraSettings, clock: Clock, on_packet: OnPacket | None) -> Iterator[Shot]:
-    """A stream or device. Frames that the decoder marks corrupt are dropped: they would look like anomalies."""
-    options = {"rtsp_transport": "tcp"} if settings.source.startswith("rtsp") else {}
-    is_device = settings.source.startswith("/dev/")
+def _live(source: str, settings: CameraSettings, clock: Clock) -> Iterator[Arrival]:
+    """A stream or device."""
+    options = {"rtsp_transport": "tcp"} if source.startswith("rtsp") else {}
+    is_device = source.startswith("/dev/")
     timeout = (settings.timeout_s, settings.timeout_s)  # PyAV's default waits for ever
     if not is_device:
-        _probe(settings.source, settings.timeout_s)
+        _probe(source, settings.timeout_s)
     try:
-        with av.open(
-            settings.source, options=options, timeout=timeout, format="v4l2" if is_device else None
-        ) as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            for packet in container.demux(stream):
-                if on_packet and packet.size:
-                    on_packet(Packet(clock.wall_ns(), packet.is_keyframe, packet.size, packet))
-                for frame in packet.decode():
-                    if not frame.is_corrupt:
-                        yield Shot(clock.wall_ns(), None, frame.to_ndarray(format="bgr24"))
-    except (OSError, IndexError) as error:  # av.FFmpegError is an OSError or has one as its base
+        with av.open(source, options=options, timeout=timeout, format="v4l2" if is_device else None) as container:
+            stream = _video_stream(container)
+            for data in container.demux(stream):
+                if data.size:
+                    yield _arrival(clock.wall_ns(), None, data, stream)
+    except (av.FFmpegError, OSError, IndexError) as error:  # not every FFmpegError is an OSError: a timeout is none
         raise EnvironmentFault(
-            f"camera {settings.id} does not deliver from {hide_password(settings.source)} ({error})",
+            f"camera {settings.id} does not deliver from {hide_password(source)} ({error})",
             "Check its power, cable, address and password; try the URL in a player.",
         ) from error
+
+
+def _video_stream(container: Any) -> Any:
+    """The first video stream, decoded by one thread: with many cameras more only cost."""
+    stream = container.streams.video[0]
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def _arrival(at_ns: int, media_s: float | None, data: Any, stream: Any) -> Arrival:
+    return Arrival(at_ns, media_s, Packet(at_ns, data.is_keyframe, data.size, data), stream=stream)
 
 
 def _probe(url: str, timeout_s: float) -> None:

@@ -119,6 +119,18 @@ def test_a_camera_must_open_and_move(tmp_path: Path) -> None:
     assert "nowhere.mp4" in missing.found
 
 
+def test_key_frames_must_come_often_enough(tmp_path: Path) -> None:
+    clip = tmp_path / "belt.mp4"
+    write_clip(clip, BeltCamera("north-drift", 1, 1), 5.0)
+    often = doctor.check_groups(CameraSettings(id="c", source=str(clip), paced=False))
+    assert (often.ok, often.found) == (True, "one every 2.0 s")
+    short = tmp_path / "short.mp4"
+    write_clip(short, BeltCamera("north-drift", 1, 1), 1.0)
+    once = doctor.check_groups(CameraSettings(id="c", source=str(clip), substream=str(short), paced=False))
+    assert not once.ok, "what is looked at is the sub-stream"
+    assert "Smart Codec" in once.mend
+
+
 def test_the_command_lists_everything_and_fails_when_something_is_not_well(tmp_path: Path, free_port: int) -> None:
     config = tmp_path / "edge.toml"
     config.write_text(
@@ -126,7 +138,7 @@ def test_the_command_lists_everything_and_fails_when_something_is_not_well(tmp_p
         f'[broker]\nport = {free_port}\n[[cameras]]\nid = "belt"\nsource = "{tmp_path / "nowhere.mp4"}"\n'
     )
     said: list[str] = []
-    with pytest.raises(EnvironmentFault, match="not well: broker, camera belt"):
+    with pytest.raises(EnvironmentFault, match="not well: broker, camera belt, key frames belt"):
         doctor.doctor_command(config, json=True, show=said.append)
     found = {check["name"]: check for check in json.loads(said[0])}
     assert {"Python", "ONNX Runtime", "disk", "clock", "TLS", "broker", "camera belt"} <= set(found)

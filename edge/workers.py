@@ -1,0 +1,391 @@
+"""Lookouts in processes of their own: one per core, each with its cameras and its own session of the running release.
+
+The parent keeps what must be one: spool, uplink, installer, learner. A chosen sample crosses a pipe one at a time and
+the worker's look loop waits until the parent has it in the spool: nothing chosen is lost with the parent, and nothing
+queues up. A worker that dies is started anew with back-off, and its cameras are reported as failed until then.
+`Workers` has the face of one `Lookout`.
+"""
+
+import logging
+import multiprocessing
+import signal
+import threading
+import time
+from collections import Counter
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from common import codec
+from common.clock import Clock, SystemClock
+from common.errors import HeadframeError
+from common.logs import configure_logs
+from common.manifest import Manifest
+from common.messages import CameraState, Sample
+from edge.lookout import Accept, Lookout
+from edge.perception import Model, load_model
+from edge.settings import CameraSettings, EdgeSettings
+from edge.threads import one_thread_each
+
+log = logging.getLogger(__name__)
+
+REPORT_S: Final = 0.5
+SILENT_S: Final = 60.0
+"""A worker that has not reported for so long hangs: it is ended and started anew."""
+BACK_OFF_S: Final = (1.0, 60.0)
+CALM_S: Final = 60.0
+"""A worker that has lived for so long begins again with the shortest back-off."""
+
+
+class Load(msgspec.Struct, tag="load", frozen=True):
+    """To a worker: run this release."""
+
+    release_id: str
+    manifest: Manifest
+
+
+class Durable(msgspec.Struct, tag="durable", frozen=True):
+    """To a worker: the sample it sent is in the spool."""
+
+
+class Stop(msgspec.Struct, tag="stop", frozen=True):
+    """To a worker: end, and judge what is still held."""
+
+
+class Report(msgspec.Struct, tag="report", frozen=True):
+    """From a worker, twice a second."""
+
+    release_id: str
+    looks_by_release: dict[str, int]
+    cameras: tuple[CameraState, ...]
+    ended: bool
+    pictures_lost: int
+
+
+_order = msgspec.msgpack.Decoder(Load | Durable | Stop)
+_report = msgspec.msgpack.Decoder(Report)
+_encode = msgspec.msgpack.encode
+SAMPLE, REPORT = b"s", b"r"
+"""First byte of what a worker sends: a sample as on the wire, or a report."""
+
+
+CAMERAS_PER_WORKER: Final = 48
+"""From here on a second process pays: one holds 64 sub-streams on 0.6 of a core, and a process costs 100 MB."""
+
+
+def worker_count(settings: EdgeSettings, cores: int) -> int:
+    """Worker processes for a gateway: as set, else one per core once the cameras need them; 0 is none."""
+    if settings.workers is not None:
+        return min(settings.workers, len(settings.cameras))
+    needed = -(-len(settings.cameras) // CAMERAS_PER_WORKER)
+    return 0 if needed < 2 else min(cores, needed)
+
+
+def share_out(cameras: tuple[CameraSettings, ...], workers: int) -> list[tuple[CameraSettings, ...]]:
+    """Cameras per worker, dealt in turn, so that neighbours in the file (often alike) are spread; none is empty."""
+    return [cameras[number::workers] for number in range(min(workers, len(cameras)))]
+
+
+class Workers:
+    """Runs the cameras of a gateway in worker processes.
+
+    Args:
+        settings: of the gateway.
+        clock: of the parent.
+        accept: makes a sample durable; called by one thread per worker.
+        layers: the folder of the releases' layers.
+        count: how many processes, at most one per camera.
+    """
+
+    def __init__(self, settings: EdgeSettings, clock: Clock, accept: Accept, layers: Path, count: int) -> None:
+        self._model: Model | None = None
+        self._running: Model | None = None
+        self._workers = [
+            _Worker(number, settings, cameras, clock, accept, layers)
+            for number, cameras in enumerate(share_out(settings.cameras, count))
+        ]
+
+    @property
+    def model(self) -> Model | None:
+        """What runs in all workers: the release before, while only some have swapped."""
+        wanted = self._model
+        if wanted is not None and all(worker.report.release_id == wanted.release_id for worker in self._workers):
+            self._running = wanted
+        return self._running
+
+    @property
+    def alive(self) -> bool:
+        """False when a thread that looks after a worker has died; a dead worker itself is started anew."""
+        return all(worker.alive for worker in self._workers)
+
+    @property
+    def ended(self) -> bool:
+        """All cameras of all workers were played to their end and judged."""
+        return all(worker.report.ended for worker in self._workers)
+
+    @property
+    def states(self) -> tuple[CameraState, ...]:
+        """Reported state of each camera."""
+        return tuple(state for worker in self._workers for state in worker.states)
+
+    @property
+    def looks_by_release(self) -> Counter[str]:
+        """How many frames each release has looked at."""
+        total: Counter[str] = Counter()
+        for worker in self._workers:
+            total.update(worker.looks_before)
+            total.update(worker.report.looks_by_release)
+        return total
+
+    @property
+    def pictures_lost(self) -> int:
+        """Chosen frames of which no picture could be made."""
+        return sum(worker.report.pictures_lost for worker in self._workers)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers that live."""
+        return [worker.pid for worker in self._workers if worker.pid]
+
+    def start(self) -> None:
+        """Start all processes; does not wait for them."""
+        for worker in self._workers:
+            worker.start()
+
+    def hand_over(self, model: Model) -> None:
+        """A release to run, to every worker and to those that are started later."""
+        self._model = model
+        for worker in self._workers:
+            worker.load(model)
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Ask all, then wait for all: what they still choose is accepted meanwhile."""
+        for worker in self._workers:
+            worker.ask_to_stop()
+        deadline_s = time.monotonic() + timeout_s
+        for worker in self._workers:
+            worker.join(max(0.1, deadline_s - time.monotonic()))
+
+
+class _Worker:
+    """One process and the thread of the parent that listens to it."""
+
+    def __init__(
+        self,
+        number: int,
+        settings: EdgeSettings,
+        cameras: tuple[CameraSettings, ...],
+        clock: Clock,
+        accept: Accept,
+        layers: Path,
+    ) -> None:
+        self._number, self._settings, self._cameras = number, settings, cameras
+        self._clock, self._accept, self._layers = clock, accept, layers
+        self._stopping = threading.Event()
+        self._sending = threading.Lock()
+        self._order: Load | None = None
+        self._pipe: Connection | None = None
+        self._process: Any = None
+        self._fault = ""
+        self.looks_before: Counter[str] = Counter()
+        """Of the processes that died."""
+        self.report = self._blank()
+        self._thread = threading.Thread(target=self._look_after, name=f"worker-{number}", daemon=True)
+
+    def _blank(self) -> Report:
+        return Report("", {}, tuple(CameraState(camera_id=c.id, state="starting") for c in self._cameras), False, 0)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def pid(self) -> int | None:
+        process = self._process
+        return process.pid if process is not None and process.is_alive() else None
+
+    @property
+    def states(self) -> tuple[CameraState, ...]:
+        """As reported last; of a dead worker, why there is nothing."""
+        if not self._fault:
+            return self.report.cameras
+        return tuple(
+            msgspec.structs.replace(c, state="failed", detail=self._fault, gear="") for c in self.report.cameras
+        )
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def load(self, model: Model) -> None:
+        self._order = Load(model.release_id, model.manifest)
+        self._send(self._order)
+
+    def ask_to_stop(self) -> None:
+        self._stopping.set()
+        self._send(Stop())
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+        if self._process is not None and self._process.is_alive():
+            log.error("worker %d does not end and is killed", self._number)
+            self._process.kill()
+            self._process.join(1)
+
+    def _send(self, order: Load | Durable | Stop) -> None:
+        with self._sending:
+            if self._pipe is None:
+                return
+            try:
+                self._pipe.send_bytes(_encode(order))
+            except OSError:  # it has just died; `_look_after` sees it
+                return
+
+    def _look_after(self) -> None:
+        delay_s = BACK_OFF_S[0]
+        while not self._stopping.is_set():
+            began_s = self._clock.monotonic_s()
+            self._spawn()
+            why = self._listen()
+            with self._sending:
+                if self._pipe:
+                    self._pipe.close()
+                self._pipe = None
+            self._process.join(1)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join()
+            if self._stopping.is_set():
+                return
+            self.looks_before.update(self.report.looks_by_release)
+            self.report = msgspec.structs.replace(self.report, looks_by_release={}, release_id="", ended=False)
+            self._fault = f"its worker process {why} (exit code {self._process.exitcode}); it is started again"
+            log.error("worker %d %s: exit code %s", self._number, why, self._process.exitcode)
+            delay_s = BACK_OFF_S[0] if self._clock.monotonic_s() - began_s > CALM_S else min(2 * delay_s, BACK_OFF_S[1])
+            self._stopping.wait(delay_s)
+
+    def _spawn(self) -> None:
+        context = multiprocessing.get_context("spawn")  # fork would copy threads' locks in whatever state they are
+        ours, theirs = context.Pipe()
+        names = tuple(camera.id for camera in self._cameras)
+        self._process = context.Process(target=work, args=(theirs, self._settings, names, self._layers), daemon=True)
+        self._process.start()
+        theirs.close()
+        with self._sending:
+            self._pipe = ours
+        if self._order:
+            self._send(self._order)
+        if self._stopping.is_set():
+            self._send(Stop())
+
+    def _listen(self) -> str:
+        """Take what the worker sends until it ends; returns how it ended."""
+        pipe = self._pipe
+        while pipe is not None:
+            try:
+                if not pipe.poll(SILENT_S):
+                    self._process.kill()
+                    return f"has been silent for {SILENT_S:.0f} s"
+                data = pipe.recv_bytes(codec.PAYLOAD_BYTES_MAX)
+            except (EOFError, OSError):
+                return "has died"
+            if data[:1] == REPORT:
+                self.report, self._fault = _report.decode(data[1:]), ""
+            else:
+                sample = codec.decode(data[1:])
+                if isinstance(sample, Sample):
+                    self._accept(sample)
+                self._send(Durable())
+        return "has no pipe"
+
+
+def work(pipe: Connection, settings: EdgeSettings, camera_ids: tuple[str, ...], layers: Path) -> None:
+    """The life of a worker process; ends when told to, or with its parent, whose pipe then breaks."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # a service manager signals the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    configure_logs(settings.log_level)
+    cameras = [camera for camera in settings.cameras if camera.id in camera_ids]
+    share = settings.selection.samples_per_hour * len(cameras) / len(settings.cameras)
+    selection = settings.selection.model_copy(update={"samples_per_hour": share})
+    with one_thread_each():
+        _Inside(pipe, settings.model_copy(update={"selection": selection}), cameras, layers).run()
+
+
+class _Inside:
+    """What runs in the worker: a lookout, and this thread that talks to the parent."""
+
+    def __init__(self, pipe: Connection, settings: EdgeSettings, cameras: list[CameraSettings], layers: Path) -> None:
+        self._pipe, self._settings, self._layers = pipe, settings, layers
+        self._sending = threading.Lock()
+        self._durable = threading.Event()
+        self._gone = threading.Event()
+        self._lookout = Lookout(settings, cameras, SystemClock(), self._accept)
+
+    def run(self) -> None:
+        """Until told to stop, the parent is gone, or the look loop has died (then the process ends with an error)."""
+        self._lookout.start()
+        listener = threading.Thread(target=self._listen, name="orders", daemon=True)
+        listener.start()
+        try:
+            while not self._gone.wait(REPORT_S):
+                self._report()
+                if not self._lookout.alive:
+                    raise RuntimeError("the look loop has died; see the log above")
+            stopper = threading.Thread(target=self._lookout.stop, name="stop", daemon=True)
+            stopper.start()
+            stopper.join(10)
+            self._report()
+        except OSError:  # the parent is gone
+            self._gone.set()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                order = _order.decode(self._pipe.recv_bytes(codec.PAYLOAD_BYTES_MAX))
+            except (EOFError, OSError):
+                self._gone.set()
+                self._durable.set()
+                return
+            match order:
+                case Load():
+                    self._load(order)
+                case Durable():
+                    self._durable.set()
+                case Stop():
+                    self._gone.set()
+
+    def _load(self, order: Load) -> None:
+        """The installer has verified and tried the release already, so that a failure here is the environment's."""
+        running = self._lookout.model
+        try:
+            model = load_model(
+                order.release_id,
+                order.manifest,
+                lambda name: self._layers / name,
+                self._settings.site_id,
+                running.backbone if running else None,
+            )
+        except HeadframeError as error:
+            log.error("a worker cannot load release %s: %s", order.release_id, error)
+            return
+        self._lookout.hand_over(model)
+
+    def _accept(self, sample: Sample) -> None:
+        """Send a sample and wait until the parent has made it durable."""
+        self._durable.clear()
+        with self._sending:
+            self._pipe.send_bytes(SAMPLE + codec.encode(sample))
+        self._durable.wait()
+
+    def _report(self) -> None:
+        model = self._lookout.model
+        report = Report(
+            model.release_id if model else "",
+            dict(self._lookout.looks_by_release),
+            self._lookout.states,
+            self._lookout.ended,
+            self._lookout.pictures_lost,
+        )
+        with self._sending:
+            self._pipe.send_bytes(REPORT + _encode(report))

@@ -1,0 +1,161 @@
+"""Cameras in worker processes: nothing chosen is lost on the way, a dead worker comes back, a release reaches all."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from common.clock import SystemClock
+from common.ids import layer_hash
+from common.manifest import SHARED, Layer, Manifest, Scenario
+from common.messages import Sample
+from edge.perception import Model, load_model
+from edge.settings import CameraSettings, EdgeSettings, SelectionSettings
+from edge.workers import Workers, share_out, worker_count
+
+PICTURES = 40
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> Path:
+    folder = tmp_path / "layers"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def make_model(
+    layers: Path, tiny_backbone: Callable[..., bytes], tiny_head: Callable[..., bytes]
+) -> Callable[[int], Model]:
+    def make(sequence: int) -> Model:
+        backbone = tiny_backbone()
+        head = tiny_head(layer_hash(backbone), seed=sequence)
+        for data in (backbone, head):
+            (layers / layer_hash(data)).write_bytes(data)
+        scenario = Scenario("belt", ("normal", "tear"), "normal", {SHARED: Layer(layer_hash(head), len(head))})
+        manifest = Manifest(
+            sequence=sequence,
+            created_at_ns=0,
+            expires_at_ns=2**62,
+            minimum_agent="0.1.0",
+            backbone=Layer(layer_hash(backbone), len(backbone)),
+            scenarios=(scenario,),
+        )
+        return load_model(f"r{sequence}-test", manifest, lambda name: layers / name, "north")
+
+    return make
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    dice = np.random.default_rng(0)
+    for number in range(PICTURES):
+        cv2.imwrite(str(folder / f"{number:03d}.png"), dice.integers(0, 255, (12, 16, 3)).astype(np.uint8))
+    return folder
+
+
+def settings_for(pictures: Path, cameras: int = 2, **fields: object) -> EdgeSettings:
+    return EdgeSettings(
+        gateway_id="gw-1",
+        site_id="north",
+        release_key="0" * 64,
+        cameras=tuple(
+            CameraSettings(id=f"camera-{n}", source=str(pictures), picture_fps=5, **fields) for n in range(cameras)
+        ),
+        selection=SelectionSettings(samples_per_hour=3600 * 5, window_s=2, similarity_max=1.0),
+    )
+
+
+@pytest.fixture
+def run(layers: Path) -> Iterator[Callable[[EdgeSettings, Callable[[Sample], None]], Workers]]:
+    started: list[Workers] = []
+
+    def start(settings: EdgeSettings, accept: Callable[[Sample], None]) -> Workers:
+        workers = Workers(settings, SystemClock(), accept, layers, 2)
+        started.append(workers)
+        workers.start()
+        return workers
+
+    yield start
+    for workers in started:
+        workers.stop()
+        assert not workers.pids
+
+
+Run = Callable[[EdgeSettings, Callable[[Sample], None]], Workers]
+
+
+@pytest.mark.slow
+def test_samples_of_all_workers_arrive_and_each_look_is_counted(
+    run: Run, make_model: Callable[[int], Model], pictures: Path
+) -> None:
+    samples: list[Sample] = []
+    slow = threading.Lock()
+
+    def accept(sample: Sample) -> None:
+        with slow:  # a slow disk: the workers wait
+            time.sleep(0.005)
+            samples.append(sample)
+
+    workers = run(settings_for(pictures, paced=False), accept)
+    assert workers.model is None
+    workers.hand_over(make_model(1))
+    wait_until(lambda: workers.ended)
+    model = workers.model
+    assert model is not None
+    assert model.release_id == "r1-test"
+    assert workers.looks_by_release == {"r1-test": 2 * PICTURES}
+    assert {state.camera_id for state in workers.states} == {"camera-0", "camera-1"}
+    by_camera = {name: sum(item.camera_id == name for item in samples) for name in ("camera-0", "camera-1")}
+    assert min(by_camera.values()) > 10
+    assert len({item.sample_id for item in samples}) == len(samples)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_reported_and_comes_back_with_the_release(
+    run: Run, make_model: Callable[[int], Model], pictures: Path
+) -> None:
+    workers = run(settings_for(pictures, loop=True), lambda sample: None)
+    workers.hand_over(make_model(1))
+    wait_until(lambda: all(state.state == "live" for state in workers.states) and workers.model is not None)
+    victim, other = workers.pids
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: workers.states[0].state == "failed")
+    assert "worker process has died" in workers.states[0].detail
+    assert workers.states[1].state == "live", "the other cameras go on"
+    assert other in workers.pids
+    looks = workers.looks_by_release["r1-test"]
+    wait_until(lambda: workers.states[0].state == "live")
+    wait_until(lambda: workers.looks_by_release["r1-test"] > looks)
+    assert workers.alive
+
+    second = make_model(2)
+    workers.hand_over(second)
+    wait_until(lambda: workers.model is second)
+    assert {state.state for state in workers.states} == {"live"}
+
+
+def test_cameras_are_dealt_out_and_processes_come_with_their_number(tmp_path: Path) -> None:
+    cameras = settings_for(tmp_path, cameras=5).cameras
+    dealt = share_out(cameras, 2)
+    assert [[c.id for c in row] for row in dealt] == [["camera-0", "camera-2", "camera-4"], ["camera-1", "camera-3"]]
+    assert worker_count(settings_for(tmp_path, cameras=48), cores=4) == 0
+    assert worker_count(settings_for(tmp_path, cameras=49), cores=4) == 2
+    assert worker_count(settings_for(tmp_path, cameras=500), cores=4) == 4
+    few = settings_for(tmp_path, cameras=3).model_copy(update={"workers": 8})
+    assert worker_count(few, cores=4) == 3
