@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Strategy
 
 from common.contribution import Labels, pack_request, unpack_reply, unpack_request
 from common.errors import HeadframeError
-from common.flower import ArrayRecord, ConfigRecord, Message, MetricRecord
+from common.flower import ArrayRecord, ConfigRecord, Message, MetricRecord, release
 from common.statistics import Statistics
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for
         del server_round
         for reply in replies:
             self._fold(reply)
+            release(reply)
         return None, MetricRecord({name: int(count) for name, count in self.counters.items()})
 
     def configure_evaluate(
