@@ -138,9 +138,7 @@ class StreamingFedAvg(FedAvg):  # type: ignore[misc]  # flwr is not typed for us
             (measured,) = reply.content.metric_records.values()
             weight = float(measured[self.weighted_by_key]) * scale
             buffers = {name: array.data for name, array in record.items()}
-            bound = OVERSIZE_FACTOR * sum(f.size * f.dtype.itemsize + len(f.header) for f in self._forms.values())
-            if sum(map(len, buffers.values())) > bound:
-                raise Misfit("oversize", f"an update is larger than {bound} bytes")
+            self._check_size(sum(map(len, buffers.values())))
             mean.add(buffers, weight)
         except (ValueError, KeyError, TypeError) as error:
             kind, reason = "malformed", repr(error)
@@ -155,6 +153,11 @@ class StreamingFedAvg(FedAvg):  # type: ignore[misc]  # flwr is not typed for us
         self.counters[kind] += 1
         log.warning("the update of client %d was left out: %s", reply.metadata.src_node_id, reason)
         return False
+
+    def _check_size(self, nbytes: int) -> None:
+        bound = OVERSIZE_FACTOR * sum(f.size * f.dtype.itemsize + len(f.header) for f in self._forms.values())
+        if nbytes > bound:
+            raise Misfit("oversize", f"an update of {nbytes} bytes is over the bound of {bound}")
 
 
 class StreamingFedProx(StreamingFedAvg):

@@ -116,7 +116,7 @@ class Form:
             Misfit: the buffer is no array of this form; `kind` is malformed, shape or dtype.
         """
         begin = len(self.header)
-        if buffer[:begin] != self.header:
+        if bytes(buffer[:begin]) != self.header:
             begin = self._other_header(name, buffer)
         if len(buffer) - begin != self.size * self.dtype.itemsize:
             raise Misfit("malformed", f"{name} has {len(buffer) - begin} bytes for {self.shape} of {self.dtype}")

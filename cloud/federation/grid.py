@@ -132,10 +132,12 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
         unsent = next(outgoing, None)
         try:
             while (unsent or waiting) and (left := deadline - time.monotonic()) > 0:
-                while unsent and self._try(unsent):
+                sent = unsent is not None and self._try(unsent)
+                if unsent is not None and sent:
                     waiting[unsent.metadata.message_id] = unsent
                     unsent = next(outgoing, None)
-                yield from self._take(waiting, min(left, SEND_TRY_S if unsent else 0.5))
+                pause_s = 0.5 if unsent is None else 0.0 if sent else SEND_TRY_S
+                yield from self._take(waiting, min(left, pause_s))
                 if time.monotonic() >= again_at:
                     self._ask_again(waiting)
                     again_at = time.monotonic() + self._ask_again_s

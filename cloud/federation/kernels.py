@@ -1,4 +1,4 @@
-"""Folding float32 and float64 with torch, which multiplies and adds in one pass: about a third less time than numpy's blocks.
+"""Folding float32 and float64 with torch, which multiplies and adds in one pass: a third less time than numpy.
 
 Only the centre has torch; where it is absent, and for other types, `cloud.federation.folding.NumpyKernel` serves.
 """

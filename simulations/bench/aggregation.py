@@ -2,15 +2,20 @@
 
 12,000 weight updates of 1.5 M float32 parameters go through `MqttGrid.on_frame` and `StreamingFedAvg`, the code that
 runs at the centre, from the bytes of the wire to the mean. The comparator gets the same bytes through Flower's own
-deserialisation and FedAvg; it holds all replies of a round, so it is fed in batches that fit in memory. Counted is CPU
-time of both, not of whoever makes the bytes. Then 12,000 analytic contributions are summed and solved.
+deserialisation and FedAvg; it holds all replies of a round, so its rounds are as long as memory allows. Each side has a
+process of its own and reads the bytes from the same files, as it would from a socket: in one process the second would
+find the memory that the first has made. Counted is CPU time of both, not of whoever reads the bytes. Then 12,000
+analytic contributions are summed and solved.
 """
 
+import multiprocessing
 import sys
-import threading
+import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +23,7 @@ from flwr.common.serde import message_from_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp.strategy import FedAvg
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from cloud.federation.averaging import StreamingFedAvg
 from cloud.federation.grid import MqttGrid
@@ -38,25 +43,27 @@ from common.flower import (
 from common.statistics import Statistics
 from simulations.bench._memory import Peak
 
+T = TypeVar("T")
 UPDATES, QUICK_UPDATES = 12_000, 1_200
 CONTRIBUTIONS, QUICK_CONTRIBUTIONS = 12_000, 1_200
 SHAPES = ((1000, 1000), (400, 1000), (98_000,), (2_000,))
 """Together 1.5 M parameters; four arrays, as a small head on a large layer."""
 DISTINCT = 48
 """Different updates, 288 MB: more than a processor's cache, so that nobody folds from it."""
-FLOWER_BATCH = 48
-FLOWER_BATCHES, QUICK_FLOWER_BATCHES = 10, 5
+FLOWER_REPLIES, QUICK_FLOWER_REPLIES = 400, 150
+"""In one of Flower's rounds: it keeps them all, 2.4 GB."""
+FLOWER_ROUNDS = 5
 DIMENSION, CLASSES = 1280, tuple(f"class-{number}" for number in range(6))
 DISTINCT_CONTRIBUTIONS = 16
 GATEWAY = "gw-{:05d}"
 
 
-@dataclass
 class Spent:
-    """CPU seconds of the threads that do the measured work."""
+    """A stop-watch of this thread's CPU time that can be entered while it is paused."""
 
-    seconds: float = 0.0
-    _began: float = field(default=0.0, repr=False)
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._began = 0.0
 
     def __enter__(self) -> None:
         self._began = time.thread_time()
@@ -68,14 +75,14 @@ class Spent:
 def bench_aggregation(*, quick: bool) -> dict[str, object]:
     """Measure Flower and us on the same bytes, then the analytic sums."""
     began = time.monotonic()
-    torch.set_num_threads(1)  # CPU time is counted per thread
-    bodies = [_update(seed) for seed in range(DISTINCT)]
     nbytes = 4 * sum(int(np.prod(shape)) for shape in SHAPES)
-    updates = QUICK_UPDATES if quick else UPDATES
-    with Progress(console=Console(file=sys.stderr), transient=True) as progress:
-        ours = _stream(bodies, updates, nbytes, progress)
-        flower = _flower(bodies, QUICK_FLOWER_BATCHES if quick else FLOWER_BATCHES, progress)
-        analytic = _analytic(QUICK_CONTRIBUTIONS if quick else CONTRIBUTIONS, progress)
+    updates, replies = (QUICK_UPDATES, QUICK_FLOWER_REPLIES) if quick else (UPDATES, FLOWER_REPLIES)
+    with tempfile.TemporaryDirectory(prefix="headframe-bench-") as name:
+        for number in range(DISTINCT):
+            (Path(name) / str(number)).write_bytes(_update(number))
+        ours = _alone(_stream, Path(name), updates, nbytes)
+        flower = _alone(_flower, Path(name), replies)
+        difference = _alone(_difference, Path(name))
     theirs = float(np.median(flower))
     return {
         "ratio_to_fedavg": theirs / ours["seconds_each"],
@@ -83,12 +90,29 @@ def bench_aggregation(*, quick: bool) -> dict[str, object]:
         "peak_memory_in_models": ours["peak_bytes"] / nbytes,
         "gb_per_s": nbytes / ours["seconds_each"] / 1e9,
         "fedavg_gb_per_s": nbytes / theirs / 1e9,
-        "fedavg_memory_in_models": FLOWER_BATCH,
+        "fedavg_replies_held": replies,
         "updates": updates,
-        "largest_difference": _difference(bodies),
-        **analytic,
+        "largest_difference": difference,
+        **_alone(_analytic, QUICK_CONTRIBUTIONS if quick else CONTRIBUTIONS),
         "seconds": round(time.monotonic() - began, 1),
     }
+
+
+def _alone(work: Callable[..., T], *arguments: object) -> T:
+    """Run it in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def _progress() -> Progress:
+    torch.set_num_threads(1)  # CPU time is counted per thread
+    return Progress(console=Console(file=sys.stderr), transient=True)
+
+
+def _wire(folder: Path, envelope: bytes, number: int) -> bytes:
+    """A reply as it comes from the network: in memory that was not there before."""
+    with (folder / str(number % DISTINCT)).open("rb", buffering=0) as file:
+        return envelope + file.read()
 
 
 def _update(seed: int) -> bytes:
@@ -116,84 +140,86 @@ def _envelope(request: bytes) -> bytes:
     return data
 
 
-def _stream(bodies: list[bytes], updates: int, nbytes: int, progress: Progress) -> dict[str, float]:
-    """All updates through grid and strategy; a second thread plays the network."""
-    bar = progress.add_task("streaming", total=updates)
-    gateways = [GATEWAY.format(number) for number in range(updates)]
-    asked: list[tuple[str, bytes]] = []
-    ready = threading.Semaphore(0)
+def _stream(folder: Path, updates: int, nbytes: int) -> dict[str, float]:
+    """All updates through grid and strategy; what is asked is answered at once."""
+    with _progress() as progress:
+        return _streamed(folder, updates, nbytes, progress, progress.add_task("streaming", total=updates))
 
-    def send(gateway_id: str, data: bytes) -> bool:
-        asked.append((gateway_id, _envelope(data)))
-        ready.release()
+
+def _streamed(folder: Path, updates: int, nbytes: int, progress: Progress, bar: TaskID) -> dict[str, float]:
+    gateways = [GATEWAY.format(number) for number in range(updates)]
+    spent = Spent()
+    answered = 0
+    on_its_way = b""  # the network's buffer, which the network and not the aggregation frees
+
+    def send(gateway_id: str, request: bytes) -> bool:
+        nonlocal answered, on_its_way
+        on_its_way = _wire(folder, _envelope(request), answered)
+        with spent:
+            grid.on_frame(gateway_id, on_its_way)
+        answered += 1
+        progress.update(bar, completed=answered)
         return True
 
     grid = MqttGrid(send, lambda: gateways, waiting_bytes_max=2 * nbytes)
     strategy = StreamingFedAvg(fraction_evaluate=0.0, min_available_nodes=1, quorum=1.0)
-    receiving, folding = Spent(), Spent()
-
-    def network() -> None:
-        for number in range(updates):
-            ready.acquire()
-            gateway_id, envelope = asked[number]
-            data = envelope + bodies[number % DISTINCT]
-            with receiving:
-                grid.on_frame(gateway_id, data)
-            asked[number] = "", b""
-            progress.update(bar, completed=number + 1)
-
     model = ArrayRecord([np.zeros(1, np.float32)])  # asking is not measured, so the request need not be large
-    messages = list(strategy.configure_train(1, model, ConfigRecord(), grid))
+    messages = strategy.configure_train(1, model, ConfigRecord(), grid)
     strategy.expect(ArrayRecord([np.zeros(shape, np.float32) for shape in SHAPES]))
-    thread = threading.Thread(target=network, name="network")
-    with Peak() as peak:
-        thread.start()
-        with folding:
-            arrays, _ = strategy.aggregate_train(1, _paced(grid, messages, folding))
-        thread.join()
+    with Peak() as peak, spent:
+        arrays, _ = strategy.aggregate_train(1, _paused(grid.send_and_receive(messages, timeout=3600), spent))
     if arrays is None or strategy.counters["folded"] != updates:
         raise RuntimeError(f"{dict(strategy.counters)} of {updates} updates, grid {dict(grid.counters)}")
-    return {"seconds_each": (receiving.seconds + folding.seconds) / updates, "peak_bytes": float(peak.extra_bytes)}
+    return {"seconds_each": spent.seconds / updates, "peak_bytes": float(peak.extra_bytes)}
 
 
-def _paced(grid: MqttGrid, messages: list[Message], folding: Spent) -> Iterator[Message]:
-    """The grid's replies; asking and waiting for the network are not the aggregation's time."""
-    replies = iter(grid.send_and_receive(messages, timeout=3600))
+def _paused(replies: Iterator[Message], spent: Spent) -> Iterator[Message]:
+    """Asking, and making what comes back, is not the aggregation's time."""
     while True:
-        folding.__exit__()
+        spent.__exit__()
         reply = next(replies, None)
-        folding.__enter__()
+        spent.__enter__()
         if reply is None:
             return
         yield reply
 
 
-def _flower(bodies: list[bytes], batches: int, progress: Progress) -> list[float]:
-    """CPU seconds per update of Flower's deserialisation and FedAvg, batch by batch."""
+def _flower(folder: Path, replies: int) -> list[float]:
+    """CPU seconds per update of Flower's deserialisation and FedAvg, round by round."""
     envelope = _envelope(message_to_bytes(_message(RecordDict())))
     seconds = []
-    for _ in progress.track(range(batches), description="Flower's FedAvg"):
-        wire = [envelope + bodies[number % DISTINCT] for number in range(FLOWER_BATCH)]
-        spent = Spent()
-        with spent:
-            replies = [message_from_proto(ProtoMessage.FromString(data)) for data in wire]
-            FedAvg().aggregate_train(1, replies)
-        seconds.append(spent.seconds / FLOWER_BATCH)
+    with _progress() as progress:
+        for _ in progress.track(range(FLOWER_ROUNDS), description="Flower's FedAvg"):
+            spent, held = Spent(), []
+            for number in range(replies):
+                data = _wire(folder, envelope, number)
+                with spent:
+                    held.append(message_from_proto(ProtoMessage.FromString(data)))
+            with spent:
+                FedAvg().aggregate_train(1, held)
+                held.clear()
+            seconds.append(spent.seconds / replies)
     return seconds
 
 
-def _difference(bodies: list[bytes]) -> float:
+def _difference(folder: Path) -> float:
     """Largest difference between the two means of the same updates."""
     strategy = StreamingFedAvg(fraction_evaluate=0.0)
     strategy.expect(ArrayRecord([np.zeros(shape, np.float32) for shape in SHAPES]))
     envelope = _envelope(message_to_bytes(_message(RecordDict())))
-    theirs, _ = FedAvg().aggregate_train(1, [message_from_bytes(envelope + body) for body in bodies])
-    ours = strategy.mean_of(message_from_bytes(envelope + body) for body in bodies)
+    wire = [_wire(folder, envelope, number) for number in range(DISTINCT)]
+    theirs, _ = FedAvg().aggregate_train(1, [message_from_bytes(data) for data in wire])
+    ours = strategy.mean_of(message_from_bytes(data) for data in wire)
     return max(float(abs(ours[name].numpy() - theirs[name].numpy()).max()) for name in ours)
 
 
-def _analytic(contributions: int, progress: Progress) -> dict[str, object]:
+def _analytic(contributions: int) -> dict[str, object]:
     """Contributions from bytes to a solved head."""
+    with _progress() as progress:
+        return _summed(contributions, progress)
+
+
+def _summed(contributions: int, progress: Progress) -> dict[str, object]:
     rng = np.random.default_rng(0)
     envelope = _envelope(message_to_bytes(_message(RecordDict())))
     bodies = []
