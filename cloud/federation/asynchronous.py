@@ -123,7 +123,7 @@ class BufferedAsync(StreamingFedAvg):
             share = self.server_rate * mean.weight / weight
             start: dict[str, NDArray[np.generic]] = {n: a.numpy() for n, a in self._versions[began].items()}
             for name, values in mean.result().items():
-                made[name] += share * (values.astype(np.float64) - start[name])
+                made[name] += share * (values.astype(np.float64) - start[name].astype(np.float64))
         self._sums.clear()
         record = ArrayRecord({n: Array(v.astype(self._forms[n].dtype)) for n, v in made.items()})
         self._begin(version, record)

@@ -47,12 +47,14 @@ class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message per client, with the labels of its own samples."""
+        """One message per client, with the labels of its own samples; a list, since Flower's own grid reads it twice."""
         del arrays, config
+        messages = []
         for node_id in grid.get_node_ids():
-            self.counters["asked"] += 1
             content = pack_request(self._backbone, self._scenarios, self._labels_for(node_id))
-            yield Message(content, node_id, "train", group_id=str(server_round))
+            messages.append(Message(content, node_id, "train", group_id=str(server_round)))
+        self.counters["asked"] += len(messages)
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
