@@ -47,7 +47,7 @@ class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message per client, with the labels of its own samples; a list, since Flower's own grid reads it twice."""
+        """One message per client, with the labels of its own samples. A list: Flower's own grid reads it twice."""
         del arrays, config
         messages = []
         for node_id in grid.get_node_ids():

@@ -8,14 +8,11 @@ find the memory that the first has made. Counted is CPU time of both, not of who
 analytic contributions are summed and solved.
 """
 
-import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -41,9 +38,8 @@ from common.flower import (
     take_identity,
 )
 from common.statistics import Statistics
-from simulations.bench._memory import Peak
+from simulations.bench._process import Peak, alone
 
-T = TypeVar("T")
 UPDATES, QUICK_UPDATES = 12_000, 1_200
 CONTRIBUTIONS, QUICK_CONTRIBUTIONS = 12_000, 1_200
 SHAPES = ((1000, 1000), (400, 1000), (98_000,), (2_000,))
@@ -80,9 +76,9 @@ def bench_aggregation(*, quick: bool) -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="headframe-bench-") as name:
         for number in range(DISTINCT):
             (Path(name) / str(number)).write_bytes(_update(number))
-        ours = _alone(_stream, Path(name), updates, nbytes)
-        flower = _alone(_flower, Path(name), replies)
-        difference = _alone(_difference, Path(name))
+        ours = alone(_stream, Path(name), updates, nbytes)
+        flower = alone(_flower, Path(name), replies)
+        difference = alone(_difference, Path(name))
     theirs = float(np.median(flower))
     return {
         "ratio_to_fedavg": theirs / ours["seconds_each"],
@@ -93,15 +89,9 @@ def bench_aggregation(*, quick: bool) -> dict[str, object]:
         "fedavg_replies_held": replies,
         "updates": updates,
         "largest_difference": difference,
-        **_alone(_analytic, QUICK_CONTRIBUTIONS if quick else CONTRIBUTIONS),
+        **alone(_analytic, QUICK_CONTRIBUTIONS if quick else CONTRIBUTIONS),
         "seconds": round(time.monotonic() - began, 1),
     }
-
-
-def _alone(work: Callable[..., T], *arguments: object) -> T:
-    """Run it in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
 
 
 def _progress() -> Progress:
