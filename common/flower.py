@@ -23,6 +23,7 @@ from common.errors import WireError  # noqa: E402
 from common.protobytes import cut  # noqa: E402
 
 __all__ = [
+    "COMPRESSED",
     "SERVER_NODE_ID",
     "Array",
     "ArrayRecord",
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 SERVER_NODE_ID = 1
+COMPRESSED = "headframe."
+"""Begin of the `stype` of an array that `edge.compressing` made; the scheme follows (`common.compression`)."""
 logging.getLogger("flwr").setLevel(logging.WARNING)  # its progress lines are for a terminal of its own
 
 

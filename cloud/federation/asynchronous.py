@@ -14,7 +14,7 @@ import numpy as np
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from cloud.federation.averaging import MeanMetrics, StreamingFedAvg, forms_of
+from cloud.federation.averaging import MeanMetrics, StreamingFedAvg
 from cloud.federation.folding import Mean
 from common.errors import EnvironmentFault
 from common.flower import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -58,7 +58,8 @@ class BufferedAsync(StreamingFedAvg):
         Raises:
             EnvironmentFault: nothing came for `waits_max` pauses.
         """
-        arrays, self._forms = initial_arrays, forms_of(initial_arrays)
+        arrays = initial_arrays
+        self.expect(arrays)
         under_way: dict[str, int] = {}
         self._begin(0, arrays)
         under_way.update(self._ask(grid, list(grid.get_node_ids()), 0, arrays))
@@ -89,6 +90,7 @@ class BufferedAsync(StreamingFedAvg):
         if began not in self._versions:
             self.counters["stale"] += 1
             return False
+        self._base = self._versions[began]  # a compressed update is a difference from the model it began from
         mean = self._sums.setdefault(began, self.empty_mean())
         return self.fold(reply, mean, MeanMetrics(self.weighted_by_key), 1.0 / np.sqrt(1.0 + version - began))
 

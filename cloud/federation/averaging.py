@@ -17,10 +17,11 @@ import numpy as np
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from cloud.federation.folding import Form, Mean, Misfit
+from cloud.federation.folding import Buffer, Form, Mean, Misfit
 from cloud.federation.kernels import fastest_kernel
-from common.errors import EnvironmentFault
-from common.flower import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, release
+from common.compression import decode
+from common.errors import EnvironmentFault, WireError
+from common.flower import COMPRESSED, Array, ArrayRecord, ConfigRecord, Message, MetricRecord, release
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class StreamingFedAvg(FedAvg):  # type: ignore[misc]  # flwr is not typed for us
         self.quorum, self.spare = quorum, spare
         self.counters: Counter[str] = Counter()
         self._forms: dict[str, Form] = {}
+        self._base = ArrayRecord()
         self._asked: dict[int, int] = {}
         """Node -> round it was asked in."""
         self._wanted = 0
@@ -64,7 +66,7 @@ class StreamingFedAvg(FedAvg):  # type: ignore[misc]  # flwr is not typed for us
         """Ask FedAvg's sample of clients, and `spare` more."""
         wanted = list(super().configure_train(server_round, arrays, config, grid))
         self._wanted = len(wanted)
-        self._forms = forms_of(arrays)
+        self.expect(arrays)
         asked = {message.metadata.dst_node_id for message in wanted}
         others = [node for node in grid.get_node_ids() if node not in asked][: math.ceil(self.spare * len(wanted))]
         messages = [*wanted, *self._construct_messages(wanted[0].content, others, "train")] if wanted else []
@@ -96,7 +98,7 @@ class StreamingFedAvg(FedAvg):  # type: ignore[misc]  # flwr is not typed for us
 
     def expect(self, arrays: ArrayRecord) -> None:
         """Say what updates look like, where no round of this strategy has asked for them."""
-        self._forms = forms_of(arrays)
+        self._forms, self._base = forms_of(arrays), arrays
 
     def mean_of(self, replies: Iterable[Message]) -> ArrayRecord:
         """The mean of replies that somebody else collected."""
@@ -137,7 +139,7 @@ class StreamingFedAvg(FedAvg):  # type: ignore[misc]  # flwr is not typed for us
             (record,) = reply.content.array_records.values()
             (measured,) = reply.content.metric_records.values()
             weight = float(measured[self.weighted_by_key]) * scale
-            buffers = {name: array.data for name, array in record.items()}
+            buffers = {name: self._opened(name, array) for name, array in record.items()}
             self._check_size(sum(map(len, buffers.values())))
             mean.add(buffers, weight)
         except (ValueError, KeyError, TypeError) as error:
@@ -153,6 +155,21 @@ class StreamingFedAvg(FedAvg):  # type: ignore[misc]  # flwr is not typed for us
         self.counters[kind] += 1
         log.warning("the update of client %d was left out: %s", reply.metadata.src_node_id, reason)
         return False
+
+    def _opened(self, name: str, array: Array) -> Buffer:
+        """An array's bytes; of a compressed difference, those of the model and the difference together."""
+        if not array.stype.startswith(COMPRESSED):
+            data: Buffer = array.data
+            return data
+        shape = tuple(array.shape)
+        if name not in self._forms or shape != self._forms[name].shape:
+            raise Misfit("shape", f"a compressed {name} has shape {shape}, the model has another")
+        try:
+            difference = decode(array.data, array.stype.removeprefix(COMPRESSED), shape)
+        except WireError as error:
+            raise Misfit("malformed", str(error)) from error
+        whole: bytes = Array(self._base[name].numpy() + difference).data
+        return whole
 
     def _check_size(self, nbytes: int) -> None:
         bound = OVERSIZE_FACTOR * sum(f.size * f.dtype.itemsize + len(f.header) for f in self._forms.values())

@@ -53,8 +53,8 @@ def uniform(seed: int, sites: Numbers, moment: int, purpose: int, count: int) ->
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
         z = z ^ (z >> np.uint64(31))
-    draws: Array = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return draws
+    fractions: Array = (z >> np.uint64(11)).astype(np.float64)
+    return fractions * 2.0**-53
 
 
 def mixtures(fleet: Fleet, sites: Numbers, classes: int) -> Array:
@@ -66,7 +66,8 @@ def mixtures(fleet: Fleet, sites: Numbers, classes: int) -> Array:
 def styles(fleet: Fleet, sites: Numbers, dimensions: int) -> Array:
     """Each site's shift (s, d), on the grid, of length `style` per dimension."""
     plain = uniform(fleet.seed, sites, 0, _TRAIT, dimensions) - 0.5
-    return np.round(plain * np.sqrt(12.0) * fleet.style / STEP) * STEP
+    shift: Array = np.round(plain * np.sqrt(12.0) * fleet.style / STEP) * STEP
+    return shift
 
 
 def is_poisoned(fleet: Fleet, sites: Numbers) -> NDArray[np.bool_]:
