@@ -19,7 +19,6 @@ from common.contribution import Request, pack_reply, unpack_request
 from common.errors import HeadframeError
 from common.flower import Context, Message, RecordDict, message_from_bytes, message_to_bytes, node_id_of
 from common.statistics import Statistics
-from edge.exemplars import Exemplars
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +31,11 @@ class Learner:
     """Runs the ClientApp in a thread of its own; a full queue drops the oldest request (its round has moved on)."""
 
     def __init__(
-        self, gateway_id: str, exemplars: Exemplars, send: Callable[[bytes], bool], share: str = "samples"
+        self, gateway_id: str, source: "Source", send: Callable[[bytes], bool], share: str = "samples"
     ) -> None:
         self._node_id = node_id_of(gateway_id)
         self._send = send
-        self._app = make_client_app(exemplars, shares_updates=share in ("updates", "both"))
+        self._app = make_client_app(source, shares_updates=share in ("updates", "both"))
         self._waiting: queue.Queue[bytes] = queue.Queue(WAITING_MAX)
         self._answered: OrderedDict[str, bytes] = OrderedDict()
         self._stopping = threading.Event()

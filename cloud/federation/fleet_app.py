@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from flwr.serverapp import Grid, ServerApp
 
-from cloud.federation.strategy import AnalyticStrategy
+from cloud.federation.strategy import AnalyticStrategy, Parts
 from cloud.learning.heads import HeadWeights, solve_lda
 from common.errors import ConfigError, EnvironmentFault
 from common.files import READABLE, write_atomically
@@ -42,8 +42,9 @@ def main(grid: Grid, context: Context) -> None:
         raise ConfigError("the run names fewer than two classes", "Give --run-config 'classes=\"normal,tear\"'.")
     found: dict[int, Statistics] = {}
 
-    def keep(node_id: int, _scenario: str, statistics: Statistics, _covered: set[bytes]) -> None:
-        found[node_id] = statistics
+    def keep(node_id: int, parts: Parts) -> None:
+        if scenario in parts:
+            found[node_id], _ = parts[scenario]
 
     strategy = AnalyticStrategy(backbone, {scenario: classes}, lambda _: {}, keep)
     strategy.start(grid, initial_arrays=ArrayRecord(), num_rounds=1, timeout=float(config["deadline-s"]))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from common.errors import PeerError, WireError
 
 BLOCK_VALUES = 65_536  # 256 KiB of float32: a block and its product stay in a core's L2 cache
-PARTIAL_FOLDS = 64  # float32 additions before the float64 total takes over; the pass over it is then < 2 % of the work
+PARTIAL_FOLDS = 256  # float32 additions before the float64 total takes over; the pass over it is then < 2 % of the work
 HEADER_BYTES_MAX = 4096  # of an .npy buffer; a real one has 128
 _KINDS = "fiub"  # floats, integers, booleans
 

@@ -6,7 +6,7 @@ its reason and left out, never averaged in.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -18,8 +18,10 @@ from common.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
-OnContribution = Callable[[int, str, Statistics, set[bytes]], None]
-"""(node id, scenario, statistics, ids covered)"""
+Parts = dict[str, tuple[Statistics, set[bytes]]]
+"""scenario -> statistics, ids covered"""
+OnAnswer = Callable[[int, Parts], None]
+"""(node id, what it contributed)"""
 
 
 class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for us
@@ -29,7 +31,8 @@ class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for
         backbone: hash of the backbone that the statistics must stand on.
         scenarios: scenario -> classes, in the order of the statistics.
         labels_for: node id -> scenario -> sample id -> label, what people said about that client's uploads.
-        on_contribution: called for each scenario of each good reply; whoever needs memory keeps it there.
+        on_answer: called for each good reply, also for one that contributes nothing; whoever needs it keeps it there.
+        skip: nodes that are not asked.
     """
 
     def __init__(
@@ -37,10 +40,11 @@ class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for
         backbone: str,
         scenarios: Mapping[str, Sequence[str]],
         labels_for: Callable[[int], Labels],
-        on_contribution: OnContribution,
+        on_answer: OnAnswer,
+        skip: Collection[int] = (),
     ) -> None:
-        self._backbone, self._scenarios = backbone, scenarios
-        self._labels_for, self._on_contribution = labels_for, on_contribution
+        self._backbone, self._scenarios, self._skip = backbone, scenarios, frozenset(skip)
+        self._labels_for, self._on_answer = labels_for, on_answer
         self._request = unpack_request(pack_request(backbone, scenarios, {}))
         self.counters: Counter[str] = Counter()
 
@@ -51,6 +55,8 @@ class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for
         del arrays, config
         messages = []
         for node_id in grid.get_node_ids():
+            if node_id in self._skip:
+                continue
             content = pack_request(self._backbone, self._scenarios, self._labels_for(node_id))
             messages.append(Message(content, node_id, "train", group_id=str(server_round)))
         self.counters["asked"] += len(messages)
@@ -95,5 +101,4 @@ class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for
             log.warning("the reply of client %d was refused: %s", node_id, error)
             return
         self.counters["folded"] += 1
-        for scenario, (statistics, covered) in parts.items():
-            self._on_contribution(node_id, scenario, statistics, covered)
+        self._on_answer(node_id, parts)
