@@ -28,53 +28,53 @@ def cut(data: bytes, path: Sequence[int]) -> tuple[bytes, list[memoryview]]:
         WireError: not the wire format of protobuf, or a field twice where one is allowed.
     """
     pieces: list[memoryview] = []
-    skeleton = _cut(memoryview(data), tuple(path), pieces)
+    skeleton = _cut(data, 0, len(data), tuple(path), pieces)
     return bytes(skeleton), pieces
 
 
-def _cut(view: memoryview, path: tuple[int, ...], pieces: list[memoryview]) -> bytearray:
+def _cut(data: bytes, at: int, end: int, path: tuple[int, ...], pieces: list[memoryview]) -> bytearray:
     left = bytearray()
-    at, found = 0, 0
-    while at < len(view):
+    found = 0
+    while at < end:
         begin = at
-        tag, at = _varint(view, at)
-        start, at = _value(view, at, tag & 7)
+        tag, at = _varint(data, at, end)
+        start, at = _value(data, at, end, tag & 7)
         if tag >> 3 != path[0] or tag & 7 != _BYTES:
-            left += view[begin:at]
+            left += data[begin:at]
         elif len(path) == 1:
             found += 1
-            pieces.append(view[start:at])
+            pieces.append(memoryview(data)[start:at])
         else:
-            inner = _cut(view[start:at], path[1:], pieces)
+            inner = _cut(data, start, at, path[1:], pieces)
             left += _as_varint(tag) + _as_varint(len(inner)) + inner
     if len(path) == 1 and found != 1:
         if found:
             raise WireError("a protobuf field came twice")
-        pieces.append(view[:0])
+        pieces.append(memoryview(data)[:0])
     return left
 
 
-def _value(view: memoryview, at: int, kind: int) -> tuple[int, int]:
+def _value(data: bytes, at: int, end: int, kind: int) -> tuple[int, int]:
     """Begin and end of a field's value whose tag ended at `at`."""
     if kind == _VARINT:
-        return at, _varint(view, at)[1]
+        return at, _varint(data, at, end)[1]
     if kind == _BYTES:
-        length, start = _varint(view, at)
+        length, start = _varint(data, at, end)
     elif kind in (_FIXED64, _FIXED32):
         length, start = (8 if kind == _FIXED64 else 4), at
     else:
         raise WireError(f"protobuf wire type {kind} is not known")
-    if start + length > len(view):
+    if start + length > end:
         raise WireError("a protobuf field ends after its message")
     return start, start + length
 
 
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
-    if at < len(view) and view[at] < 0x80:  # most are one byte
-        return view[at], at + 1
+def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    if at < end and data[at] < 0x80:  # most are one byte
+        return data[at], at + 1
     number = 0
-    for position in range(min(_VARINT_BYTES_MAX, len(view) - at)):
-        byte = view[at + position]
+    for position in range(min(_VARINT_BYTES_MAX, end - at)):
+        byte = data[at + position]
         number |= (byte & 0x7F) << (7 * position)
         if byte < 0x80:
             return number, at + position + 1
