@@ -4,10 +4,10 @@ Two witnesses, both from the statistics themselves, so no pixel is needed:
 
 - *Magnitude*: the mean square of a site's embeddings, and the norm of its class means, against the median site's.
   Frozen features have much the same length everywhere; statistics that were scaled do not.
-- *Labels*: a head is solved from everything except the site (and except sites already quarantined), and names the
-  site's own class means. A class whose mean is nearer to another class is misplaced; a site most of whose samples
-  stand in misplaced classes has flipped its labels. The reference is the majority of the others and the centre's own
-  datasets, so poisoned sites that agree among themselves are found as long as they are the minority.
+- *Labels*: a site's own class means against the classes of everybody else (and of the centre's datasets), sites
+  already accused left out. Where other classes fit the site's means several times better than the site's own labels do,
+  the labels were flipped. A ratio, because a site may look like nowhere else: its means are then far from every class,
+  and its labels no worse than any others. As long as they are the minority, sites that agree on a lie are found too.
 
 The influence on a small trusted set (accuracy with the site less accuracy without it) is measured for whoever is
 accused and goes into the record; alone it proves nothing: an honest site may cost a picture of the trusted set.
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cloud.learning.heads import HeadWeights, principal_basis, solve_lda
 from common.errors import OperatorError
@@ -26,8 +27,8 @@ DIRECTIONS = 64  # of the head that judges: enough to tell classes apart, and a 
 SHRINKAGE = 0.3
 PASSES_MAX = 5
 SITES_MIN = 4  # fewer sites have no majority
-MAGNITUDE_MAX = 1.5  # of the embeddings' length; honest sites of the benchmarks stay within 1.25
-MISPLACED_MAX = 0.5
+MAGNITUDE_MAX = 2.0  # of the embeddings' length; a small site of odd pictures reached 1.6
+BETTER_FIT_MAX = 0.35  # flipped sites stay below 0.16, honest sites at scenes that nobody else has above 0.58
 CLASS_SAMPLES_MIN = 3  # a mean of fewer samples says little
 
 
@@ -114,22 +115,37 @@ def _flippers(by_site: Mapping[str, Statistics], trusted: Statistics) -> dict[st
 
 def _misplaced(part: Statistics, rest: Statistics) -> str:
     """Why the labels of a site are not believed; empty when they fit the rest."""
-    head = _solve(rest)
-    known = part.counts * (rest.counts > 0) * (part.counts >= CLASS_SAMPLES_MIN)
-    if head is None or not known.any():
+    known = rest.counts > 0
+    rows = np.flatnonzero(known & (part.counts >= CLASS_SAMPLES_MIN))
+    if known.sum() < 2 or not len(rows):
         return ""
-    rows = np.flatnonzero(known)
-    logits = head.logits(part.sums[rows] / part.counts[rows, None])
-    nearest = logits.argmax(axis=1)
-    wrong = nearest != rows
-    share = float(known[rows][wrong].sum() / known.sum())
-    if share <= MISPLACED_MAX:
+    counts = part.counts[rows]
+    distances = _distances(part.sums[rows] / counts[:, None], rest, known)
+    distances -= (part.dimension / counts)[:, None]  # what chance alone puts between a mean of n samples and its class
+    chance = 2 * np.sqrt(2 * part.dimension) / counts  # two standard deviations of it: nearer than that is all the same
+    own = np.maximum(distances[np.arange(len(rows)), rows], chance)
+    nearest = distances.argmin(axis=1)
+    best = np.maximum(distances.min(axis=1), chance)
+    ratio = float((counts * best).sum() / (counts * own).sum())
+    if ratio >= BETTER_FIT_MAX:
         return ""
-    worst = int(np.argmax(known[rows] * wrong))
+    worst = int(np.argmax(counts * (own - best)))
     return (
-        f"labels: {share:.0%} of its samples are in classes that look like others to all other sites, "
-        f"{part.classes[rows[worst]]} like {part.classes[nearest[worst]]}"
+        f"labels: other classes fit its samples {1 / ratio:.1f} times as well as its own labels do; "
+        f"its {part.classes[rows[worst]]} looks like {part.classes[nearest[worst]]} everywhere else"
     )
+
+
+def _distances(points: Array, rest: Statistics, known: NDArray[np.bool_]) -> Array:
+    """Squared Mahalanobis distances (n, c) of points (n, d) to the class means; infinite for unknown classes."""
+    counts = rest.counts[known]
+    means = rest.sums[known] / counts[:, None]
+    within = (rest.moment - (means * counts[:, None]).T @ means) / counts.sum()
+    within.flat[:: len(within) + 1] += SHRINKAGE / (1 - SHRINKAGE) * np.trace(within) / len(within)
+    offsets = points[:, None] - means
+    found = np.full((len(points), len(known)), np.inf)
+    found[:, known] = np.einsum("nkd,nkd->nk", offsets @ np.linalg.inv(within), offsets)
+    return found
 
 
 def _solve(statistics: Statistics) -> HeadWeights | None:
