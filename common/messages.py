@@ -96,6 +96,15 @@ class CameraState(msgspec.Struct, frozen=True, kw_only=True):
     looks: int = 0
     dropped: int = 0
     reconnects: int = 0
+    gear: str = ""
+    """idle, watch or alert; empty while nothing is decoded."""
+    fps: float = 0.0
+    """Frames that arrive per second of wall time, over the last seconds."""
+    looks_per_s: float = 0.0
+    """Looks per second of wall time, over the last seconds."""
+    latency_ms: float = 0.0
+    """From the arrival of a frame to the end of its look: median of the recent looks."""
+    latency_ms_p99: float = 0.0
 
 
 class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):

@@ -14,6 +14,7 @@ from common.clock import Clock
 from common.errors import HeadframeError, OperatorError
 from common.messages import CameraState
 from edge.frames import Frame
+from edge.ring import PacketRing
 from edge.sampler import FrameSlots, Sampler
 from edge.settings import CameraSettings
 from edge.sources import Shot, is_live, open_source
@@ -25,6 +26,7 @@ DARK_LUMA = 10.0
 """Mean luma (0..255) under which a picture shows nothing: covered lens, no light."""
 FROZEN_S = 5.0
 WAIT_S = 0.5
+RING_S, RING_BYTES_MAX = 10.0, 8_000_000
 
 
 class Camera:
@@ -33,6 +35,8 @@ class Camera:
     def __init__(self, settings: CameraSettings, slots: FrameSlots, clock: Clock) -> None:
         self._settings, self._slots, self._clock = settings, slots, clock
         self._live = is_live(settings.source)
+        self.ring = PacketRing(RING_S, RING_BYTES_MAX)
+        """The last seconds, still encoded: clips are copied from it. Empty for a folder of pictures."""
         self._stopping = threading.Event()
         self._played = False
         self._state, self._detail = "starting", ""
@@ -105,9 +109,10 @@ class Camera:
     def _play(self) -> None:
         """Play the source once from its beginning."""
         sampler = Sampler(self._settings.looks_per_s)
+        self.ring.clear()
         began_s = self._clock.monotonic_s()
         self._changed_at_s = began_s
-        for index, shot in enumerate(open_source(self._settings, self._clock)):
+        for index, shot in enumerate(open_source(self._settings, self._clock, self.ring.append)):
             if self._stopping.is_set():
                 return
             self._frames += 1

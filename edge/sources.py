@@ -5,7 +5,7 @@ A source yields frames in order until its end or a fault; pacing, reconnecting a
 
 import socket
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from common.clock import Clock
 from common.errors import EnvironmentFault, OperatorError
+from edge.ring import Packet
 from edge.settings import CameraSettings
 
+OnPacket = Callable[[Packet], None]
 PICTURES: Final = {".jpg", ".jpeg", ".png", ".bmp"}
 FOLDER_EPOCH_NS: Final = 1_700_000_000 * 10**9
 """Where the time of a folder of pictures begins: the same picture has the same time on every run."""
@@ -38,20 +40,23 @@ def is_live(source: str) -> bool:
     return "://" in source or source.startswith("/dev/")
 
 
-def open_source(settings: CameraSettings, clock: Clock) -> Iterator[Shot]:
+def open_source(settings: CameraSettings, clock: Clock, on_packet: OnPacket | None = None) -> Iterator[Shot]:
     """Frames of a camera from its beginning.
+
+    Args:
+        on_packet: is given each packet before it is decoded; a folder of pictures has none.
 
     Raises:
         OperatorError: the file or folder is missing, empty, or cannot be decoded; names it.
         EnvironmentFault: a stream or device does not answer.
     """
     if is_live(settings.source):
-        return _live(settings, clock)
+        return _live(settings, clock, on_packet)
     path = Path(settings.source)
     if path.is_dir():
         return _folder(path, settings.picture_fps)
     if path.is_file():
-        return _file(path)
+        return _file(path, on_packet)
     raise OperatorError(f"there is no video {path}", "Correct `source` of this camera in edge.toml.")
 
 
@@ -67,18 +72,22 @@ def _folder(path: Path, picture_fps: float) -> Iterator[Shot]:
         yield Shot(FOLDER_EPOCH_NS + round(media_s * 1e9), media_s, np.asarray(image, dtype=np.uint8))
 
 
-def _file(path: Path) -> Iterator[Shot]:
+def _file(path: Path, on_packet: OnPacket | None) -> Iterator[Shot]:
     started_ns = path.stat().st_mtime_ns
     frames = 0
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
-            for frame in container.decode(stream):
-                if frame.is_corrupt or frame.time is None:
-                    continue
-                frames += 1
-                yield Shot(started_ns + round(frame.time * 1e9), frame.time, frame.to_ndarray(format="bgr24"))
+            for packet in container.demux(stream):
+                if on_packet and packet.size:
+                    at_ns = started_ns + round(float((packet.pts or 0) * packet.time_base) * 1e9)
+                    on_packet(Packet(at_ns, packet.is_keyframe, packet.size, packet))
+                for frame in packet.decode():
+                    if frame.is_corrupt or frame.time is None:
+                        continue
+                    frames += 1
+                    yield Shot(started_ns + round(frame.time * 1e9), frame.time, frame.to_ndarray(format="bgr24"))
     except (av.FFmpegError, IndexError) as error:
         raise OperatorError(
             f"{path} cannot be decoded after frame {frames} ({error})",
@@ -88,7 +97,7 @@ def _file(path: Path) -> Iterator[Shot]:
         raise OperatorError(f"{path} holds no video frame", "Replace the file.")
 
 
-def _live(settings: CameraSettings, clock: Clock) -> Iterator[Shot]:
+def _live(settings: CameraSettings, clock: Clock, on_packet: OnPacket | None) -> Iterator[Shot]:
     """A stream or device. Frames that the decoder marks corrupt are dropped: they would look like anomalies."""
     options = {"rtsp_transport": "tcp"} if settings.source.startswith("rtsp") else {}
     is_device = settings.source.startswith("/dev/")
@@ -101,9 +110,12 @@ def _live(settings: CameraSettings, clock: Clock) -> Iterator[Shot]:
         ) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
-            for frame in container.decode(stream):
-                if not frame.is_corrupt:
-                    yield Shot(clock.wall_ns(), None, frame.to_ndarray(format="bgr24"))
+            for packet in container.demux(stream):
+                if on_packet and packet.size:
+                    on_packet(Packet(clock.wall_ns(), packet.is_keyframe, packet.size, packet))
+                for frame in packet.decode():
+                    if not frame.is_corrupt:
+                        yield Shot(clock.wall_ns(), None, frame.to_ndarray(format="bgr24"))
     except (OSError, IndexError) as error:  # av.FFmpegError is an OSError or has one as its base
         raise EnvironmentFault(
             f"camera {settings.id} does not deliver from {hide_password(settings.source)} ({error})",

@@ -18,8 +18,8 @@ from common.signing import Signer
 from edge.agent import Agent
 from edge.settings import CameraSettings, EdgeSettings
 
-FRAMES = 300
-FPS = 50.0
+FRAMES = 160
+FPS = 20.0  # slow enough that a busy machine keeps up: a frame dropped here was dropped by the swap
 
 
 class Depot:
@@ -112,7 +112,7 @@ def test_no_frame_is_dropped_and_each_is_seen_by_one_whole_release(
     closed: dict[str, int] = {}
     try:
         for sequence, backbone in enumerate(backbones[1:], start=2):  # a head-only release, then a new backbone
-            wait_until(lambda: agent.looks_by_release[releases[-1]] > 40, agent.step)
+            wait_until(lambda: agent.looks_by_release[releases[-1]] > 25, agent.step)
             releases.append(depot.release(sequence, backbone, tiny_head(layer_hash(backbone), seed=sequence)))
             wait_until(lambda: agent.looks_by_release[releases[-1]] > 0, agent.step)
             for old in releases[:-1]:
