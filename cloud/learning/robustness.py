@@ -122,7 +122,7 @@ def _misplaced(part: Statistics, rest: Statistics) -> str:
     counts = part.counts[rows]
     distances = _distances(part.sums[rows] / counts[:, None], rest, known)
     distances -= (part.dimension / counts)[:, None]  # what chance alone puts between a mean of n samples and its class
-    chance = 2 * np.sqrt(2 * part.dimension) / counts  # two standard deviations of it: nearer than that is all the same
+    chance = np.sqrt(2 * part.dimension) / counts  # a standard deviation of it: nearer than that is all the same
     own = np.maximum(distances[np.arange(len(rows)), rows], chance)
     nearest = distances.argmin(axis=1)
     best = np.maximum(distances.min(axis=1), chance)
