@@ -134,7 +134,8 @@ def _file(path: Path) -> Iterator[Arrival]:
 
 def _live(source: str, settings: CameraSettings, clock: Clock) -> Iterator[Arrival]:
     """A stream or device."""
-    options = {"rtsp_transport": "tcp"} if source.startswith("rtsp") else {}
+    # FFmpeg would watch for 5 s how fast the frames come before it opens; nobody here asks
+    options = {"rtsp_transport": "tcp", "fpsprobesize": "0"} if source.startswith("rtsp") else {}
     is_device = source.startswith("/dev/")
     timeout = (settings.timeout_s, settings.timeout_s)  # PyAV's default waits for ever
     if not is_device:
