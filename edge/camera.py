@@ -137,6 +137,8 @@ class Camera:
         while not self._stopping.is_set():
             before = self._frames
             if self._attempt(self._watched, self._main):
+                if self._stopping.is_set():
+                    return
                 if self._live:
                     self._fail(f"camera {self.settings.id}: the stream has ended", "It is opened again.")
                 elif not self.settings.loop:

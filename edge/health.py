@@ -79,9 +79,9 @@ drives into the picture has no noise either, what is beside it has."""
 
 BLOCK: Final = 10
 """Cells per side of a block: of 160 x 90 cells 16 x 9 blocks; a camera turned by a fifteenth of its view is another."""
-TEXTURE_MIN: Final = 2.0
+TEXTURE_MIN: Final = 1.2
 """Mean gradient (grey levels per cell) from which a block has edges to be known by."""
-FLAT: Final = 0.6
+FLAT: Final = 0.4
 """Mean gradient of the whole picture under which nothing can be seen in it, whatever it was before."""
 ALIKE: Final = 0.5
 BLOCKS_MIN: Final = 20
@@ -111,6 +111,14 @@ class Signs:
     """The same of the block that is livelier than nine tenths."""
     alike: int
     """Blocks that show what they always did."""
+
+
+def glance(luma: Luma) -> Condition:
+    """What one picture shows without a past: dark, covered (nothing to be seen), or live."""
+    plane = luma.astype(np.float32)
+    if is_lightless(plane):
+        return Condition.DARK
+    return Condition.COVERED if float(gradient(plane).mean()) < FLAT else Condition.LIVE
 
 
 class Health:
@@ -239,7 +247,7 @@ class View:
             changes = blocks(np.abs(plane - before)).mean(axis=(1, 3))
             quiver, stir = (float(value) for value in np.percentile(changes, (50, 90)))
         return Signs(
-            lightless=float(plane.mean()) < DARK_MEAN and float(np.percentile(plane, 99)) < DARK_LAMP,
+            lightless=is_lightless(plane),
             edges=edges,
             texture=float(edges.mean()),
             same=stir == 0 and before is not None and np.array_equal(plane, before),
@@ -275,15 +283,27 @@ class View:
             self._stir += rate * (min(signs.stir, 2 * self._stir + 0.1) - self._stir)
 
 
+def is_lightless(plane: Plane) -> bool:
+    """Black all over, without a lamp anywhere."""
+    return float(plane.mean()) < DARK_MEAN and float(np.percentile(plane, 99)) < DARK_LAMP
+
+
 def gradient(plane: Plane) -> Plane:
-    """Magnitude of the gradient in grey levels per cell, softened over 3 x 3 cells: an edge that trembles by a cell
-    stays where it is. float32, of the plane's shape."""
-    plane = np.pad(plane, ((1, 2), (1, 2)), mode="edge")
-    across = plane[1:, 1:] - plane[1:, :-1]
-    down = plane[1:, 1:] - plane[:-1, 1:]
-    magnitude = np.hypot(across, down)
-    rows = magnitude[:-2] + magnitude[1:-1] + magnitude[2:]
-    soft: Plane = ((rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 9).astype(np.float32)
+    """Magnitude of the gradient in grey levels per cell, float32 of the plane's shape.
+
+    Softened over 3 x 3 cells before, because noise has a gradient too, and after: an edge that trembles by a cell stays
+    where it is.
+    """
+    soft = soften(np.pad(plane, ((2, 3), (2, 3)), mode="edge"))
+    across = soft[1:, 1:] - soft[1:, :-1]
+    down = soft[1:, 1:] - soft[:-1, 1:]
+    return soften(np.hypot(across, down))
+
+
+def soften(plane: Plane) -> Plane:
+    """Mean over 3 x 3 cells, float32 (rows - 2, columns - 2)."""
+    rows = plane[:-2] + plane[1:-1] + plane[2:]
+    soft: Plane = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) * np.float32(1 / 9)
     return soft
 
 
