@@ -75,6 +75,12 @@ class Feed:
         if self.source is not None and self.source.emit("push-buffer", unit.copy()) != Gst.FlowReturn.OK:
             self.source = None
 
+    def begin(self, source: Any) -> None:
+        """Somebody watches who was nobody before: the server waits for a key frame, so go on from the last one."""
+        while self.clip.units[self.number].has_flags(Gst.BufferFlags.DELTA_UNIT):
+            self.number -= 1
+        self.source = source
+
     def switch(self, clip: Clip) -> None:
         """Go on with another clip."""
         self.clip, self.number = clip, 0
@@ -107,6 +113,9 @@ def main() -> None:
     clips = {name: Clip(path) for name, path in plan["clips"].items()}
     feeds = {mount: Feed(clips[clip], second) for mount, (clip, second) in plan["mounts"].items()}
     server = GstRtspServer.RTSPServer()
+    threads = GstRtspServer.RTSPThreadPool()
+    threads.set_max_threads(-1)  # with one, each viewer waits until the mounts of those before have begun
+    server.set_thread_pool(threads)
     server.set_address("127.0.0.1")
     server.set_service("0")
     for mount, feed in feeds.items():
@@ -125,8 +134,8 @@ def main() -> None:
 
 
 def configure(_factory: Any, media: Any, feed: Feed) -> None:
-    """Somebody watches a mount that nobody watched: feed it."""
-    feed.source = media.get_element().get_by_name("source")
+    """A mount's pipeline was made, because somebody watches."""
+    feed.begin(media.get_element().get_by_name("source"))
 
 
 if __name__ == "__main__":
