@@ -48,38 +48,34 @@ class Clip:
         while (sample := sink.emit("pull-sample")) is not None:
             buffer = sample.get_buffer()
             last_ns = max(last_ns, buffer.pts)
-            buffer.pts = buffer.dts = Gst.CLOCK_TIME_NONE
             self.units.append(buffer)
         pipeline.set_state(Gst.State.NULL)
         if len(self.units) < 2:
             raise SystemExit(f"{path} gave {len(self.units)} access units of H.264")
         self.period_s = last_ns / 1e9 / (len(self.units) - 1)
 
-    def key_at(self, second: float) -> int:
-        """Number of the last key frame not after a second of the clip."""
-        wanted = min(round(second / self.period_s), len(self.units) - 1)
-        return next((n for n in range(wanted, 0, -1) if not self.units[n].has_flags(Gst.BufferFlags.DELTA_UNIT)), 0)
-
 
 class Feed:
-    """What a mount plays; `source` is there while somebody watches."""
+    """What a mount plays; `source` is there once somebody has watched."""
 
     def __init__(self, clip: Clip, second: float) -> None:
-        self.clip, self.number = clip, clip.key_at(second)
+        self.clip, self.number = clip, round(second / clip.period_s) % len(clip.units)
         self.source: Any = None
-
-    def push(self) -> None:
-        """Send the next access unit; unwatched, time goes on all the same."""
-        unit = self.clip.units[self.number]
-        self.number = (self.number + 1) % len(self.clip.units)
-        if self.source is not None and self.source.emit("push-buffer", unit.copy()) != Gst.FlowReturn.OK:
-            self.source = None
+        self._begun = False
 
     def begin(self, source: Any) -> None:
-        """Somebody watches who was nobody before: the server waits for a key frame, so go on from the last one."""
-        while self.clip.units[self.number].has_flags(Gst.BufferFlags.DELTA_UNIT):
-            self.number -= 1
-        self.source = source
+        """Somebody watches who was nobody before."""
+        self.source, self._begun = source, False
+
+    def push(self) -> None:
+        """Send the next access unit, the first of all a key frame; unwatched, time goes on all the same."""
+        unit = self.clip.units[self.number]
+        self.number = (self.number + 1) % len(self.clip.units)
+        self._begun = self._begun or not unit.has_flags(Gst.BufferFlags.DELTA_UNIT)
+        if self.source is not None and self._begun:
+            unit = unit.copy()
+            unit.pts = unit.dts = Gst.CLOCK_TIME_NONE  # the time is when it is sent
+            self.source.emit("push-buffer", unit)  # refused by a pipeline that has ended: no harm
 
     def switch(self, clip: Clip) -> None:
         """Go on with another clip."""

@@ -45,9 +45,9 @@ CAMERAS_MAX: Final = 240
 FEW: Final = 4
 MAINS: Final = (2, 8)
 """Cameras with a 1080p main stream only, in two processes: their difference gives the memory of one."""
-STEADY_S: Final = {True: 5.0, False: 15.0}
+STEADY_S: Final = {True: 3.0, False: 15.0}
 """By `quick`: watched but not counted: gears settle, buffers fill."""
-WINDOW_S: Final = {True: 6.0, False: 40.0}
+WINDOW_S: Final = {True: 5.0, False: 40.0}
 CLIP_S: Final = {True: 22.0, False: 60.0}
 MAIN_CLIP_S: Final = 4.0
 START_S: Final = 60.0
@@ -66,6 +66,8 @@ class Watched:
     """CPU seconds of the process per second."""
     rss_bytes: int
     late_ms: tuple[float, ...]
+    looked_back: tuple[bool, ...]
+    """For each of them, whether its frame was decoded after the fact."""
     arrival_late_ms: tuple[float, ...]
     """The part of it before a packet was read."""
     dropped: int
@@ -95,10 +97,26 @@ class Task:
     core: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What is kept of a look: not its pixels."""
+
+    camera_id: str
+    at_s: float
+    decided_s: float
+    sent_s: float
+    """By the sender's time stamps, which begin anywhere."""
+    back: bool
+
+    @classmethod
+    def now(cls, frame: Frame) -> "Looked":
+        """A look at a frame ends now."""
+        sent_s = 0.0 if isinstance(frame.source, np.ndarray) else float(frame.source.time)
+        return cls(frame.camera_id, time.time(), frame.decided_at_ns / 1e9, sent_s, frame.is_late)
+
+
 def watch(task: Task, pipe: Any) -> None:
     """The life of a watching process: open all cameras, let them settle, count, report."""
-    if task.core is not None:
-        os.sched_setaffinity(0, {task.core})
     model = load_model("bench", task.manifest, lambda name: task.layers[name], "bench")
     cameras = tuple(CameraSettings(id=f"camera-{number}", source=url) for number, url in enumerate(task.urls))
     settings = EdgeSettings(
@@ -108,24 +126,26 @@ def watch(task: Task, pipe: Any) -> None:
         cameras=cameras,
         selection=SelectionSettings(),
     )
-    looks: list[tuple[Frame, float]] = []
+    looks: list[Looked] = []
     counts = threading.Event()
     accepted: deque[Sample] = deque(maxlen=1)
 
     def on_look(frame: Frame, _: View) -> None:
         if counts.is_set():
-            looks.append((frame, time.time()))
+            looks.append(Looked.now(frame))
 
     with one_thread_each():
         lookout = Lookout(settings, cameras, SystemClock(), accepted.append, on_look)
         lookout.hand_over(model)
         lookout.start()
         deadline_s = time.monotonic() + START_S
-        while any(state.frames < SUB_FPS for state in lookout.states):
+        while any(state.frames == 0 for state in lookout.states):
             if time.monotonic() > deadline_s:
                 pipe.send(None)
                 return
             time.sleep(0.1)
+        if task.core is not None:  # opening may use both
+            _pin(os.getpid(), task.core)
         time.sleep(task.steady_s)
         dropped = sum(state.dropped for state in lookout.states)
         counts.set()
@@ -134,7 +154,7 @@ def watch(task: Task, pipe: Any) -> None:
         cores = (time.process_time() - cpu_s) / (time.monotonic() - began_s)
         counts.clear()
         rss_bytes = psutil.Process().memory_info().rss
-        late, arrivals = _lateness(lookout, looks)
+        late, arrivals = _lateness(lookout, looks, time.time_ns() - round(task.window_s * 1e9))
         states = lookout.states
         pipe.send(
             Watched(
@@ -142,6 +162,7 @@ def watch(task: Task, pipe: Any) -> None:
                 cores,
                 rss_bytes,
                 tuple(late),
+                tuple(look.back for look in looks),
                 tuple(arrivals),
                 sum(state.dropped for state in states) - dropped,
                 sum(state.gear == "idle" for state in states),
@@ -150,29 +171,34 @@ def watch(task: Task, pipe: Any) -> None:
     os._exit(0)  # a hundred connections need not be closed one by one
 
 
-def _lateness(lookout: Lookout, looks: Sequence[tuple[Frame, float]]) -> tuple[list[float], list[float]]:
-    """Milliseconds, of the looks and of the packets that the rings still hold."""
+def _lateness(lookout: Lookout, looks: Sequence[Looked], since_ns: int) -> tuple[list[float], list[float]]:
+    """Milliseconds, of the looks and of the packets that arrived in the window and that the rings still hold."""
     promptest: dict[str, float] = {}
     arrivals: list[float] = []
     for name, camera in lookout.cameras.items():
-        packets = [item for item in camera.ring.between(0, 2**63) if item.data.pts is not None]
+        packets = [
+            item
+            for item in camera.ring.between(0, 2**63)
+            if item.data.pts is not None and item.captured_at_ns >= since_ns
+        ]
         offsets = [item.captured_at_ns / 1e9 - float(item.data.pts * item.data.time_base) for item in packets]
         if offsets:
             promptest[name] = min(offsets)
             arrivals += [1e3 * (offset - promptest[name]) for offset in offsets]
     late: list[float] = []
-    for frame, at_s in looks:
-        if frame.is_late:  # its time stamp is of the past, what decided on it arrived later
-            late.append(1e3 * (at_s - frame.decided_at_ns / 1e9))
-        elif frame.camera_id in promptest and not isinstance(frame.source, np.ndarray):
-            late.append(1e3 * (at_s - frame.source.time - promptest[frame.camera_id]))
+    for look in looks:
+        due_s = look.decided_s  # of a frame decoded after the fact the own time stamp is of the past
+        if not look.back and look.camera_id in promptest:
+            due_s = min(due_s, look.sent_s + promptest[look.camera_id])
+        late.append(1e3 * (look.at_s - due_s))
     return late, arrivals
 
 
 @contextlib.contextmanager
 def _watching(task: Task) -> Iterator[Any]:
     """A process that watches; yields its pipe, and ends it."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # what is imported is imported once
+    context.set_forkserver_preload([__name__])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=watch, args=(task, theirs), daemon=True)
     process.start()
@@ -220,15 +246,15 @@ def measure_paced(*, quick: bool) -> dict[str, Any]:
         stage = Stage.build(Path(name), quick=quick)
         stage.server.start()
         try:
-            core = _cores_apart(stage.server.pid)
+            others, core = _cores_apart(stage.server.pid)
             status.update(f"paced: {CAMERAS} cameras")
             first, second = MAINS
             many, few, *mains = _watch_all(
                 [
                     stage.task(_spread("sub", CAMERAS), core),
-                    stage.task([f"few-{n}" for n in range(FEW)], None),
-                    stage.task([f"main-{n}" for n in range(first)], None),
-                    stage.task([f"main-{n}" for n in range(first, first + second)], None),
+                    stage.task([f"few-{n}" for n in range(FEW)], others),
+                    stage.task([f"main-{n}" for n in range(first)], others),
+                    stage.task([f"main-{n}" for n in range(first, first + second)], others),
                 ]
             )
             runs = [many]
@@ -281,7 +307,7 @@ class Stage:
                 writing.result()
         mounts = {f"sub-{n}": ("sub", CLIP_S[quick] * n / CAMERAS_MAX) for n in range(CAMERAS_MAX)}
         mounts |= {f"few-{n}": ("sub", CLIP_S[quick] * n / FEW) for n in range(FEW)}
-        mounts |= {f"main-{n}": ("main", 0.0) for n in range(sum(MAINS))}
+        mounts |= {f"main-{n}": ("main", 0.3 * n) for n in range(sum(MAINS))}
         layers = {layer_hash(path.read_bytes()): path for path in folder.glob("*.onnx")}
         return cls(RtspServer(clips, mounts), manifest, layers, quick)
 
@@ -297,24 +323,34 @@ def _spread(kind: str, count: int) -> list[str]:
 
 
 def _next(run: Watched) -> int:
-    """How many cameras to try after a run that held: towards nine tenths of what its CPU promises; 0 is enough."""
-    more = min(int(0.9 * run.cameras / run.cores), CAMERAS_MAX)
-    return more if more >= 1.1 * run.cameras else 0
+    """How many cameras to try after a run that held; 0 when there are no more mounts."""
+    more = round(1.2 * run.cameras)
+    return more if more <= CAMERAS_MAX else 0
 
 
-def _cores_apart(server_pid: int) -> int | None:
-    """The server on the first core, one for the watching process; None on a machine with a single core."""
+def _cores_apart(server_pid: int) -> tuple[int | None, int | None]:
+    """A core for the server and what else runs, and one for the watching process; None, None where there is but one."""
     if usable_cores() < 2 or not hasattr(os, "sched_getaffinity"):
-        return None
+        return None, None
     first, second, *_ = sorted(os.sched_getaffinity(0))
-    for thread in psutil.Process(server_pid).threads():
-        os.sched_setaffinity(thread.id, {first})
-    return second
+    _pin(server_pid, first)
+    return first, second
+
+
+def _pin(pid: int, core: int) -> None:
+    """Keep a process and all its threads, also those it starts from now on, on one core."""
+    for thread in psutil.Process(pid).threads():
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(thread.id, {core})
 
 
 def _slope(few: Watched, many: Watched) -> float:
     """Megabytes of one more camera."""
     return (many.rss_bytes - few.rss_bytes) / (many.cameras - few.cameras) / 1e6
+
+
+def _p99(values: Sequence[float]) -> float | None:
+    return round(float(np.percentile(values, 99)), 1) if values else None
 
 
 def _row(run: Watched) -> dict[str, Any]:
@@ -323,8 +359,10 @@ def _row(run: Watched) -> dict[str, Any]:
         "cores": round(run.cores, 3),
         "p99_lateness_ms": round(run.late_ms_p99, 1),
         "median_lateness_ms": round(float(np.median(run.late_ms)), 1) if run.late_ms else None,
-        "p99_arrival_ms": round(float(np.percentile(run.arrival_late_ms, 99)), 1) if run.arrival_late_ms else None,
+        "p99_arrival_ms": _p99(run.arrival_late_ms),
+        "p99_lateness_live_ms": _p99([ms for ms, back in zip(run.late_ms, run.looked_back, strict=True) if not back]),
         "looks": len(run.late_ms),
+        "looked_back": sum(run.looked_back),
         "dropped": run.dropped,
         "idle": run.idle,
         "rss_mb": round(run.rss_bytes / 1e6, 1),
