@@ -90,12 +90,14 @@ class CameraState(msgspec.Struct, frozen=True, kw_only=True):
 
     camera_id: str
     state: str
-    """starting, live, ended, frozen, dark, failed."""
+    """starting, live, ended, failed; or what is wrong with the picture: dark, frozen, covered, moved, garbled."""
     detail: str = ""
     frames: int = 0
     looks: int = 0
     dropped: int = 0
     reconnects: int = 0
+    damaged: int = 0
+    """Packets and frames that could not be decoded, or only in parts."""
     gear: str = ""
     """idle, watch or alert; empty while nothing is decoded."""
     fps: float = 0.0

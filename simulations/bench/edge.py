@@ -256,7 +256,7 @@ def bench_edge(*, quick: bool) -> dict[str, Any]:
         floor = measure_floor(duty, models["duty", int8], runs["duty-naive"])
     figures = _figures(runs) | {"ablation": ablation, "floor": floor}
     if importlib.util.find_spec("simulations.bench._paced"):
-        figures |= importlib.import_module("simulations.bench._paced").measure_paced(quick)
+        figures |= importlib.import_module("simulations.bench._paced").measure_paced(quick=quick)
     return figures | {"seconds": round(time.monotonic() - began_s, 1)}
 
 
