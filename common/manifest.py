@@ -15,6 +15,7 @@ KIND: Final = "headframe.kind"  # "backbone" or "head"
 BACKBONE: Final = "headframe.backbone"  # on a head: layer hash of the backbone it stands on
 SCENARIO: Final = "headframe.scenario"  # on a head
 CLASSES: Final = "headframe.classes"  # on a head: JSON list; the order of the probabilities
+FORM: Final = "headframe.form"  # on a head: how it was solved, where a gateway may answer many of the form at once
 INPUT_PX: Final = "headframe.input_px"  # on a backbone: side of the square input
 PIXEL_MEAN: Final = "headframe.pixel_mean"  # on a backbone: (pixel - mean) / scale, RGB, 0..255
 PIXEL_SCALE: Final = "headframe.pixel_scale"
@@ -25,6 +26,10 @@ IMAGE: Final = "image"
 EMBEDDING: Final = "embedding"
 PROBABILITIES: Final = "probabilities"
 NOVELTY: Final = "novelty"
+
+ANALYTIC: Final = "analytic-1"
+"""Form of the heads of `cloud.learning.export`: the float32 weights `directions` (d, c), `offsets`, `constants` (c,),
+`quadratic` (c, c) and `temperature` say all that the graph computes (`cloud.learning.heads`)."""
 
 SHARED: Final = "*"
 """Key of the head that every site without a head of its own runs."""

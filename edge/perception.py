@@ -1,12 +1,15 @@
 """What the model says about a frame: the backbone once, every scenario's head on its embedding.
 
-Loads a release's layers and checks that they belong together; leaves fetching and trust to `edge.installer`.
+Loads a release's layers and checks that they belong together; leaves fetching and trust to `edge.installer`. Heads of
+the analytic form are answered together (`edge.heads`) after a trial has shown that they say what their files say.
 """
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import onnxruntime
@@ -17,9 +20,19 @@ from common.backbone import Backbone, open_session
 from common.errors import OperatorError, WireError
 from common.manifest import Layer, Manifest
 from common.messages import Prediction
+from common.weights import read_weights
 from edge.frames import cut_zone
+from edge.heads import AnalyticForm, HeadStack
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Backbone", "Head", "Model", "View", "cut_zone", "load_model"]
+
+
+PROBES: Final = 4
+"""Embeddings on which a head's stacked numbers are held against its file: the first is all zeros."""
+PROBE_TOLERANCE: Final = 2e-3
+"""Both are float32 sums over a thousand features in another order; a graph that computes something else is far off."""
 
 
 class Head:
@@ -37,6 +50,7 @@ class Head:
         outputs = {item.name for item in session.get_outputs()}
         if not {keys.PROBABILITIES, keys.NOVELTY} <= outputs:
             raise OperatorError(f"{path} has the outputs {', '.join(sorted(outputs))}", _HINT)
+        self._form = self._read_form(path) if metadata.get(keys.FORM) == keys.ANALYTIC else None
 
     @classmethod
     def open(cls, path: Path, backbone_hash: str) -> "Head":
@@ -61,6 +75,33 @@ class Head:
         )
         return Prediction(self.scenario, self.classes, tuple(map(float, probabilities[0])), float(novelty[0]))
 
+    def stackable(self) -> AnalyticForm | None:
+        """Its numbers, where the file declares the analytic form and a trial shows that it computes what they say."""
+        form = self._form
+        if form is None or self._says_the_same(form):
+            return form
+        log.warning("head %s is not of the form it declares: it runs in a session of its own", self.hash[:12])
+        return None
+
+    def _read_form(self, path: Path) -> AnalyticForm | None:
+        try:
+            return AnalyticForm.of(self.scenario, self.classes, read_weights(path.read_bytes()))
+        except WireError as error:
+            log.warning("the weights of %s cannot be read: %s", path, error)
+            return None
+
+    def _says_the_same(self, form: AnalyticForm) -> bool:
+        stack = HeadStack([form])
+        probes = np.random.default_rng(0).normal(0, 1, (PROBES, form.directions.shape[0])).astype(np.float32)
+        probes[0] = 0
+        for probe in probes:
+            said, (stacked,) = self.predict(probe), stack.judge(probe)
+            if abs(stacked.novelty - said.novelty) > PROBE_TOLERANCE * (1 + abs(said.novelty)):
+                return False
+            if not np.allclose(stacked.probabilities, said.probabilities, rtol=0, atol=PROBE_TOLERANCE):
+                return False
+        return True
+
 
 _HINT = "Use a layer exported by the centre (docs/cloud.md, 'Bring your own backbone')."
 
@@ -78,7 +119,10 @@ class Model:
 
     def __init__(self, release_id: str, manifest: Manifest, backbone: Backbone, heads: tuple[Head, ...]) -> None:
         self.release_id, self.manifest, self.backbone = release_id, manifest, backbone
-        self._heads = heads
+        self._order = tuple(head.scenario for head in heads)
+        forms = [(head, head.stackable()) for head in heads]
+        self._stack = HeadStack([form for _, form in forms if form])
+        self._others = tuple(head for head, form in forms if form is None)
 
     def look(self, image: NDArray[np.uint8]) -> View:
         """Embed a picture uint8 (H, W, 3) BGR once, and ask every head."""
@@ -86,7 +130,11 @@ class Model:
 
     def judge(self, embedding: NDArray[np.float32]) -> View:
         """Ask every head about an embedding float32 (d,)."""
-        return View(embedding, tuple(head.predict(embedding) for head in self._heads))
+        stacked = self._stack.judge(embedding)
+        if not self._others:
+            return View(embedding, stacked)
+        said = {item.scenario: item for item in (*stacked, *(head.predict(embedding) for head in self._others))}
+        return View(embedding, tuple(said[name] for name in self._order))
 
 
 def load_model(
@@ -118,8 +166,8 @@ def load_model(
         if head.scenario != scenario.name:
             raise OperatorError(f"{layer_path(layer.hash)} is a head for {head.scenario}, not {scenario.name}", _HINT)
         heads.append(head)
-    model = Model(release_id, manifest, backbone, tuple(heads))
     try:
+        model = Model(release_id, manifest, backbone, tuple(heads))
         model.look(np.zeros((backbone.input_px, backbone.input_px, 3), np.uint8))
     except Exception as error:  # ONNX Runtime's errors share no public base but Exception
         raise OperatorError(f"the layers of release {release_id} do not run together ({error})", _HINT) from error

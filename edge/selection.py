@@ -52,9 +52,11 @@ class Chosen:
 
 def uncertainty(prediction: Prediction) -> float:
     """Entropy of the probabilities over its maximum, 0..1; zero probabilities count as zero."""
-    p = np.asarray(prediction.probabilities)
-    p = p[p > 0]
-    return float(-(p * np.log(p)).sum() / math.log(len(prediction.probabilities))) if len(p) > 1 else 0.0
+    shares = [share for share in prediction.probabilities if share > 0]
+    if len(shares) < 2:
+        return 0.0
+    # without numpy: a head has a handful of classes, and forty heads are asked at each look
+    return -sum(share * math.log(share) for share in shares) / math.log(len(prediction.probabilities))
 
 
 class CameraNormal:
