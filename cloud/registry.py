@@ -3,19 +3,31 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from cloud.learning.export import default_backbone, set_default_backbone
 from cloud.store import Store
 from common.clock import Clock
 from common.errors import OperatorError
 from common.files import write_atomically
 from common.ids import layer_hash
-from common.manifest import Layer, Manifest, Scenario, decode_manifest, encode_manifest, release_id
+from common.manifest import (
+    DetectorLayer,
+    Layer,
+    Manifest,
+    Scenario,
+    decode_manifest,
+    encode_manifest,
+    release_id,
+)
 from common.messages import Desired, Fetch, LayerPart
 from common.signing import Signer
 
 LIFETIME_NS = 400 * 24 * 3600 * 10**9
 PART_BYTES_MAX = 1024 * 1024
 MINIMUM_AGENT = "0.1.0"
+DETECTORS = "detectors"  # a file in the folder of the layers: what the next release carries
+DETECTORS_MAX = 8  # each runs on every look
 
 
 class Registry:
@@ -52,6 +64,29 @@ class Registry:
         set_default_backbone(self._folder, layer.hash)
         return layer
 
+    def detectors(self) -> tuple[DetectorLayer, ...]:
+        """The detectors that the next release carries."""
+        path = self._folder / DETECTORS
+        return msgspec.json.decode(path.read_bytes(), type=tuple[DetectorLayer, ...]) if path.exists() else ()
+
+    def set_detectors(self, detectors: tuple[DetectorLayer, ...], note: str) -> str:
+        """Choose the detectors; with a release active, it is published again with them. Returns its id, or nothing.
+
+        Raises:
+            OperatorError: too many, or two of one name.
+        """
+        names = [detector.name for detector in detectors]
+        if len(set(names)) < len(names) or len(names) > DETECTORS_MAX:
+            raise OperatorError(
+                f"{len(names)} detectors: {', '.join(names)}", f"At most {DETECTORS_MAX}, each with a name of its own."
+            )
+        write_atomically(self._folder / DETECTORS, msgspec.json.encode(detectors))
+        active = self.active()
+        if active is None or active.detectors == detectors:
+            return ""
+        gate = next(release.gate for release in self._store.releases() if release.status == "active")
+        return self.publish(active.scenarios, active.backbone, gate, note)
+
     def layer_path(self, name: str) -> Path:
         return self._folder / name
 
@@ -69,8 +104,14 @@ class Registry:
                 return decode_manifest(release.manifest)
         return None
 
-    def publish(self, scenarios: tuple[Scenario, ...], backbone: Layer, gate: Mapping[str, object], note: str) -> str:
-        """Sign a release, make it the active one, and return its id."""
+    def publish(
+        self,
+        scenarios: tuple[Scenario, ...],
+        backbone: Layer,
+        gate: Mapping[str, object],
+        note: str,
+    ) -> str:
+        """Sign a release, make it the active one, and return its id; it carries the detectors that are chosen now."""
         releases = self._store.releases()
         now_ns = self._clock.wall_ns()
         manifest = Manifest(
@@ -81,6 +122,7 @@ class Registry:
             backbone=backbone,
             scenarios=scenarios,
             note=note,
+            detectors=self.detectors(),
         )
         data, name = encode_manifest(manifest), release_id(manifest)
         self._store.add_release(
@@ -98,6 +140,7 @@ class Registry:
         if earlier is None:
             raise OperatorError(f"there is no release {name}", "`headframe cloud releases` lists them.")
         manifest = decode_manifest(earlier.manifest)
+        write_atomically(self._folder / DETECTORS, msgspec.json.encode(manifest.detectors))
         return self.publish(manifest.scenarios, manifest.backbone, {**earlier.gate, "rolled_back_to": name}, note)
 
     def desired(self) -> Desired | None:

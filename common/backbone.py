@@ -22,7 +22,7 @@ def open_session(path: Path, kind: str) -> tuple[onnxruntime.InferenceSession, d
     One intra-op thread and no spinning: the default threads spin while idle and cost four times the CPU at 5 fps.
 
     Args:
-        kind: `backbone` or `head`.
+        kind: `backbone`, `head` or `detector`.
 
     Raises:
         OperatorError: no such file, no ONNX model, or a model of another kind.

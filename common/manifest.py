@@ -11,21 +11,34 @@ import msgspec
 from common.errors import WireError
 
 # Keys of the ONNX metadata properties.
-KIND: Final = "headframe.kind"  # "backbone" or "head"
+KIND: Final = "headframe.kind"  # "backbone", "head" or "detector"
 BACKBONE: Final = "headframe.backbone"  # on a head: layer hash of the backbone it stands on
 SCENARIO: Final = "headframe.scenario"  # on a head
-CLASSES: Final = "headframe.classes"  # on a head: JSON list; the order of the probabilities
+CLASSES: Final = "headframe.classes"  # on a head or detector: JSON list; the order of the probabilities or scores
 FORM: Final = "headframe.form"  # on a head: how it was solved, where a gateway may answer many of the form at once
-INPUT_PX: Final = "headframe.input_px"  # on a backbone: side of the square input
+INPUT_PX: Final = "headframe.input_px"  # on a backbone or detector: side of the square input
 PIXEL_MEAN: Final = "headframe.pixel_mean"  # on a backbone: (pixel - mean) / scale, RGB, 0..255
 PIXEL_SCALE: Final = "headframe.pixel_scale"
+DECODER: Final = "headframe.decoder"  # on a detector: what its outputs mean, one of DECODERS
+LETTERBOX: Final = "headframe.letterbox"  # on a detector: how a picture is put into the square, one of LETTERBOXES
+CHANNELS: Final = "headframe.channels"  # on a detector: order of the colours, "rgb" or "bgr"
+SCORE_MIN: Final = "headframe.score_min"  # on a detector: what counts as found
+OVERLAP_MAX: Final = "headframe.overlap_max"  # on a detector: of two boxes of a class that overlap more, one goes
+
+DECODERS: Final = {"yolox": "corner", "yolov8": "centre", "ssd": "stretch"}
+"""Each with the letterbox that its family is trained with; what they mean is in `edge.decoders`."""
+LETTERBOXES: Final = ("corner", "centre", "stretch")
 
 # Tensor names: backbone `image` float32 (n, 3, px, px) RGB -> `embedding` float32 (n, d);
-# head `embedding` float32 (n, d) -> `probabilities` float32 (n, classes), `novelty` float32 (n,).
+# head `embedding` float32 (n, d) -> `probabilities` float32 (n, classes), `novelty` float32 (n,);
+# detector `image` float32 (1, 3, px, px), pixels 0..255 -> `detections`, or `boxes` and `scores`, by its decoder.
 IMAGE: Final = "image"
 EMBEDDING: Final = "embedding"
 PROBABILITIES: Final = "probabilities"
 NOVELTY: Final = "novelty"
+DETECTIONS: Final = "detections"
+BOXES: Final = "boxes"
+SCORES: Final = "scores"
 
 ANALYTIC: Final = "analytic-1"
 """Form of the heads of `cloud.learning.export`: the float32 weights `directions` (d, c), `offsets`, `constants` (c,),
@@ -56,6 +69,21 @@ class Scenario(msgspec.Struct, frozen=True):
         return self.heads.get(site_id) or self.heads[SHARED]
 
 
+class DetectorLayer(msgspec.Struct, frozen=True):
+    """A model of the group's own that finds boxes, run beside the backbone."""
+
+    name: str
+    layer: Layer
+    scenario: str = ""
+    """Whose head it is compared with: where the two disagree, the frame is worth a label. Empty: none."""
+    alarms: tuple[str, ...] = ()
+    """Labels that raise an event; empty: all of them."""
+
+    def raises(self, label: str) -> bool:
+        """Whether finding this is an event."""
+        return not self.alarms or label in self.alarms
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """An immutable, signed set of layers for some scenarios."""
 
@@ -67,10 +95,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     backbone: Layer
     scenarios: tuple[Scenario, ...]
     note: str = ""
+    detectors: tuple[DetectorLayer, ...] = ()
 
     def layers_for(self, site_id: str) -> tuple[Layer, ...]:
         """Everything a gateway of this site needs, backbone first."""
-        return (self.backbone, *(scenario.head_for(site_id) for scenario in self.scenarios))
+        heads = (scenario.head_for(site_id) for scenario in self.scenarios)
+        return (self.backbone, *heads, *(detector.layer for detector in self.detectors))
+
+
+ADDED_LATER: Final = ("detectors",)
+"""Fields that are left out of the bytes when empty: a manifest without them keeps the bytes, and so the release id,
+that it had before they existed."""
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -78,7 +113,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
     scenarios = tuple(
         msgspec.structs.replace(scenario, heads=dict(sorted(scenario.heads.items()))) for scenario in manifest.scenarios
     )
-    return msgspec.msgpack.encode(msgspec.structs.replace(manifest, scenarios=scenarios))
+    fields = msgspec.structs.asdict(msgspec.structs.replace(manifest, scenarios=scenarios))
+    return msgspec.msgpack.encode({key: value for key, value in fields.items() if value or key not in ADDED_LATER})
 
 
 def decode_manifest(data: bytes) -> Manifest:

@@ -1,4 +1,4 @@
-"""What the model says about a frame: the backbone once, every scenario's head on its embedding.
+"""What the model says about a frame: the backbone once, every scenario's head on its embedding, detectors beside it.
 
 Loads a release's layers and checks that they belong together; leaves fetching and trust to `edge.installer`. Heads of
 the analytic form are answered together (`edge.heads`) after a trial has shown that they say what their files say.
@@ -7,7 +7,7 @@ the analytic form are answered together (`edge.heads`) after a trial has shown t
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,8 +21,10 @@ from common.errors import OperatorError, WireError
 from common.manifest import Layer, Manifest
 from common.messages import Prediction
 from common.weights import read_weights
+from edge.detectors import Detector
 from edge.frames import cut_zone
 from edge.heads import AnalyticForm, HeadStack
+from edge.judge import Seen
 
 log = logging.getLogger(__name__)
 
@@ -112,21 +114,46 @@ class View:
 
     embedding: NDArray[np.float32]
     predictions: tuple[Prediction, ...]
+    sightings: tuple[Seen, ...] = ()
+    """What each detector of the release saw."""
+
+
+Fit = Callable[[int], NDArray[np.uint8]]
+"""The same frame in its own shape, fitted into a square of so many pixels."""
 
 
 class Model:
-    """A release as it runs at a site: one backbone, one head per scenario."""
+    """A release as it runs at a site: one backbone, one head per scenario, detectors beside them."""
 
-    def __init__(self, release_id: str, manifest: Manifest, backbone: Backbone, heads: tuple[Head, ...]) -> None:
+    def __init__(
+        self,
+        release_id: str,
+        manifest: Manifest,
+        backbone: Backbone,
+        heads: tuple[Head, ...],
+        detectors: tuple[Detector, ...] = (),
+    ) -> None:
         self.release_id, self.manifest, self.backbone = release_id, manifest, backbone
+        self.detectors = detectors
         self._order = tuple(head.scenario for head in heads)
         forms = [(head, head.stackable()) for head in heads]
         self._stack = HeadStack([form for _, form in forms if form])
         self._others = tuple(head for head, form in forms if form is None)
 
-    def look(self, image: NDArray[np.uint8]) -> View:
-        """Embed a picture uint8 (H, W, 3) BGR once, and ask every head."""
-        return self.judge(self.backbone.embed(image))
+    def look(self, image: NDArray[np.uint8], fit: Fit | None = None) -> View:
+        """Embed a picture uint8 (H, W, 3) BGR once, ask every head, and every detector.
+
+        Args:
+            fit: what the detectors look at, since their input is another one; by default the same picture.
+        """
+        view = self.judge(self.backbone.embed(image))
+        if not self.detectors:
+            return view
+        seen = []
+        for detector in self.detectors:
+            sighting = detector.detect(fit(detector.input_px) if fit else image)
+            seen.append(Seen(detector.declared, detector.score_min, sighting.boxes, sighting.faint))
+        return replace(view, sightings=tuple(seen))
 
     def judge(self, embedding: NDArray[np.float32]) -> View:
         """Ask every head about an embedding float32 (d,)."""
@@ -166,8 +193,12 @@ def load_model(
         if head.scenario != scenario.name:
             raise OperatorError(f"{layer_path(layer.hash)} is a head for {head.scenario}, not {scenario.name}", _HINT)
         heads.append(head)
+    detectors = []
+    for declared in manifest.detectors:
+        detectors.append(Detector.open(declared, layer_path(declared.layer.hash)))
+        _check_hash(detectors[-1].hash, declared.layer, layer_path)
     try:
-        model = Model(release_id, manifest, backbone, tuple(heads))
+        model = Model(release_id, manifest, backbone, tuple(heads), tuple(detectors))
         model.look(np.zeros((backbone.input_px, backbone.input_px, 3), np.uint8))
     except Exception as error:  # ONNX Runtime's errors share no public base but Exception
         raise OperatorError(f"the layers of release {release_id} do not run together ({error})", _HINT) from error

@@ -29,6 +29,7 @@ class SampleRow(Base):
     value: Mapped[float] = mapped_column(Float, index=True)
     reason: Mapped[str] = mapped_column(String(20))
     pixel_path: Mapped[str] = mapped_column(String(120))
+    boxes: Mapped[list[dict[str, object]] | None] = mapped_column(JSON)
 
 
 class LabelRow(Base):
