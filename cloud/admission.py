@@ -17,7 +17,13 @@ EMBEDDING_BYTES_MAX = 64 * 1024
 TIME_NS_MAX = 2**63 - 1
 BOXES_MAX = 1000
 TEXT_MAX = 120
-TEXTS = {"release_id": 80, "backbone": 64, "reason": 20, "pixel_path": 120}  # as wide as the columns of the store
+TEXTS = {
+    "release_id": 80,
+    "backbone": 64,
+    "variant": 64,
+    "reason": 20,
+    "pixel_path": 120,
+}  # as wide as the columns of the store
 _START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _END_OF_IMAGE = b"\xff\xd9"
 

@@ -15,6 +15,8 @@ KIND: Final = "headframe.kind"  # "backbone", "head" or "detector"
 BACKBONE: Final = "headframe.backbone"  # on a head: layer hash of the backbone it stands on
 SCENARIO: Final = "headframe.scenario"  # on a head
 CLASSES: Final = "headframe.classes"  # on a head or detector: JSON list; the order of the probabilities or scores
+PRECISION: Final = "headframe.precision"  # on a variant of a backbone: "int8"; without it "float"
+STANDS_FOR: Final = "headframe.stands_for"  # on a variant of a backbone: layer hash of the float one
 FORM: Final = "headframe.form"  # on a head: how it was solved, where a gateway may answer many of the form at once
 INPUT_PX: Final = "headframe.input_px"  # on a backbone or detector: side of the square input
 PIXEL_MEAN: Final = "headframe.pixel_mean"  # on a backbone: (pixel - mean) / scale, RGB, 0..255
@@ -44,6 +46,9 @@ ANALYTIC: Final = "analytic-1"
 """Form of the heads of `cloud.learning.export`: the float32 weights `directions` (d, c), `offsets`, `constants` (c,),
 `quadratic` (c, c) and `temperature` say all that the graph computes (`cloud.learning.heads`)."""
 
+FLOAT: Final = "float"
+INT8: Final = "int8"
+
 SHARED: Final = "*"
 """Key of the head that every site without a head of its own runs."""
 
@@ -67,6 +72,17 @@ class Scenario(msgspec.Struct, frozen=True):
     def head_for(self, site_id: str) -> Layer:
         """The site's personal head, else the shared one."""
         return self.heads.get(site_id) or self.heads[SHARED]
+
+
+class Variant(msgspec.Struct, frozen=True):
+    """The backbone once more in another precision, for hardware that runs it faster.
+
+    Heads, samples and statistics name the float backbone; a variant is in a release only while the centre's gate finds
+    that the release's heads say the same on it (`cloud.learning.quantise`).
+    """
+
+    layer: Layer
+    precision: str
 
 
 class DetectorLayer(msgspec.Struct, frozen=True):
@@ -96,14 +112,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     scenarios: tuple[Scenario, ...]
     note: str = ""
     detectors: tuple[DetectorLayer, ...] = ()
+    variants: tuple[Variant, ...] = ()
 
     def layers_for(self, site_id: str) -> tuple[Layer, ...]:
         """Everything a gateway of this site needs, backbone first."""
         heads = (scenario.head_for(site_id) for scenario in self.scenarios)
-        return (self.backbone, *heads, *(detector.layer for detector in self.detectors))
+        variants, detectors = (v.layer for v in self.variants), (d.layer for d in self.detectors)
+        return (self.backbone, *heads, *variants, *detectors)
 
 
-ADDED_LATER: Final = ("detectors",)
+ADDED_LATER: Final = ("detectors", "variants")
 """Fields that are left out of the bytes when empty: a manifest without them keeps the bytes, and so the release id,
 that it had before they existed."""
 

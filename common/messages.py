@@ -74,6 +74,8 @@ class Sample(msgspec.Struct, frozen=True, tag="sample", kw_only=True):
     """How the pixels reached the model, e.g. `main-1280x720/zone`: logits are not comparable across paths."""
     boxes: tuple[Box, ...] = ()
     """What the release's detectors found when the frame was looked at."""
+    variant: str = ""
+    """Layer hash of the variant that made `embedding`, where it was not `backbone` itself."""
 
 
 class Event(msgspec.Struct, frozen=True, tag="event", kw_only=True):
@@ -174,6 +176,8 @@ class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
     """Samples accepted into the spool, by reason."""
     local_labels: int = 0
     """Labels given at the site's own page (a site that shares updates only)."""
+    compute: str = ""
+    """What the models run on, in which precision, and why."""
     events: int = 0
     """Events that have begun since the start."""
     alarms: tuple[str, ...] = ()

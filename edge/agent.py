@@ -20,6 +20,7 @@ from edge.installer import LAYERS, Installer
 from edge.learner import Learner
 from edge.lookout import Lookout
 from edge.outputs import SiteOutputs
+from edge.providers import COMPILED, Compute
 from edge.settings import EdgeSettings
 from edge.spool import Spool
 from edge.threads import usable_cores
@@ -42,6 +43,7 @@ class Agent:
         folder = settings.data_dir
         self.spool = Spool.open(folder / "spool.db", settings.spool.bytes_max)
         self.exemplars = Exemplars.open(folder / "exemplars.db")
+        self.compute = Compute(settings.compute.provider, folder / COMPILED)
         self.lookout = self._make_lookout()
         self._stopping = threading.Event()
         self._link = MqttLink(
@@ -60,6 +62,8 @@ class Agent:
             self._clock,
             lambda fetch: self._send("fetch", fetch),
             self.lookout.hand_over,
+            self.compute.open,
+            settings.compute.precision,
         )
         self.learner = Learner(
             settings.gateway_id,
@@ -166,11 +170,20 @@ class Agent:
             bytes_down=self.installer.bytes_down,
             looks=sum(self.looks_by_release.values()),
             chosen=dict(figures.by_reason),
+            compute=self._runs_on(),
             events=self._events,
             alarms=tuple(sorted(self._alarms)),
             local_labels=self.exemplars.counts().get("labels", 0),
             cameras=self.lookout.states,
         )
+
+    def _runs_on(self) -> str:
+        """Provider and precision of the backbone, and why; empty before the first release."""
+        model = self.lookout.model
+        if model is None:
+            return ""
+        choice, variant = self.compute.choices["backbone"], self.installer.variant
+        return f"{choice.name}, {model.backbone.precision} ({choice.reason}; {variant.reason})"
 
     def _on_event(self, event: Event) -> None:
         """What an event does, from the look loop or from a worker's thread."""

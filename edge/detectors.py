@@ -16,7 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from common import manifest as keys
-from common.backbone import open_session
+from common.backbone import Opener, open_session
 from common.errors import OperatorError
 from common.manifest import DetectorLayer
 from common.messages import Box
@@ -64,11 +64,11 @@ class Detector:
             raise OperatorError(f"{path} has no decoder {self._decoder!r} or lacks its outputs", _HINT)
 
     @classmethod
-    def open(cls, declared: DetectorLayer, path: Path) -> "Detector":
+    def open(cls, declared: DetectorLayer, path: Path, opener: Opener = open_session) -> "Detector":
         """Raises:
         OperatorError: not a detector; names the file.
         """
-        session, metadata, name = open_session(path, "detector")
+        session, metadata, name = opener(path, "detector")
         return cls(declared, session, metadata, name, path)
 
     def detect(self, picture: NDArray[np.uint8]) -> Sighting:

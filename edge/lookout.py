@@ -56,6 +56,7 @@ class _Seen:
     backbone: str
     pixel_path: str
     boxes: tuple[Box, ...]
+    variant: str
 
 
 class Lookout:
@@ -189,7 +190,9 @@ class Lookout:
             self._on_look(frame, view)
         self._tell(frame.camera_id, verdict.turns, model.release_id, frame, verdict)
         path = frame.path + ("/zone" if zone else "")
-        seen = _Seen(frame.still, model.release_id, model.manifest.backbone.hash, path, verdict.boxes)
+        backbone = model.manifest.backbone.hash
+        variant = model.backbone.hash if model.backbone.hash != backbone else ""
+        seen = _Seen(frame.still, model.release_id, backbone, path, verdict.boxes, variant)
         candidate = Candidate(
             frame.camera_id, frame.captured_at_ns, view.embedding, view.predictions, seen, verdict.doubt
         )
@@ -303,13 +306,14 @@ class Lookout:
             reason=choice.reason,
             pixel_path=seen.pixel_path,
             boxes=seen.boxes,
+            variant=seen.variant,
         )
 
     def _embedding(self, choice: Chosen, seen: _Seen, image: Picture) -> NDArray[np.float32]:
         """Of the picture that is sent, where that is not what was looked at: who has the JPEG gets the same numbers."""
         model = self._model
         looked_at_it = seen.still is None or isinstance(seen.still, FileStill)
-        if looked_at_it or model is None or model.manifest.backbone.hash != seen.backbone:
+        if looked_at_it or model is None or model.backbone.hash != (seen.variant or seen.backbone):
             return choice.candidate.embedding
         return model.backbone.embed(image)
 

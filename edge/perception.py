@@ -16,7 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from common import manifest as keys
-from common.backbone import Backbone, open_session
+from common.backbone import Backbone, Opener, open_session
 from common.errors import OperatorError, WireError
 from common.manifest import Layer, Manifest
 from common.messages import Prediction
@@ -170,32 +170,37 @@ def load_model(
     layer_path: Callable[[str], Path],
     site_id: str,
     loaded: Backbone | None = None,
+    *,
+    opener: Opener = open_session,
+    variant: str = "",
 ) -> Model:
     """Load the layers that `site_id` runs, and try them once on an empty picture.
 
     Args:
         loaded: a backbone in memory, used again when the release has the same: a head-only release loads heads only.
+        opener: opens backbone and detectors (`edge.providers`); heads are small and run on the CPU.
+        variant: hash of the variant of the backbone to run (`edge.variants`); empty: the float one.
 
     Raises:
         OperatorError: a layer is missing, no ONNX model, of another kind, or does not fit the others; names the file.
         WireError: a layer's bytes do not match its hash.
     """
-    if loaded is not None and loaded.hash == manifest.backbone.hash:
+    wanted = next((item.layer for item in manifest.variants if item.layer.hash == variant), manifest.backbone)
+    if loaded is not None and loaded.hash == wanted.hash:
         backbone = loaded
     else:
-        backbone = Backbone.open(layer_path(manifest.backbone.hash))
-        _check_hash(backbone.hash, manifest.backbone, layer_path)
+        backbone = open_backbone(manifest, wanted, layer_path, opener)
     heads = []
     for scenario in manifest.scenarios:
         layer = scenario.head_for(site_id)
-        head = Head.open(layer_path(layer.hash), backbone.hash)
+        head = Head.open(layer_path(layer.hash), manifest.backbone.hash)
         _check_hash(head.hash, layer, layer_path)
         if head.scenario != scenario.name:
             raise OperatorError(f"{layer_path(layer.hash)} is a head for {head.scenario}, not {scenario.name}", _HINT)
         heads.append(head)
     detectors = []
     for declared in manifest.detectors:
-        detectors.append(Detector.open(declared, layer_path(declared.layer.hash)))
+        detectors.append(Detector.open(declared, layer_path(declared.layer.hash), opener))
         _check_hash(detectors[-1].hash, declared.layer, layer_path)
     try:
         model = Model(release_id, manifest, backbone, tuple(heads), tuple(detectors))
@@ -203,6 +208,24 @@ def load_model(
     except Exception as error:  # ONNX Runtime's errors share no public base but Exception
         raise OperatorError(f"the layers of release {release_id} do not run together ({error})", _HINT) from error
     return model
+
+
+def open_backbone(
+    manifest: Manifest, layer: Layer, layer_path: Callable[[str], Path], opener: Opener = open_session
+) -> Backbone:
+    """The backbone of a release, or one of its variants.
+
+    Raises:
+        OperatorError: not a backbone, or a variant of another one.
+        WireError: the bytes do not match the hash.
+    """
+    backbone = Backbone.open(layer_path(layer.hash), opener)
+    _check_hash(backbone.hash, layer, layer_path)
+    if layer != manifest.backbone and backbone.stands_for != manifest.backbone.hash:
+        raise OperatorError(
+            f"{layer_path(layer.hash)} is a variant of {backbone.stands_for[:12]}, not of the release's backbone", _HINT
+        )
+    return backbone
 
 
 def _check_hash(found: str, layer: Layer, layer_path: Callable[[str], Path]) -> None:

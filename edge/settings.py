@@ -176,6 +176,17 @@ class SelectionSettings(Section):
     jpeg_quality: int = Field(90, ge=30, le=100, description="JPEG quality of uploaded pictures.")
 
 
+class ComputeSettings(Section):
+    """[compute]: on what the models run."""
+
+    provider: Literal["auto", "tensorrt", "cuda", "rocm", "cann", "openvino", "coreml", "directml", "cpu"] = Field(
+        "auto", description="ONNX Runtime's execution provider; auto takes the first that runs, and says why."
+    )
+    precision: Literal["auto", "float", "int8"] = Field(
+        "auto", description="Variant of the backbone to run; auto measures which is fastest here, when installing."
+    )
+
+
 class SpoolSettings(Section):
     """[spool]: the durable queue on disk."""
 
@@ -240,6 +251,7 @@ class EdgeSettings(RoleSettings):
     cameras: tuple[CameraSettings, ...] = Field(min_length=1, description="At least one [[cameras]] table.")
     selection: SelectionSettings = SelectionSettings()
     events: EventSettings = EventSettings()
+    compute: ComputeSettings = ComputeSettings()
     spool: SpoolSettings = SpoolSettings()
     uplink: UplinkSettings = UplinkSettings()
     outputs: OutputSettings = OutputSettings()

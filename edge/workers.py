@@ -27,6 +27,7 @@ from common.messages import CameraState, Event, Sample
 from edge.events import Phase
 from edge.lookout import Accept, Lookout, OnEvent
 from edge.perception import Model, load_model
+from edge.providers import COMPILED, Compute
 from edge.settings import CameraSettings, EdgeSettings
 from edge.threads import one_thread_each
 
@@ -45,6 +46,8 @@ class Load(msgspec.Struct, tag="load", frozen=True):
 
     release_id: str
     manifest: Manifest
+    backbone: str = ""
+    """The layer that the parent has chosen among the variants: all workers run the same."""
 
 
 class Durable(msgspec.Struct, tag="durable", frozen=True):
@@ -233,7 +236,7 @@ class _Worker:
         self._thread.start()
 
     def load(self, model: Model) -> None:
-        self._order = Load(model.release_id, model.manifest)
+        self._order = Load(model.release_id, model.manifest, model.backbone.hash)
         self._send(self._order)
 
     def ask_to_stop(self) -> None:
@@ -343,6 +346,7 @@ class _Inside:
 
     def __init__(self, pipe: Connection, settings: EdgeSettings, cameras: list[CameraSettings], layers: Path) -> None:
         self._pipe, self._settings, self._layers = pipe, settings, layers
+        self._compute = Compute(settings.compute.provider, settings.data_dir / COMPILED)
         self._sending = threading.Lock()
         self._durable = threading.Event()
         self._gone = threading.Event()
@@ -391,6 +395,8 @@ class _Inside:
                 lambda name: self._layers / name,
                 self._settings.site_id,
                 running.backbone if running else None,
+                opener=self._compute.open,
+                variant=order.backbone,
             )
         except HeadframeError as error:
             log.error("a worker cannot load release %s: %s", order.release_id, error)

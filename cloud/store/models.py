@@ -30,6 +30,7 @@ class SampleRow(Base):
     reason: Mapped[str] = mapped_column(String(20))
     pixel_path: Mapped[str] = mapped_column(String(120))
     boxes: Mapped[list[dict[str, object]] | None] = mapped_column(JSON)
+    variant: Mapped[str | None] = mapped_column(String(64))
 
 
 class LabelRow(Base):

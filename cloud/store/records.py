@@ -28,6 +28,7 @@ class StoredSample:
     reason: str
     pixel_path: str
     boxes: tuple[Box, ...] = ()
+    variant: str = ""
     labels: dict[str, str] = field(default_factory=dict)
 
 

@@ -236,6 +236,7 @@ class SampleTables(Sessions):
                 predictions=msgspec.convert(row.predictions, tuple[Prediction, ...]),
                 scores=msgspec.convert(row.scores, Scores),
                 boxes=msgspec.convert(row.boxes or [], tuple[Box, ...]),
+                variant=row.variant or "",
                 labels=labels.get(row.sample_id, {}),
             )
 
@@ -264,6 +265,7 @@ def _row(sample: Sample, jpeg: str, at_ns: int) -> dict[str, Any]:
         "scores": msgspec.to_builtins(sample.scores),
         "value": sample.scores.value,
         "boxes": msgspec.to_builtins(sample.boxes),
+        "variant": sample.variant,
     }
 
 

@@ -1,4 +1,4 @@
-"""What detectors found travels with a sample."""
+"""What detectors found travels with a sample, and which variant of its backbone embedded it."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,3 +10,4 @@ down_revision = "0001"
 def upgrade() -> None:
     """Samples of before have none."""
     op.add_column("samples", sa.Column("boxes", sa.JSON, nullable=True))
+    op.add_column("samples", sa.Column("variant", sa.String(64), nullable=True))
