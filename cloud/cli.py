@@ -129,6 +129,34 @@ def backbone(
     )
 
 
+@app.command()
+def quantise(
+    config: ConfigOption,
+    folder: Annotated[list[Path], typer.Argument(help="Folders of labelled pictures that are datasets already.")],
+    split: Annotated[str | None, typer.Option(help="Only rows of the manifests with this split.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an int8 variant of the backbone; the next release carries it if no head drifts on it."""
+    from cloud.learning.variants import make_variant
+
+    with _open(config) as service, Progress(transient=True) as progress:
+        task = progress.add_task("quantising", total=None)
+        made = make_variant(
+            service.registry,
+            service.catalogue,
+            folder,
+            split,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if as_json:
+        typer.echo(json.dumps(made.summary()))
+        return
+    typer.echo(
+        f"variant {made.layer.hash[:12]}: {made.layer.size_bytes} bytes, {made.speedup:.1f} times as fast here, cosine "
+        f"{made.cosine:.4f} over {made.gold} gold pictures; `headframe cloud train` decides whether it goes out"
+    )
+
+
 @detector_app.command("add")
 def add_detector(
     config: ConfigOption,

@@ -16,6 +16,7 @@ from common.manifest import (
     Layer,
     Manifest,
     Scenario,
+    Variant,
     decode_manifest,
     encode_manifest,
     release_id,
@@ -85,7 +86,7 @@ class Registry:
         if active is None or active.detectors == detectors:
             return ""
         gate = next(release.gate for release in self._store.releases() if release.status == "active")
-        return self.publish(active.scenarios, active.backbone, gate, note)
+        return self.publish(active.scenarios, active.backbone, gate, note, active.variants)
 
     def layer_path(self, name: str) -> Path:
         return self._folder / name
@@ -110,8 +111,13 @@ class Registry:
         backbone: Layer,
         gate: Mapping[str, object],
         note: str,
+        variants: tuple[Variant, ...] = (),
     ) -> str:
-        """Sign a release, make it the active one, and return its id; it carries the detectors that are chosen now."""
+        """Sign a release, make it the active one, and return its id; it carries the detectors that are chosen now.
+
+        Args:
+            variants: of the backbone, those on which these heads have passed the drift gate.
+        """
         releases = self._store.releases()
         now_ns = self._clock.wall_ns()
         manifest = Manifest(
@@ -123,6 +129,7 @@ class Registry:
             scenarios=scenarios,
             note=note,
             detectors=self.detectors(),
+            variants=variants,
         )
         data, name = encode_manifest(manifest), release_id(manifest)
         self._store.add_release(
@@ -141,7 +148,8 @@ class Registry:
             raise OperatorError(f"there is no release {name}", "`headframe cloud releases` lists them.")
         manifest = decode_manifest(earlier.manifest)
         write_atomically(self._folder / DETECTORS, msgspec.json.encode(manifest.detectors))
-        return self.publish(manifest.scenarios, manifest.backbone, {**earlier.gate, "rolled_back_to": name}, note)
+        gate = {**earlier.gate, "rolled_back_to": name}
+        return self.publish(manifest.scenarios, manifest.backbone, gate, note, manifest.variants)
 
     def desired(self) -> Desired | None:
         """What gateways are told to run."""

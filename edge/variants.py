@@ -5,23 +5,18 @@ The float backbone is what heads and statistics stand on; a variant in a release
 """
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
-from common.backbone import Backbone, Opener
+from common.backbone import Backbone, Opener, time_pass_s
 from common.errors import HeadframeError
 from common.manifest import FLOAT, Layer, Manifest
 from edge.perception import open_backbone
 
 log = logging.getLogger(__name__)
 
-RUNS: Final = 12
-"""The fastest counts: what else the box does can only slow one down."""
 WORTHWHILE: Final = 0.9
 """A variant must take at most this share of the float backbone's time: less is not worth any drift."""
 
@@ -45,7 +40,7 @@ def choose_variant(
 
     Args:
         wanted: `auto`, or the precision that is to run where the release has it.
-        timer: seconds of a pass; by default `time_pass_s`.
+        timer: seconds of a pass; by default `common.backbone.time_pass_s`.
 
     Raises:
         OperatorError: the float backbone itself does not load.
@@ -84,14 +79,3 @@ def _measured(
     except HeadframeError as error:
         log.warning("variant %s is not used: %s", layer.hash[:12], error)
         return None
-
-
-def time_pass_s(backbone: Backbone) -> float:
-    """Seconds of the fastest of some passes on a picture of noise."""
-    noise = np.random.default_rng(0).integers(0, 255, (backbone.input_px, backbone.input_px, 3), dtype=np.uint8)
-    taken_s = []
-    for _ in range(RUNS):
-        began_s = time.perf_counter()
-        backbone.embed(noise)
-        taken_s.append(time.perf_counter() - began_s)
-    return min(taken_s)

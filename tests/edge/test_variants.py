@@ -7,12 +7,12 @@ import onnx
 import pytest
 
 from common import manifest as keys
-from common.backbone import Backbone, open_session
+from common.backbone import Backbone, open_session, time_pass_s
 from common.errors import OperatorError
 from common.ids import layer_hash
 from common.manifest import SHARED, Layer, Manifest, Scenario, Variant, decode_manifest, encode_manifest, release_id
 from edge.perception import load_model
-from edge.variants import choose_variant, time_pass_s
+from edge.variants import choose_variant
 
 
 class Shelf:
