@@ -15,7 +15,15 @@ from common.messages import Sample, Scores
 
 EMBEDDING_BYTES_MAX = 64 * 1024
 TIME_NS_MAX = 2**63 - 1
-TEXTS = {"release_id": 80, "backbone": 64, "reason": 20, "pixel_path": 120}  # as wide as the columns of the store
+BOXES_MAX = 1000
+TEXT_MAX = 120
+TEXTS = {
+    "release_id": 80,
+    "backbone": 64,
+    "variant": 64,
+    "reason": 20,
+    "pixel_path": 120,
+}  # as wide as the columns of the store
 _START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _END_OF_IMAGE = b"\xff\xd9"
 
@@ -77,6 +85,13 @@ def _check_numbers(sample: Sample) -> None:
             raise WireError(f"the prediction of {prediction.scenario} has not one probability per class")
         if not all(map(math.isfinite, (prediction.novelty, *prediction.probabilities))):
             raise WireError(f"the prediction of {prediction.scenario} holds values that are not finite")
+    if len(sample.boxes) > BOXES_MAX:
+        raise WireError(f"{len(sample.boxes)} boxes are over the bound of {BOXES_MAX}")
+    for box in sample.boxes:
+        if not all(0 <= edge <= 1 for edge in (box.score, box.left, box.top, box.right, box.bottom)):
+            raise WireError(f"a box of {box.detector[:40]!r} is not within the picture")
+        if any(len(text) > TEXT_MAX or not text.isprintable() for text in (box.detector, box.label)):
+            raise WireError(f"a box is named {box.label[:40]!r}")
     if not all(math.isfinite(getattr(sample.scores, name)) for name in Scores.__struct_fields__):
         raise WireError("the scores hold values that are not finite")
 

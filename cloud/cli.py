@@ -13,6 +13,7 @@ from rich.table import Table
 
 from cloud.settings import CloudSettings
 from common.errors import OperatorError
+from common.ids import check_name
 from common.mqtt import Broker
 from common.settings import load_settings
 from common.settings_table import print_keys
@@ -28,6 +29,8 @@ app = typer.Typer(
 config_app = typer.Typer(no_args_is_help=True, help="The configuration file cloud.toml.")
 labels_app = typer.Typer(no_args_is_help=True, help="Labels in and out, as CSV or COCO.")
 dataset_app = typer.Typer(no_args_is_help=True, help="Labelled pictures that the group already has.")
+detector_app = typer.Typer(no_args_is_help=True, help="Detectors of your own, beside the backbone.")
+app.add_typer(detector_app, name="detector")
 app.add_typer(config_app, name="config")
 app.add_typer(labels_app, name="labels")
 app.add_typer(dataset_app, name="dataset")
@@ -124,6 +127,107 @@ def backbone(
     typer.echo(
         f"backbone {layer.hash[:12]}: {found.input_px} pixels, {found.dimension} features, {layer.size_bytes} bytes"
     )
+
+
+@app.command()
+def quantise(
+    config: ConfigOption,
+    folder: Annotated[list[Path], typer.Argument(help="Folders of labelled pictures that are datasets already.")],
+    split: Annotated[str | None, typer.Option(help="Only rows of the manifests with this split.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an int8 variant of the backbone; the next release carries it if no head drifts on it."""
+    from cloud.learning.variants import make_variant
+
+    with _open(config) as service, Progress(transient=True) as progress:
+        task = progress.add_task("quantising", total=None)
+        made = make_variant(
+            service.registry,
+            service.catalogue,
+            folder,
+            split,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if as_json:
+        typer.echo(json.dumps(made.summary()))
+        return
+    typer.echo(
+        f"variant {made.layer.hash[:12]}: {made.layer.size_bytes} bytes, {made.speedup:.1f} times as fast here, cosine "
+        f"{made.cosine:.4f} over {made.gold} gold pictures; `headframe cloud train` decides whether it goes out"
+    )
+
+
+@detector_app.command("add")
+def add_detector(
+    config: ConfigOption,
+    file: Annotated[Path, typer.Argument(help="ONNX model: one picture in, boxes out.")],
+    name: Annotated[str, typer.Option(help="Name of the detector; the same name replaces it.")],
+    decoder: Annotated[str, typer.Option(help="What its outputs mean: yolox, yolov8 or ssd.")],
+    classes: Annotated[Path, typer.Option(help="Text file with one class name per line, in the model's order.")],
+    score: Annotated[float, typer.Option(help="A box of at least this score is found.")] = 0.35,
+    overlap: Annotated[float, typer.Option(help="Of two boxes of a class that overlap more, one goes.")] = 0.5,
+    scenario: Annotated[str, typer.Option(help="Scenario whose head it is compared with.")] = "",
+    alarm: Annotated[list[str] | None, typer.Option(help="Class that raises an event; by default every one.")] = None,
+    input_px: Annotated[int, typer.Option(help="Side of the square input, where the model leaves it open.")] = 0,
+    mean: Annotated[list[float] | None, typer.Option(help="Subtracted from pixels 0..255; once or thrice.")] = None,
+    scale: Annotated[list[float] | None, typer.Option(help="Divided by then; once or thrice.")] = None,
+    letterbox: Annotated[str, typer.Option(help="corner, centre or stretch; by default the decoder's own.")] = "",
+    bgr: Annotated[bool, typer.Option("--bgr", help="It was trained on blue, green, red.")] = False,
+) -> None:
+    """Run your own detector beside the backbone; with a release active, it is published again with it."""
+    from cloud.learning.adoption import DetectorForm, adopt_detector
+    from common.manifest import DetectorLayer
+
+    check_name("detector", name)
+    try:
+        data, names = file.read_bytes(), tuple(line for line in classes.read_text("utf-8").splitlines() if line.strip())
+    except OSError as error:
+        raise OperatorError(
+            f"cannot read {error.filename}: {error.strerror}", "Give an ONNX and a text file."
+        ) from error
+    unknown = set(alarm or ()) - set(names)
+    if unknown:
+        raise OperatorError(f"{', '.join(sorted(unknown))}: no class of {classes}", "Give names from that file.")
+    form = DetectorForm(decoder, tuple(line.strip() for line in names), score, overlap, letterbox, bgr)
+    made = adopt_detector(data, form, input_px=input_px, mean=mean or (0.0,), scale=scale or (1.0,))
+    with _open(config) as service:
+        if scenario and scenario not in service.trainer.scenarios():
+            raise OperatorError(f"there is no scenario {scenario!r}", "Name one with a dataset or labels, or none.")
+        layer = service.registry.put(made)
+        others = tuple(item for item in service.registry.detectors() if item.name != name)
+        chosen = (*others, DetectorLayer(name, layer, scenario, tuple(alarm or ())))
+        release = service.registry.set_detectors(chosen, f"detector {name}")
+        service.store.audit("headframe cloud detector add", "add detector", {"name": name}, service.clock.wall_ns())
+    typer.echo(f"detector {name} {layer.hash[:12]}: {len(names)} classes, {layer.size_bytes} bytes; {_in(release)}")
+
+
+@detector_app.command("remove")
+def remove_detector(config: ConfigOption, name: Annotated[str, typer.Argument(help="Name of the detector.")]) -> None:
+    """Let a detector go; with a release active, it is published again without it."""
+    with _open(config) as service:
+        kept = tuple(item for item in service.registry.detectors() if item.name != name)
+        if len(kept) == len(service.registry.detectors()):
+            raise OperatorError(f"there is no detector {name!r}", "`headframe cloud detector list` names them.")
+        release = service.registry.set_detectors(kept, f"without detector {name}")
+        service.store.audit(
+            "headframe cloud detector remove", "remove detector", {"name": name}, service.clock.wall_ns()
+        )
+    typer.echo(f"detector {name} removed; {_in(release)}")
+
+
+@detector_app.command("list")
+def list_detectors(config: ConfigOption) -> None:
+    """The detectors that releases carry."""
+    with _open(config) as service:
+        for item in service.registry.detectors():
+            alarms = ", ".join(item.alarms) or "every class"
+            typer.echo(
+                f"{item.name} {item.layer.hash[:12]}: alarms {alarms}; compared with {item.scenario or 'nothing'}"
+            )
+
+
+def _in(release: str) -> str:
+    return f"released {release}" if release else "it goes with the next release"
 
 
 @config_app.command()

@@ -26,6 +26,19 @@ class Desk:
         """Samples, labels, and what ingest has counted since the start."""
         return {**self._store.counts(), "ingest": self._service.ingest.figures()}
 
+    def events(self, limit: int) -> list[dict[str, Any]]:
+        """What cameras reported lately, newest first; `has_jpeg` says whether there is a picture."""
+        pictures = self._service.events.has_jpeg()
+        found: list[dict[str, Any]] = []
+        for event in self._service.events.latest(limit):
+            row: dict[str, Any] = msgspec.to_builtins(event)
+            found.append(row | {"jpeg": "", "has_jpeg": (event.gateway_id, event.event_id) in pictures})
+        return found
+
+    def event_jpeg(self, gateway_id: str, event_id: str) -> bytes | None:
+        """The picture of an event."""
+        return self._service.events.jpeg(gateway_id, event_id)
+
     def scenarios(self) -> dict[str, list[str]]:
         """Scenario -> classes, in their frozen order."""
         return {name: list(classes) for name, classes in self._service.trainer.scenarios().items()}

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from cloud.learning.export import default_backbone, set_default_backbone
 from cloud.learning.tensors import float_tensors
 from cloud.store import Store
@@ -11,7 +13,16 @@ from common.delta import make_delta
 from common.errors import OperatorError
 from common.files import write_atomically
 from common.ids import layer_hash
-from common.manifest import Layer, Manifest, Scenario, decode_manifest, encode_manifest, release_id
+from common.manifest import (
+    DetectorLayer,
+    Layer,
+    Manifest,
+    Scenario,
+    Variant,
+    decode_manifest,
+    encode_manifest,
+    release_id,
+)
 from common.messages import Desired, Fetch, LayerPart
 from common.signing import Signer
 
@@ -22,6 +33,8 @@ DELTA_LAYER_BYTES_MAX = 1024 * 1024
 SIZE_RATIO_MAX = 2  # layers further apart in size have nothing in common
 WORTHWHILE = 0.9
 MINIMUM_AGENT = "0.1.0"
+DETECTORS = "detectors"  # a file in the folder of the layers: what the next release carries
+DETECTORS_MAX = 8  # each runs on every look
 
 
 def delta_of(base: bytes, target: bytes) -> bytes:
@@ -63,6 +76,29 @@ class Registry:
         set_default_backbone(self._folder, layer.hash)
         return layer
 
+    def detectors(self) -> tuple[DetectorLayer, ...]:
+        """The detectors that the next release carries."""
+        path = self._folder / DETECTORS
+        return msgspec.json.decode(path.read_bytes(), type=tuple[DetectorLayer, ...]) if path.exists() else ()
+
+    def set_detectors(self, detectors: tuple[DetectorLayer, ...], note: str) -> str:
+        """Choose the detectors; with a release active, it is published again with them. Returns its id, or nothing.
+
+        Raises:
+            OperatorError: too many, or two of one name.
+        """
+        names = [detector.name for detector in detectors]
+        if len(set(names)) < len(names) or len(names) > DETECTORS_MAX:
+            raise OperatorError(
+                f"{len(names)} detectors: {', '.join(names)}", f"At most {DETECTORS_MAX}, each with a name of its own."
+            )
+        write_atomically(self._folder / DETECTORS, msgspec.json.encode(detectors))
+        active = self.active()
+        if active is None or active.detectors == detectors:
+            return ""
+        gate = next(release.gate for release in self._store.releases() if release.status == "active")
+        return self.publish(active.scenarios, active.backbone, gate, note, active.variants)
+
     def layer_path(self, name: str) -> Path:
         return self._folder / name
 
@@ -80,8 +116,19 @@ class Registry:
                 return decode_manifest(release.manifest)
         return None
 
-    def publish(self, scenarios: tuple[Scenario, ...], backbone: Layer, gate: Mapping[str, object], note: str) -> str:
-        """Sign a release, make it the active one, and return its id."""
+    def publish(
+        self,
+        scenarios: tuple[Scenario, ...],
+        backbone: Layer,
+        gate: Mapping[str, object],
+        note: str,
+        variants: tuple[Variant, ...] = (),
+    ) -> str:
+        """Sign a release, make it the active one, and return its id; it carries the detectors that are chosen now.
+
+        Args:
+            variants: of the backbone, those on which these heads have passed the drift gate.
+        """
         releases = self._store.releases()
         now_ns = self._clock.wall_ns()
         manifest = Manifest(
@@ -92,6 +139,8 @@ class Registry:
             backbone=backbone,
             scenarios=scenarios,
             note=note,
+            detectors=self.detectors(),
+            variants=variants,
         )
         data, name = encode_manifest(manifest), release_id(manifest)
         self._store.add_release(
@@ -109,7 +158,9 @@ class Registry:
         if earlier is None:
             raise OperatorError(f"there is no release {name}", "`headframe cloud releases` lists them.")
         manifest = decode_manifest(earlier.manifest)
-        return self.publish(manifest.scenarios, manifest.backbone, {**earlier.gate, "rolled_back_to": name}, note)
+        write_atomically(self._folder / DETECTORS, msgspec.json.encode(manifest.detectors))
+        gate = {**earlier.gate, "rolled_back_to": name}
+        return self.publish(manifest.scenarios, manifest.backbone, gate, note, manifest.variants)
 
     def desired(self) -> Desired | None:
         """What gateways are told to run."""

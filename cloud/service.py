@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from cloud.events import Events
 from cloud.federation.grid import MqttGrid
 from cloud.federation.server_app import run_round
 from cloud.federation.strategy import Parts
@@ -25,7 +26,7 @@ from cloud.store import Run, Store
 from common import codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import HeadframeError, OperatorError
-from common.messages import Desired, Fetch, FlowerFrame, Message, State
+from common.messages import Desired, Event, Fetch, FlowerFrame, Message, State
 from common.mqtt import Broker, MqttLink
 from common.signing import Signer
 
@@ -54,6 +55,7 @@ class Service:
             broker, "headframe-centre", (topics.up_filter(),), self._on_message, clean=True, window=256
         )
         self.ingest = Ingest(self.store, settings.ingest, self.clock, self._publish)
+        self.events = Events()
         self.grid = MqttGrid(self._send_flower, self.online)
         self._seen_at_s: dict[str, float] = {}
         self._desired_at_s: dict[str, tuple[float, bytes]] = {}
@@ -110,6 +112,10 @@ class Service:
                 if message.gateway_id != gateway_id:
                     raise OperatorError(f"state of {message.gateway_id!r} came on the topic of {gateway_id!r}")
                 self._on_state(message)
+            case Event():
+                if message.gateway_id != gateway_id:
+                    raise OperatorError(f"event of {message.gateway_id!r} came on the topic of {gateway_id!r}")
+                self.events.add(message)
             case Fetch():
                 self._publish(topics.down(gateway_id, "layer"), self.registry.part(message))
             case FlowerFrame():

@@ -42,6 +42,12 @@ def sample_id(jpeg: bytes, gateway_id: str, camera_id: str, captured_at_ns: int)
     return digest.digest()
 
 
+def event_id(gateway_id: str, camera_id: str, scenario: str, began_at_ns: int) -> str:
+    """Name of an event, 16 hex digits: what is said about it later says the same name."""
+    parts = "\0".join((gateway_id, camera_id, scenario, str(began_at_ns)))
+    return hashlib.blake2b(parts.encode(), digest_size=8, person=b"headframe-event").hexdigest()
+
+
 def layer_hash(data: bytes) -> str:
     """Name of a layer file: 64 hex digits, BLAKE2b-256 of its bytes."""
     return hashlib.blake2b(data, digest_size=32).hexdigest()

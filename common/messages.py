@@ -24,6 +24,18 @@ class Prediction(msgspec.Struct, frozen=True):
         return self.classes[max(range(len(self.classes)), key=self.probabilities.__getitem__)]
 
 
+class Box(msgspec.Struct, frozen=True):
+    """What a detector found, in fractions 0..1 of the picture it stands with."""
+
+    detector: str
+    label: str
+    score: float
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
 class Scores(msgspec.Struct, frozen=True):
     """Why a frame was chosen. Ranks are in 0..1 among the recent frames of the gateway (1 = most unusual)."""
 
@@ -34,6 +46,8 @@ class Scores(msgspec.Struct, frozen=True):
     """Largest cosine similarity (0..1) of the embedding to a sample already chosen."""
     value: float
     """The figure the budget ranks by."""
+    doubt: float = 0.0
+    """How much a detector is to be doubted here (0..1), where the release has one: `edge.doubts`."""
 
 
 class Sample(msgspec.Struct, frozen=True, tag="sample", kw_only=True):
@@ -55,9 +69,39 @@ class Sample(msgspec.Struct, frozen=True, tag="sample", kw_only=True):
     predictions: tuple[Prediction, ...]
     scores: Scores
     reason: str
-    """novel, abnormal, uncertain or trickle: the largest of the ranks, or the random trickle."""
+    """novel, abnormal, uncertain, doubtful or trickle: the largest of the scores, or the random trickle."""
     pixel_path: str = ""
     """How the pixels reached the model, e.g. `main-1280x720/zone`: logits are not comparable across paths."""
+    boxes: tuple[Box, ...] = ()
+    """What the release's detectors found when the frame was looked at."""
+    variant: str = ""
+    """Layer hash of the variant that made `embedding`, where it was not `backbone` itself."""
+
+
+class Event(msgspec.Struct, frozen=True, tag="event", kw_only=True):
+    """Something began, goes on, or is over at a camera. News: sent while the link is up, never durable."""
+
+    event_id: str
+    """The same for all that is said about one event (`common.ids.event_id`)."""
+    gateway_id: str
+    site_id: str
+    camera_id: str
+    scenario: str
+    """The scenario, or the detector, that says so."""
+    phase: str
+    """enter, persist or clear."""
+    label: str
+    """What was seen when it was clearest."""
+    peak: float
+    """How sure the model was then, 0..1."""
+    began_at_ns: int
+    at_ns: int
+    release_id: str
+    cause: str = ""
+    """Why it was closed, when not because it is over."""
+    boxes: tuple[Box, ...] = ()
+    jpeg: bytes = b""
+    """A small picture with the boxes drawn in, when it entered; none where pixels may not leave the site."""
 
 
 class Chunk(msgspec.Struct, frozen=True, tag="chunk", kw_only=True):
@@ -134,6 +178,12 @@ class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
     """Samples accepted into the spool, by reason."""
     local_labels: int = 0
     """Labels given at the site's own page (a site that shares updates only)."""
+    compute: str = ""
+    """What the models run on, in which precision, and why."""
+    events: int = 0
+    """Events that have begun since the start."""
+    alarms: tuple[str, ...] = ()
+    """Events that are open now: `camera/scenario`."""
     cameras: tuple[CameraState, ...] = ()
     online: bool = True
     """False only in the last will."""
@@ -175,4 +225,4 @@ class FlowerFrame(msgspec.Struct, frozen=True, tag="flower", kw_only=True):
     message: bytes
 
 
-Message = Sample | Chunk | Receipt | State | Desired | Fetch | LayerPart | FlowerFrame
+Message = Sample | Event | Chunk | Receipt | State | Desired | Fetch | LayerPart | FlowerFrame

@@ -58,7 +58,7 @@ class MqttLink:
         subscriptions: topic filters, QoS 1.
         on_message: called on the network thread with (topic, payload); must not block for long. An exception is
             counted in `handler_errors`, logged with its traceback, and the connection goes on.
-        will: (topic, payload) that the broker publishes when we vanish.
+        will: (topic, payload) that the broker publishes when we vanish, retained with `retain_will`.
         clean: False keeps a persistent session on the broker.
     """
 
@@ -70,6 +70,7 @@ class MqttLink:
         on_message: Handler,
         *,
         will: tuple[str, bytes] | None = None,
+        retain_will: bool = False,
         on_connect: Callable[[], None] | None = None,
         clean: bool = True,
         window: int = 64,
@@ -90,7 +91,7 @@ class MqttLink:
         if broker.ca_file:
             self._set_tls(client, broker)
         if will:
-            client.will_set(will[0], will[1], qos=1, retain=False)
+            client.will_set(will[0], will[1], qos=1, retain=retain_will)
         client.on_connect, client.on_disconnect = self._connected_now, self._disconnected_now
         client.on_connect_fail = self._connect_failed
         client.on_message = self._received

@@ -12,12 +12,15 @@ import msgspec
 from common import AGENT_VERSION, codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import EnvironmentFault
-from common.messages import Desired, FlowerFrame, LayerPart, Message, Receipt, Sample, State
+from common.messages import Desired, Event, FlowerFrame, LayerPart, Message, Receipt, Sample, State
 from common.mqtt import MqttLink
+from edge.events import Phase
 from edge.exemplars import Exemplars
 from edge.installer import LAYERS, Installer
 from edge.learner import Learner
 from edge.lookout import Lookout
+from edge.outputs import SiteOutputs
+from edge.providers import COMPILED, Compute
 from edge.settings import EdgeSettings
 from edge.spool import Spool
 from edge.threads import usable_cores
@@ -40,6 +43,7 @@ class Agent:
         folder = settings.data_dir
         self.spool = Spool.open(folder / "spool.db", settings.spool.bytes_max)
         self.exemplars = Exemplars.open(folder / "exemplars.db")
+        self.compute = Compute(settings.compute.provider, folder / COMPILED)
         self.lookout = self._make_lookout()
         self._stopping = threading.Event()
         self._link = MqttLink(
@@ -58,6 +62,8 @@ class Agent:
             self._clock,
             lambda fetch: self._send("fetch", fetch),
             self.lookout.hand_over,
+            self.compute.open,
+            settings.compute.precision,
         )
         self.learner = Learner(
             settings.gateway_id,
@@ -65,15 +71,21 @@ class Agent:
             lambda data: self._send("flower", FlowerFrame(message=data)),
             share=settings.share,
         )
+        outputs = settings.outputs
+        self.outputs = SiteOutputs(outputs, settings.gateway_id, settings.site_id) if outputs.broker.enabled else None
+        self._alarms: dict[str, str] = {}
+        """`camera/scenario` -> id of the event that is open there."""
+        self._events = 0
+        self._announced_release = ""
         self._reported_at_s = float("-inf")
         self._reported_release = ""
 
     def _make_lookout(self) -> Lookout | Workers:
         count = worker_count(self.settings, usable_cores())
         if not count:
-            return Lookout(self.settings, self.settings.cameras, self._clock, self._accept)
+            return Lookout(self.settings, self.settings.cameras, self._clock, self._accept, on_event=self._on_event)
         layers = self.settings.data_dir / RELEASES / LAYERS
-        return Workers(self.settings, self._clock, self._accept, layers, count)
+        return Workers(self.settings, self._clock, self._accept, layers, count, self._on_event)
 
     @property
     def release_id(self) -> str:
@@ -99,6 +111,8 @@ class Agent:
         self.lookout.start()
         self.learner.start()
         self.uplink.start()
+        if self.outputs:
+            self.outputs.start()
         self._link.start()
 
     def step(self) -> None:
@@ -110,6 +124,8 @@ class Agent:
         if not self.lookout.alive:
             raise RuntimeError("the look loop has died; see the log above")
         self.installer.step()
+        if self.outputs:
+            self._announce(self.outputs)
         now_s = self._clock.monotonic_s()
         due = now_s - self._reported_at_s >= self.settings.heartbeat_s or self.release_id != self._reported_release
         if due and self._send("state", state := self.state()):
@@ -123,6 +139,8 @@ class Agent:
         self.uplink.stop(timeout_s)
         self._send("state", msgspec.structs.replace(self.state(), online=False))
         self._link.stop()
+        if self.outputs:
+            self.outputs.stop()
         self.spool.close()
         self.exemplars.close()
 
@@ -152,9 +170,44 @@ class Agent:
             bytes_down=self.installer.bytes_down,
             looks=sum(self.looks_by_release.values()),
             chosen=dict(figures.by_reason),
+            compute=self._runs_on(),
+            events=self._events,
+            alarms=tuple(sorted(self._alarms)),
             local_labels=self.exemplars.counts().get("labels", 0),
             cameras=self.lookout.states,
         )
+
+    def _runs_on(self) -> str:
+        """Provider and precision of the backbone, and why; empty before the first release."""
+        model = self.lookout.model
+        if model is None:
+            return ""
+        choice, variant = self.compute.choices["backbone"], self.installer.variant
+        return f"{choice.name}, {model.backbone.precision} ({choice.reason}; {variant.reason})"
+
+    def _on_event(self, event: Event) -> None:
+        """What an event does, from the look loop or from a worker's thread."""
+        place = f"{event.camera_id}/{event.scenario}"
+        if event.phase == Phase.CLEAR.value:
+            self._alarms.pop(place, None)
+        else:
+            self._alarms[place] = event.event_id
+        if event.phase == Phase.ENTER.value:
+            self._events += 1
+        self._reported_at_s = float("-inf")  # the next step reports what is open
+        self.uplink.tell(event)
+        if self.outputs:
+            self.outputs.tell(event)
+
+    def _announce(self, outputs: SiteOutputs) -> None:
+        """Tell the site's broker what is watched for, when that has changed; and send what waits."""
+        model = self.lookout.model
+        if model and self._announced_release != model.release_id:
+            self._announced_release = model.release_id
+            names = [scenario.name for scenario in model.manifest.scenarios]
+            names += [detector.name for detector in model.manifest.detectors]
+            outputs.announce((camera.id, name) for camera in self.settings.cameras for name in names)
+        outputs.step()
 
     def _will(self) -> State:
         return State(

@@ -120,12 +120,14 @@ class Camera:
         """Look less often than the gear asks for, 0..1 of it; it is reported. From any thread."""
         self._sampler.share = share
 
-    def looked_at(self, frame: Frame, *, striking: bool) -> None:
+    def looked_at(self, frame: Frame, *, striking: bool, insists: bool = False) -> None:
         """The model has looked at a frame of this camera (called by the look loop).
 
         Args:
             striking: unusually unsure or novel: looks become dense.
+            insists: an event is undecided: the next look does not wait for a change in the picture.
         """
+        self._sampler.insists = insists
         now_s = self._clock.monotonic_s()
         self._looked.count(now_s)
         self._latencies_ms.append(1e3 * (now_s - frame.ready_s))

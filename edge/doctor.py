@@ -30,6 +30,7 @@ from common.settings import BrokerSection, load_settings
 from edge.health import SENTENCES, Condition, Health, glance
 from edge.installer import BUILT_AT_NS
 from edge.motion import Luma, changed_share, shrink
+from edge.providers import Compute
 from edge.settings import CameraSettings, EdgeSettings
 from edge.sources import hide_password, is_live, open_source, open_stream
 
@@ -64,6 +65,14 @@ def check_onnxruntime() -> Check:
     ok = "CPUExecutionProvider" in providers
     found = f"{onnxruntime.__version__}: {', '.join(providers)}"
     return Check("ONNX Runtime", ok, found, "" if ok else "Install onnxruntime again: its CPU provider is missing.")
+
+
+def check_compute(wanted: str, compiled: Path | None = None) -> Check:
+    """What models run on here, and why; a provider that was asked for and does not run is a finding."""
+    choice = Compute(wanted, compiled).probe()
+    ok = wanted in ("auto", choice.name)
+    mend = "" if ok else f"Install the onnxruntime of {wanted} and its driver, or set compute.provider to auto."
+    return Check("compute", ok, f"{choice.name}: {choice.reason}", mend)
 
 
 def check_machine() -> Check:
@@ -201,6 +210,7 @@ def examine(settings: EdgeSettings | None) -> Iterator[Check]:
     """Every check that applies, one by one."""
     yield check_python()
     yield check_onnxruntime()
+    yield check_compute(settings.compute.provider if settings else "auto")
     yield check_machine()
     yield check_clock(time.time_ns())
     yield check_disk(settings.data_dir if settings else Path.cwd())

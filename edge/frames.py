@@ -111,6 +111,18 @@ class Frame:
         """The whole picture as it was decoded for the look, uint8 (H, W, 3) BGR; converted on each call."""
         return self.source if isinstance(self.source, np.ndarray) else to_bgr(self.source)
 
+    def fit(self, side_px: int, zone: Zone | None = None) -> Picture:
+        """The picture, or a zone of it, in its own shape, no larger than fits into a square of `side_px`."""
+        width, height = self.size
+        left, top, right, bottom = zone or (0.0, 0.0, 1.0, 1.0)
+        scale = side_px / max((right - left) * width, (bottom - top) * height, 1.0)
+        if isinstance(self.source, np.ndarray) or scale >= 1:
+            return cut_zone(self.image, zone)
+        small = self.source.reformat(
+            max(1, round(width * scale)), max(1, round(height * scale)), "bgr24", interpolation="AREA", threads=1
+        )
+        return cut_zone(small.to_ndarray(), zone)
+
     def view(self, side_px: int, zone: Zone | None = None) -> Picture:
         """The picture, or a zone of it, for a model whose input is `side_px` square: shrunk by the converter itself,
         straight from the decoder's YUV, when it is at least as large."""

@@ -14,15 +14,17 @@ from pathlib import Path
 import msgspec
 
 from common import AGENT_VERSION
+from common.backbone import Opener, open_session
 from common.clock import Clock
 from common.delta import apply_delta
 from common.errors import EnvironmentFault, HeadframeError, OperatorError, PeerError, TrustError, WireError
 from common.files import disk_fault, write_atomically
 from common.ids import layer_hash
-from common.manifest import Layer, Manifest, decode_manifest, release_id
+from common.manifest import Layer, Manifest, Variant, decode_manifest, release_id
 from common.messages import Desired, Fetch, LayerPart
 from common.signing import verify
 from edge.perception import Backbone, Model, load_model
+from edge.variants import VariantChoice, choose_variant
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,8 @@ class Installer:
         release_key: public key (hex) that manifests must be signed with.
         request: publishes a Fetch; False when the link is down (asked again later).
         hand_over: called with the loaded model; the agent swaps it in between two frames.
+        opener: opens backbones and detectors on what this box runs best.
+        precision: which variant of a backbone to run: `auto`, or one by name.
     """
 
     def __init__(
@@ -76,7 +80,13 @@ class Installer:
         clock: Clock,
         request: Callable[[Fetch], bool],
         hand_over: Callable[[Model], None],
+        opener: Opener = open_session,
+        precision: str = "auto",
     ) -> None:
+        self._opener, self._precision = opener, precision
+        self.variant = VariantChoice("", "no release yet")
+        """Which variant of the backbone runs, and why."""
+        self._variant_of: tuple[Layer, tuple[Variant, ...]] | None = None
         self._folder, self._key, self._site_id, self._clock = folder, release_key, site_id, clock
         self._request, self._hand_over = request, hand_over
         self._lock = threading.Lock()
@@ -266,7 +276,19 @@ class Installer:
         return data
 
     def _load(self, manifest: Manifest) -> Model:
-        model = load_model(release_id(manifest), manifest, self.layer_path, self._site_id, self._backbone)
+        among = manifest.backbone, manifest.variants
+        if self._variant_of != among:  # a head-only release has the same: it is measured once
+            self.variant = choose_variant(manifest, self.layer_path, self._opener, self._precision)
+            self._variant_of = among
+        model = load_model(
+            release_id(manifest),
+            manifest,
+            self.layer_path,
+            self._site_id,
+            self._backbone,
+            opener=self._opener,
+            variant=self.variant.hash,
+        )
         self._backbone = model.backbone
         return model
 

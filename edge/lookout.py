@@ -17,21 +17,26 @@ from numpy.typing import NDArray
 
 from common.clock import Clock
 from common.errors import HeadframeError
-from common.ids import sample_id
-from common.messages import CameraState, Sample
+from common.ids import event_id, sample_id
+from common.messages import Box, CameraState, Event, Sample
 from edge.camera import Camera
+from edge.events import Phase, Turn
 from edge.frames import FileStill, Frame, Picture, Still, cut_zone
+from edge.judge import Judge, Verdict
+from edge.outputs import snapshot
 from edge.perception import Model, View
 from edge.rationing import Rationing
 from edge.sampler import FrameSlots
 from edge.selection import Candidate, Chosen, Selector
 from edge.settings import CameraSettings, EdgeSettings
-from edge.striking import Striking
 
 log = logging.getLogger(__name__)
 
 Accept = Callable[[Sample], None]
 """Takes a sample and returns when it is durable, or when the agent stops. May block: the look loop then waits."""
+
+OnEvent = Callable[[Event], None]
+"""Is told what events do, on the look loop's thread; must not block."""
 
 OnLook = Callable[[Frame, View], None]
 """Is told every look, on the look loop's thread: events, snapshots, benchmarks."""
@@ -50,6 +55,8 @@ class _Seen:
     release_id: str
     backbone: str
     pixel_path: str
+    boxes: tuple[Box, ...]
+    variant: str
 
 
 class Lookout:
@@ -61,6 +68,7 @@ class Lookout:
         clock: for the cameras' pace.
         accept: makes a chosen sample durable.
         on_look: is told every look.
+        on_event: is told every event.
     """
 
     def __init__(
@@ -70,12 +78,16 @@ class Lookout:
         clock: Clock,
         accept: Accept,
         on_look: OnLook | None = None,
+        on_event: OnEvent | None = None,
     ) -> None:
-        self._settings, self._accept_sample, self._on_look = settings, accept, on_look
+        self._settings, self._accept_sample = settings, accept
+        self._on_look, self._on_event = on_look, on_event
         self.pictures_lost = 0
         """Chosen frames of which no picture could be made: their packets were gone or damaged."""
         self.looks_by_release: Counter[str] = Counter()
-        self._striking = {camera.id: Striking(camera.gears) for camera in cameras}
+        self._judges = {camera.id: Judge(camera, settings.events) for camera in cameras}
+        self._judged_release = ""
+        self._looked_at_ns: dict[str, int] = {}
         self._slots = FrameSlots()
         self.cameras = {camera.id: Camera(camera, self._slots, clock) for camera in cameras}
         self._rationing = Rationing({camera.id: camera.priority for camera in cameras})
@@ -167,22 +179,78 @@ class Lookout:
     def _look(self, model: Model, frame: Frame) -> None:
         camera = self.cameras[frame.camera_id]
         zone = camera.settings.zone
-        view = model.look(frame.view(model.backbone.input_px, zone))
+        if self._judged_release != model.release_id:
+            self._adopt(model)
+        view = model.look(frame.view(model.backbone.input_px, zone), lambda side_px: frame.fit(side_px, zone))
         self.looks_by_release[model.release_id] += 1
-        striking = self._striking[frame.camera_id].judge(view.predictions)
-        camera.looked_at(frame, striking=striking)
+        self._looked_at_ns[frame.camera_id] = frame.captured_at_ns
+        verdict = self._judges[frame.camera_id].judge(frame.captured_at_ns, view.predictions, view.sightings)
+        camera.looked_at(frame, striking=verdict.striking, insists=verdict.insists)
         if self._on_look:
             self._on_look(frame, view)
+        self._tell(frame.camera_id, verdict.turns, model.release_id, frame, verdict)
         path = frame.path + ("/zone" if zone else "")
-        seen = _Seen(frame.still, model.release_id, model.manifest.backbone.hash, path)
-        candidate = Candidate(frame.camera_id, frame.captured_at_ns, view.embedding, view.predictions, seen)
+        backbone = model.manifest.backbone.hash
+        variant = model.backbone.hash if model.backbone.hash != backbone else ""
+        seen = _Seen(frame.still, model.release_id, backbone, path, verdict.boxes, variant)
+        candidate = Candidate(
+            frame.camera_id, frame.captured_at_ns, view.embedding, view.predictions, seen, verdict.doubt
+        )
         self._accept(self._selector.offer(candidate))
         if camera.held_bytes > camera.settings.memory_bytes_max // 2:
             # the memory for pictures is full: the frames compete within a shorter window
             self._accept(self._selector.flush(frame.camera_id))
 
+    def _adopt(self, model: Model) -> None:
+        """Another release looks from now on: events of what it no longer watches are closed."""
+        for name, judge in self._judges.items():
+            self._tell(name, judge.adopt(model.manifest, self._looked_at_ns.get(name, 0)), self._judged_release)
+        self._judged_release = model.release_id
+
+    def _close_lost(self) -> None:
+        """A camera that fails shows nothing: its open events are closed, and open anew when it is back."""
+        for name, camera in self.cameras.items():
+            if self._judges[name].open_events and camera.state.state in ("failed", "ended"):
+                turns = self._judges[name].lose(self._looked_at_ns.get(name, 0), f"camera {camera.state.state}")
+                self._tell(name, turns, self._judged_release)
+
+    def _tell(
+        self,
+        camera_id: str,
+        turns: Sequence[tuple[str, Turn]],
+        release_id: str,
+        frame: Frame | None = None,
+        verdict: Verdict | None = None,
+    ) -> None:
+        if not turns or self._on_event is None:
+            return
+        boxes = verdict.boxes if verdict else ()
+        jpeg = b""
+        if frame and self._settings.outputs.snapshots and any(turn.phase is Phase.ENTER for _, turn in turns):
+            jpeg = snapshot(cut_zone(frame.image, self.cameras[camera_id].settings.zone), boxes)
+        for scenario, turn in turns:
+            self._on_event(
+                Event(
+                    event_id=event_id(self._settings.gateway_id, camera_id, scenario, turn.began_at_ns),
+                    gateway_id=self._settings.gateway_id,
+                    site_id=self._settings.site_id,
+                    camera_id=camera_id,
+                    scenario=scenario,
+                    phase=turn.phase.value,
+                    label=turn.label,
+                    peak=turn.peak,
+                    began_at_ns=turn.began_at_ns,
+                    at_ns=turn.at_ns,
+                    release_id=release_id,
+                    cause=turn.cause,
+                    boxes=boxes,
+                    jpeg=jpeg if turn.phase is Phase.ENTER else b"",
+                )
+            )
+
     def _weigh(self, now_s: float) -> None:
         """Too many frames replaced unseen: the least important cameras are looked at less often, and report it."""
+        self._close_lost()
         looks = sum(self.looks_by_release.values())
         drops = sum(self._slots.dropped(name) for name in self.cameras)
         if self._rationing.adjust(
@@ -237,15 +305,17 @@ class Lookout:
             scores=choice.scores,
             reason=choice.reason,
             pixel_path=seen.pixel_path,
+            boxes=seen.boxes,
+            variant=seen.variant,
         )
 
     def _embedding(self, choice: Chosen, seen: _Seen, image: Picture) -> NDArray[np.float32]:
         """Of the picture that is sent, where that is not what was looked at: who has the JPEG gets the same numbers."""
         model = self._model
         looked_at_it = seen.still is None or isinstance(seen.still, FileStill)
-        if looked_at_it or model is None or model.manifest.backbone.hash != seen.backbone:
+        if looked_at_it or model is None or model.backbone.hash != (seen.variant or seen.backbone):
             return choice.candidate.embedding
-        return model.look(image).embedding
+        return model.backbone.embed(image)
 
     def _encode(self, image: Picture, camera_id: str) -> bytes:
         ok, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, self._settings.selection.jpeg_quality])

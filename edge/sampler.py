@@ -55,6 +55,8 @@ class Sampler:
         self.share = 1.0
         """Of the looks that the gear asks for (`edge.rationing`); set from another thread."""
         self._strikes: deque[tuple[int, bool]] = deque(maxlen=8)
+        self.insists = False
+        """The next look must not wait for a change in the picture: an event is undecided. Set from another thread."""
 
     @property
     def gear(self) -> Gear:
@@ -67,7 +69,8 @@ class Sampler:
             at_ns, striking = self._strikes.popleft()
             # a look ends later than newer frames were seen: its news is as new as they are
             self._gears.on_look(max(at_ns, self._seen_ns), striking=striking)
-        return self._gears.gear
+        gear = self._gears.gear
+        return Gear.WATCH if self.insists and gear is Gear.IDLE else gear
 
     def strike(self, at_ns: int, *, striking: bool) -> None:
         """What the model said of a frame of this camera: was it unusually unsure, or novel?"""
@@ -107,7 +110,9 @@ class Sampler:
         self._seen_ns = at_ns
         self._gears.on_motion(at_ns, moved=self._scene.moves(luma, at_ns))
         waited_ns = at_ns - self._looked_ns
-        if 0 <= waited_ns + next_in_ns < self._floor_ns and (gear is Gear.IDLE or not self._differs(luma)):
+        if 0 <= waited_ns + next_in_ns < self._floor_ns and (
+            gear is Gear.IDLE or not (self.insists or self._differs(luma))
+        ):
             return None
         self._looked, self._looked_ns = luma, at_ns
         return luma

@@ -39,6 +39,8 @@ class Candidate:
     embedding: NDArray[np.float32]
     predictions: tuple[Prediction, ...]
     token: object
+    doubt: float = 0.0
+    """How much a detector is to be doubted here, 0..1 (`edge.doubts`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,11 @@ class Chosen:
 
 def uncertainty(prediction: Prediction) -> float:
     """Entropy of the probabilities over its maximum, 0..1; zero probabilities count as zero."""
-    p = np.asarray(prediction.probabilities)
-    p = p[p > 0]
-    return float(-(p * np.log(p)).sum() / math.log(len(prediction.probabilities))) if len(p) > 1 else 0.0
+    shares = [share for share in prediction.probabilities if share > 0]
+    if len(shares) < 2:
+        return 0.0
+    # without numpy: a head has a handful of classes, and forty heads are asked at each look
+    return -sum(share * math.log(share) for share in shares) / math.log(len(prediction.probabilities))
 
 
 class CameraNormal:
@@ -94,6 +98,8 @@ class _Held:
 
     @property
     def reason(self) -> str:
+        if self.candidate.doubt and self.candidate.doubt >= self.value:
+            return "doubtful"
         ranks = {"novel": self.novelty, "abnormal": self.abnormality, "uncertain": self.uncertainty}
         return max(ranks, key=ranks.__getitem__)
 
@@ -154,7 +160,7 @@ class Selector:
         abnormality = _rank(camera.abnormalities, camera.normal.distance(unit))
         unsure = _rank(camera.uncertainties, max(map(uncertainty, candidate.predictions), default=0.0))
         camera.normal.learn(unit)
-        value = (novelty + abnormality + unsure) / 3
+        value = max((novelty + abnormality + unsure) / 3, candidate.doubt)
         camera.held.append(_Held(candidate, unit, novelty, abnormality, unsure, value))
         if len(camera.held) > HELD_MAX:
             del camera.held[min(range(len(camera.held)), key=lambda row: camera.held[row].value)]
@@ -196,7 +202,8 @@ class Selector:
                 pick = int(np.where(free, gain, -1.0).argmax())
                 reason = held[pick].reason
             item = held[pick]
-            scores = Scores(item.novelty, item.abnormality, item.uncertainty, float(redundancy[pick]), item.value)
+            ranks = (item.novelty, item.abnormality, item.uncertainty)
+            scores = Scores(*ranks, float(redundancy[pick]), item.value, item.candidate.doubt)
             chosen.append(Chosen(item.candidate, scores, reason))
             camera.sent.append(item.unit)
             covered = np.maximum(covered, similarity[:, pick])

@@ -1,12 +1,14 @@
 """Every key of edge.toml. `headframe edge config keys` prints them from here."""
 
+import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from common.settings import BrokerSection, RoleSettings, Section, check_key_name
+from edge.events import EventRule
 
 
 class GearSettings(Section):
@@ -46,6 +48,24 @@ class GearSettings(Section):
     )
 
 
+class ZoneSettings(Section):
+    """[[cameras.zones]]: a part of the picture that counts."""
+
+    scenario: str = Field("", description="Scenario or detector that it is for; empty: all.")
+    points: tuple[tuple[float, float], ...] = Field(
+        min_length=3,
+        description="Corners of a polygon, [[x, y], …] as fractions 0..1 of the whole picture. Boxes outside do not"
+        " count, nor do patches; what the model sees at all is `zone`.",
+    )
+
+    @field_validator("points")
+    @classmethod
+    def _inside(cls, value: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        if any(not 0 <= part <= 1 for point in value for part in point):
+            raise ValueError("a corner is outside of the picture: fractions are 0..1")
+        return value
+
+
 class CameraSettings(Section):
     """[[cameras]]: one video stream."""
 
@@ -64,6 +84,7 @@ class CameraSettings(Section):
     zone: tuple[float, float, float, float] | None = Field(
         None, description="Part of the picture to look at: left, top, right, bottom as fractions 0..1."
     )
+    zones: tuple[ZoneSettings, ...] = ()
     paced: bool = Field(
         True,
         description="Files and folders: play at their own speed (true), or as fast as the box can (false).",
@@ -86,6 +107,55 @@ class CameraSettings(Section):
         return check_key_name("camera", value)
 
 
+class EventOverride(Section):
+    """[[events.scenarios]]: other figures for one scenario or detector."""
+
+    name: str = Field(description="The scenario or detector.")
+    enter_level: float | None = Field(
+        None, gt=0, le=1, description="enter_level of this one; by default that of [events]."
+    )
+    clear_level: float | None = Field(
+        None, gt=0, le=1, description="clear_level of this one; by default that of [events]."
+    )
+    enter_s: float | None = Field(None, ge=0, description="enter_s of this one; by default that of [events].")
+    clear_s: float | None = Field(None, ge=0, description="clear_s of this one; by default that of [events].")
+    cooldown_s: float | None = Field(None, ge=0, description="cooldown_s of this one; by default that of [events].")
+
+
+class EventSettings(Section):
+    """[events]: when what the model says becomes an alarm, and when the alarm ends."""
+
+    enabled: bool = Field(True, description="Follow events at all.")
+    enter_level: float = Field(
+        0.7, gt=0, le=1, description="Smoothed probability of anything but normal from which an event may begin."
+    )
+    clear_level: float = Field(0.4, gt=0, le=1, description="Below it the event may end; not above enter_level.")
+    smooth_s: float = Field(0.5, gt=0, le=60, description="Time over which the probability is smoothed.")
+    enter_s: float = Field(0.3, ge=0, le=600, description="It must be high for so long before the event begins.")
+    clear_s: float = Field(2.0, ge=0, le=600, description="It must be low for so long before the event ends.")
+    persist_s: float = Field(30.0, gt=0, description="An event that goes on is told again after so long.")
+    cooldown_s: float = Field(
+        5.0, ge=0, description="After an event has ended none of its scenario begins for so long."
+    )
+    scenarios: tuple[EventOverride, ...] = ()
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "EventSettings":
+        for name in ("", *(item.name for item in self.scenarios)):
+            rule = self.rule(name)
+            if rule.clear_level > rule.enter_level:
+                raise ValueError(f"clear_level is above enter_level{' of ' + name if name else ''}")
+        return self
+
+    def rule(self, name: str) -> EventRule:
+        """For a scenario or detector."""
+        fields = self.model_dump(include={field.name for field in dataclasses.fields(EventRule)})
+        for item in self.scenarios:
+            if item.name == name:
+                fields |= item.model_dump(exclude={"name"}, exclude_none=True)
+        return EventRule(**fields)
+
+
 class SelectionSettings(Section):
     """[selection]: which frames are worth sending, and how many."""
 
@@ -106,6 +176,17 @@ class SelectionSettings(Section):
     jpeg_quality: int = Field(90, ge=30, le=100, description="JPEG quality of uploaded pictures.")
 
 
+class ComputeSettings(Section):
+    """[compute]: on what the models run."""
+
+    provider: Literal["auto", "tensorrt", "cuda", "rocm", "cann", "openvino", "coreml", "directml", "cpu"] = Field(
+        "auto", description="ONNX Runtime's execution provider; auto takes the first that runs, and says why."
+    )
+    precision: Literal["auto", "float", "int8"] = Field(
+        "auto", description="Variant of the backbone to run; auto measures which is fastest here, when installing."
+    )
+
+
 class SpoolSettings(Section):
     """[spool]: the durable queue on disk."""
 
@@ -118,6 +199,24 @@ class UplinkSettings(Section):
     window: int = Field(32, ge=1, le=1000, description="Samples sent but not yet receipted by the centre.")
     resend_s: float = Field(20.0, gt=0, description="A sample without receipt is sent again after so long.")
     bytes_per_day: int = Field(500_000_000, ge=0, description="Bytes of samples per day; 0 is without limit.")
+
+
+class SiteBrokerSettings(BrokerSection):
+    """[outputs.broker]"""
+
+    enabled: bool = Field(False, description="Publish events on a broker of the site's own.")
+
+
+class OutputSettings(Section):
+    """[outputs]: events for the people at the site; nothing of this leaves it."""
+
+    topic: str = Field("site", pattern=r"^[^#+\s]+$", description="What the topics begin with.")
+    snapshots: bool = Field(True, description="A picture with the boxes drawn in goes with an event that begins.")
+    home_assistant: bool = Field(False, description="Announce every camera and scenario to Home Assistant.")
+    discovery_topic: str = Field(
+        "homeassistant", pattern=r"^[^#+\s]+$", description="Home Assistant's own prefix for what is announced."
+    )
+    broker: SiteBrokerSettings = SiteBrokerSettings()
 
 
 class StatusSettings(Section):
@@ -151,8 +250,11 @@ class EdgeSettings(RoleSettings):
     broker: BrokerSection = BrokerSection()
     cameras: tuple[CameraSettings, ...] = Field(min_length=1, description="At least one [[cameras]] table.")
     selection: SelectionSettings = SelectionSettings()
+    events: EventSettings = EventSettings()
+    compute: ComputeSettings = ComputeSettings()
     spool: SpoolSettings = SpoolSettings()
     uplink: UplinkSettings = UplinkSettings()
+    outputs: OutputSettings = OutputSettings()
     status: StatusSettings = StatusSettings()
 
     @field_validator("gateway_id", "site_id")

@@ -1,14 +1,18 @@
 """Samples up: what fits in the window, the most valuable first, again until the centre's receipt.
 
-The one place where the site's policy is enforced: with `share = "updates"` no sample leaves.
+The one place where the site's policy is enforced: with `share = "updates"` no sample leaves, and no event's picture.
+Events go before samples and are not durable: what is open is in every reported state.
 """
 
 import logging
 import threading
+from collections import deque
+
+import msgspec
 
 from common import chunks, codec, topics
 from common.clock import Clock
-from common.messages import Receipt
+from common.messages import Event, Receipt
 from common.mqtt import Link
 from edge.settings import UplinkSettings
 from edge.spool import Spool
@@ -19,6 +23,8 @@ IDLE_S = 0.5
 SPENT_S = 30.0  # the day's bytes are spent: only midnight of our own day helps
 BUSY_S = 0.02
 DAY_S = 86_400.0
+EVENTS_WAITING_MAX = 64
+"""Events held while the link is down; the oldest go first: what is news to nobody any more."""
 
 
 class Uplink:
@@ -36,6 +42,7 @@ class Uplink:
         self._day_began_s = clock.monotonic_s()
         self._day_bytes = 0
         self.bytes_up = 0
+        self._events: deque[Event] = deque(maxlen=EVENTS_WAITING_MAX)
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="uplink", daemon=True)
@@ -52,6 +59,7 @@ class Uplink:
 
     def step(self) -> float:
         """Send what the window, the day's bytes and the link allow; returns the seconds to wait before the next."""
+        self._send_events()
         if not self._may_send:
             return IDLE_S
         now_s = self._clock.monotonic_s()
@@ -78,6 +86,21 @@ class Uplink:
             with self._lock:
                 self._sent_at_s[queued.sample_id] = now_s
         return IDLE_S
+
+    def tell(self, event: Event) -> None:
+        """Send an event soon. Never blocks."""
+        self._events.append(event if self._may_send else msgspec.structs.replace(event, jpeg=b""))
+        self._wake.set()
+
+    def _send_events(self) -> None:
+        while self._events and self._link.connected:
+            event = self._events.popleft()
+            payload = codec.encode(event)
+            if not self._link.publish(topics.up(self._gateway_id, "event"), payload):
+                if len(self._events) < EVENTS_WAITING_MAX:
+                    self._events.appendleft(event)
+                return
+            self.bytes_up += len(payload)
 
     def on_receipt(self, receipt: Receipt) -> None:
         """The centre has committed (or will never take) these: let the spool forget them."""

@@ -23,9 +23,11 @@ from common.clock import Clock, SystemClock
 from common.errors import HeadframeError
 from common.logs import configure_logs
 from common.manifest import Manifest
-from common.messages import CameraState, Sample
-from edge.lookout import Accept, Lookout
+from common.messages import CameraState, Event, Sample
+from edge.events import Phase
+from edge.lookout import Accept, Lookout, OnEvent
 from edge.perception import Model, load_model
+from edge.providers import COMPILED, Compute
 from edge.settings import CameraSettings, EdgeSettings
 from edge.threads import one_thread_each
 
@@ -44,6 +46,8 @@ class Load(msgspec.Struct, tag="load", frozen=True):
 
     release_id: str
     manifest: Manifest
+    backbone: str = ""
+    """The layer that the parent has chosen among the variants: all workers run the same."""
 
 
 class Durable(msgspec.Struct, tag="durable", frozen=True):
@@ -67,8 +71,8 @@ class Report(msgspec.Struct, tag="report", frozen=True):
 _order = msgspec.msgpack.Decoder(Load | Durable | Stop)
 _report = msgspec.msgpack.Decoder(Report)
 _encode = msgspec.msgpack.encode
-SAMPLE, REPORT = b"s", b"r"
-"""First byte of what a worker sends: a sample as on the wire, or a report."""
+SAMPLE, REPORT, EVENT = b"s", b"r", b"e"
+"""First byte of what a worker sends: a sample as on the wire, a report, or an event as on the wire."""
 
 
 CAMERAS_PER_WORKER: Final = 48
@@ -97,13 +101,22 @@ class Workers:
         accept: makes a sample durable; called by one thread per worker.
         layers: the folder of the releases' layers.
         count: how many processes, at most one per camera.
+        on_event: is told every event, by one thread per worker.
     """
 
-    def __init__(self, settings: EdgeSettings, clock: Clock, accept: Accept, layers: Path, count: int) -> None:
+    def __init__(
+        self,
+        settings: EdgeSettings,
+        clock: Clock,
+        accept: Accept,
+        layers: Path,
+        count: int,
+        on_event: OnEvent | None = None,
+    ) -> None:
         self._model: Model | None = None
         self._running: Model | None = None
         self._workers = [
-            _Worker(number, settings, cameras, clock, accept, layers)
+            _Worker(number, settings, cameras, clock, accept, layers, on_event)
             for number, cameras in enumerate(share_out(settings.cameras, count))
         ]
 
@@ -180,9 +193,13 @@ class _Worker:
         clock: Clock,
         accept: Accept,
         layers: Path,
+        on_event: OnEvent | None,
     ) -> None:
         self._number, self._settings, self._cameras = number, settings, cameras
         self._clock, self._accept, self._layers = clock, accept, layers
+        self._on_event = on_event
+        self._open: dict[str, Event] = {}
+        """Events of this worker's cameras that are open: a process that dies closes none by itself."""
         self._stopping = threading.Event()
         self._sending = threading.Lock()
         self._order: Load | None = None
@@ -219,7 +236,7 @@ class _Worker:
         self._thread.start()
 
     def load(self, model: Model) -> None:
-        self._order = Load(model.release_id, model.manifest)
+        self._order = Load(model.release_id, model.manifest, model.backbone.hash)
         self._send(self._order)
 
     def ask_to_stop(self) -> None:
@@ -262,6 +279,8 @@ class _Worker:
             self.report = msgspec.structs.replace(self.report, looks_by_release={}, release_id="", ended=False)
             self._fault = f"its worker process {why} (exit code {self._process.exitcode}); it is started again"
             log.error("worker %d %s: exit code %s", self._number, why, self._process.exitcode)
+            for event in list(self._open.values()):
+                self._tell(msgspec.structs.replace(event, phase=Phase.CLEAR.value, cause="its worker process died"))
             delay_s = BACK_OFF_S[0] if self._clock.monotonic_s() - began_s > CALM_S else min(2 * delay_s, BACK_OFF_S[1])
             self._stopping.wait(delay_s)
 
@@ -292,12 +311,22 @@ class _Worker:
                 return "has died"
             if data[:1] == REPORT:
                 self.report, self._fault = _report.decode(data[1:]), ""
-            else:
-                sample = codec.decode(data[1:])
-                if isinstance(sample, Sample):
-                    self._accept(sample)
+                continue
+            message = codec.decode(data[1:])
+            if isinstance(message, Event):
+                self._tell(message)
+            elif isinstance(message, Sample):
+                self._accept(message)
                 self._send(Durable())
         return "has no pipe"
+
+    def _tell(self, event: Event) -> None:
+        if event.phase == Phase.CLEAR.value:
+            self._open.pop(event.event_id, None)
+        else:
+            self._open[event.event_id] = msgspec.structs.replace(event, jpeg=b"")
+        if self._on_event:
+            self._on_event(event)
 
 
 def work(pipe: Connection, settings: EdgeSettings, camera_ids: tuple[str, ...], layers: Path) -> None:
@@ -317,10 +346,11 @@ class _Inside:
 
     def __init__(self, pipe: Connection, settings: EdgeSettings, cameras: list[CameraSettings], layers: Path) -> None:
         self._pipe, self._settings, self._layers = pipe, settings, layers
+        self._compute = Compute(settings.compute.provider, settings.data_dir / COMPILED)
         self._sending = threading.Lock()
         self._durable = threading.Event()
         self._gone = threading.Event()
-        self._lookout = Lookout(settings, cameras, SystemClock(), self._accept)
+        self._lookout = Lookout(settings, cameras, SystemClock(), self._accept, on_event=self._tell)
 
     def run(self) -> None:
         """Until told to stop, the parent is gone, or the look loop has died (then the process ends with an error)."""
@@ -365,6 +395,8 @@ class _Inside:
                 lambda name: self._layers / name,
                 self._settings.site_id,
                 running.backbone if running else None,
+                opener=self._compute.open,
+                variant=order.backbone,
             )
         except HeadframeError as error:
             log.error("a worker cannot load release %s: %s", order.release_id, error)
@@ -377,6 +409,10 @@ class _Inside:
         with self._sending:
             self._pipe.send_bytes(SAMPLE + codec.encode(sample))
         self._durable.wait()
+
+    def _tell(self, event: Event) -> None:
+        with self._sending:
+            self._pipe.send_bytes(EVENT + codec.encode(event))
 
     def _report(self) -> None:
         model = self._lookout.model

@@ -97,14 +97,17 @@ def tiny_backbone() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def tiny_head() -> Callable[..., bytes]:
-    """Bytes of a head for a backbone: two classes, told apart by the first feature."""
+    """Bytes of a head for a backbone: `normal`, `tear` and more where asked, told apart by the first feature."""
 
-    def build(backbone_hash: str, dimension: int = 12, scenario: str = "belt", seed: int = 0) -> bytes:
+    def build(
+        backbone_hash: str, dimension: int = 12, scenario: str = "belt", seed: int = 0, classes: int = 2
+    ) -> bytes:
         rng = np.random.default_rng(seed)
-        labels = ["normal", "tear"] * 50
-        x = rng.normal(0, 1, (100, dimension))
-        x[1::2, 0] += 4
-        weights = solve_lda(Statistics.of(("normal", "tear"), x, labels), 0.1)
+        names = ("normal", "tear", *(f"tear-{number}" for number in range(2, classes)))
+        labels = [names[row % classes] for row in range(50 * classes)]
+        x = rng.normal(0, 1, (len(labels), dimension))
+        x[:, 0] += [4 * names.index(label) for label in labels]
+        weights = solve_lda(Statistics.of(names, x, labels), 0.1)
         return export_head(weights, scenario, backbone_hash)
 
     return build

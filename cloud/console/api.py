@@ -61,6 +61,17 @@ def make_api(desk: Desk) -> APIRouter:
     def counts() -> dict[str, Any]:
         return desk.counts()
 
+    @api.get("/events")
+    def events(limit: Annotated[int, Query(ge=1, le=200)] = 20) -> list[dict[str, Any]]:
+        return desk.events(limit)
+
+    @api.get("/events/{gateway_id}/{event_id}.jpg")
+    def event_jpeg(gateway_id: str, event_id: str) -> Response:
+        data = desk.event_jpeg(gateway_id, event_id)
+        if data is None:
+            raise HTTPException(404, "there is no such picture")
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
     @api.get("/scenarios")
     def scenarios() -> dict[str, list[str]]:
         return desk.scenarios()

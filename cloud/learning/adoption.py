@@ -1,10 +1,12 @@
-"""Bring your own backbone: turn any ONNX image model into a layer that both ends run. Decides nothing about releases.
+"""Bring your own model: turn an ONNX backbone or detector into a layer that runs. Decides nothing about releases.
 
-The model's picture input and feature output are renamed, its pixel scaling becomes part of the graph, a feature map is
-pooled, and the metadata that `common.backbone` reads is added. The weights are not touched.
+The model's picture input and its outputs are renamed, its pixel scaling becomes part of the graph, a feature map is
+pooled, and the metadata that says how it is to be used is added. The weights are not touched.
 """
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -33,28 +35,137 @@ def adopt_backbone(
     Raises:
         OperatorError: not such a model; says what was found.
     """
+    model = _read(data)
+    picture = _picture_input(model.graph)
+    side = _input_side(picture, input_px)
+    chosen = _output(model, output)
+    _rename_input(model.graph, picture, side, mean, scale, "n")
+    _set_output(model.graph, chosen)
+    return _finish(
+        model, {keys.KIND: "backbone", keys.INPUT_PX: str(side), keys.PIXEL_MEAN: "0", keys.PIXEL_SCALE: "1"}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorForm:
+    """How a detector is to be used."""
+
+    decoder: str
+    """`yolox`, `yolov8` or `ssd`: what its outputs mean (`edge.decoders`)."""
+    classes: tuple[str, ...]
+    """Names of its classes, in the order of its scores, without a background."""
+    score_min: float = 0.35
+    overlap_max: float = 0.5
+    letterbox: str = ""
+    """How a picture is put into the square; by default as the decoder's family does."""
+    bgr: bool = False
+    """It was trained on blue, green, red; most are on red, green, blue."""
+
+
+def adopt_detector(
+    data: bytes,
+    form: DetectorForm,
+    *,
+    input_px: int = 0,
+    mean: Sequence[float] = (0.0,),
+    scale: Sequence[float] = (1.0,),
+) -> bytes:
+    """The layer file of a detector.
+
+    Args:
+        data: ONNX model with one input float32 (1, 3, px, px) and the outputs of its decoder: one tensor, or for `ssd`
+            two, of which the one with four columns are the boxes.
+        mean, scale: as for a backbone, of pixels 0..255 in the order that it was trained on.
+
+    Raises:
+        OperatorError: not such a model; says what was found.
+    """
+    if form.decoder not in keys.DECODERS:
+        raise OperatorError(f"{form.decoder!r} is no decoder", f"There are {', '.join(keys.DECODERS)}.")
+    letterbox = form.letterbox or keys.DECODERS[form.decoder]
+    if letterbox not in keys.LETTERBOXES:
+        raise OperatorError(f"{letterbox!r} is no letterbox", f"There are {', '.join(keys.LETTERBOXES)}.")
+    if not form.classes or not 0 < form.score_min < 1 or not 0 < form.overlap_max <= 1:
+        raise OperatorError("a detector has class names, a score and an overlap between 0 and 1", _DETECTOR_HINT)
+    model = _read(data)
+    picture = _picture_input(model.graph)
+    side = _input_side(picture, input_px)
+    names = _detector_outputs(list(model.graph.output), form, side)
+    _rename_input(model.graph, picture, side, mean, scale, 1)
+    _rename_outputs(model.graph, names)
+    return _finish(
+        model,
+        {
+            keys.KIND: "detector",
+            keys.INPUT_PX: str(side),
+            keys.DECODER: form.decoder,
+            keys.LETTERBOX: letterbox,
+            keys.CHANNELS: "bgr" if form.bgr else "rgb",
+            keys.CLASSES: json.dumps(form.classes, ensure_ascii=False),
+            keys.SCORE_MIN: repr(form.score_min),
+            keys.OVERLAP_MAX: repr(form.overlap_max),
+        },
+    )
+
+
+_DETECTOR_HINT = "See docs/cloud.md, 'Bring your own detector'."
+
+
+def _detector_outputs(outputs: list[onnx.ValueInfoProto], form: DetectorForm, side: int) -> dict[str, str]:
+    """Output of the model -> our name for it. Sizes that the model leaves open (0) are taken on trust."""
+    count = len(form.classes)
+    shapes = {item.name: _sizes(item) for item in outputs}
+    found = ", ".join(f"{name} {sizes}" for name, sizes in shapes.items())
+    if form.decoder == "ssd":
+        boxes = [name for name, sizes in shapes.items() if len(sizes) == 3 and sizes[2] == 4]
+        scores = [name for name, sizes in shapes.items() if len(sizes) == 3 and sizes[2] == count + 1]
+        if len(boxes) == 1 and len(scores) == 1 and boxes != scores:
+            return {boxes[0]: keys.BOXES, scores[0]: keys.SCORES}
+        wanted = f"boxes (1, n, 4) and scores (1, n, {count + 1}), background first"
+    else:
+        anchors = sum((side // stride) ** 2 for stride in (8, 16, 32))
+        shape = [1, anchors, 5 + count] if form.decoder == "yolox" else [1, 4 + count, anchors]
+        if len(shapes) == 1:
+            ((name, sizes),) = shapes.items()
+            if len(sizes) == 3 and all(has in (0, wants) for has, wants in zip(sizes, shape, strict=True)):
+                return {name: keys.DETECTIONS}
+        wanted = f"one output {shape}"
+    raise OperatorError(
+        f"the model has {found}; {form.decoder} with {count} classes at {side} pixels has {wanted}", _DETECTOR_HINT
+    )
+
+
+def _rename_outputs(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    kept = []
+    for value in graph.output:
+        if value.name in names:
+            graph.node.append(helper.make_node("Identity", [value.name], [names[value.name]]))
+            value.name = names[value.name]
+            kept.append(value)
+    del graph.output[:]
+    graph.output.extend(kept)
+
+
+def _read(data: bytes) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(data)
         onnx.checker.check_model(model)
-        model = onnx.shape_inference.infer_shapes(model)
+        return onnx.shape_inference.infer_shapes(model)
     except (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise OperatorError(f"not a whole ONNX model: {error}", _HINT) from error
-    graph = model.graph
+
+
+def _picture_input(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
     weights = {item.name for item in graph.initializer}
     inputs = [item for item in graph.input if item.name not in weights]
     if len(inputs) != 1:
-        raise OperatorError(f"the model has {len(inputs)} inputs, a backbone has one picture", _HINT)
-    side = _input_side(inputs[0], input_px)
-    chosen = _output(model, output)
-    _rename_input(graph, inputs[0], side, mean, scale)
-    _set_output(graph, chosen)
+        raise OperatorError(f"the model has {len(inputs)} inputs, it must have one picture", _HINT)
+    return inputs[0]
+
+
+def _finish(model: onnx.ModelProto, metadata: dict[str, str]) -> bytes:
     del model.metadata_props[:]
-    for key, value in {
-        keys.KIND: "backbone",
-        keys.INPUT_PX: str(side),
-        keys.PIXEL_MEAN: "0",
-        keys.PIXEL_SCALE: "1",
-    }.items():
+    for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model)
     made: bytes = model.SerializeToString(deterministic=True)
@@ -90,7 +201,12 @@ def _output(model: onnx.ModelProto, name: str) -> onnx.ValueInfoProto:
 
 
 def _rename_input(
-    graph: onnx.GraphProto, old: onnx.ValueInfoProto, side: int, mean: Sequence[float], scale: Sequence[float]
+    graph: onnx.GraphProto,
+    old: onnx.ValueInfoProto,
+    side: int,
+    mean: Sequence[float],
+    scale: Sequence[float],
+    batch: int | str,
 ) -> None:
     """`image` (n, 3, side, side) of pixels 0..255, then the model's own scaling, then the model."""
     if len(mean) not in (1, 3) or len(scale) not in (1, 3) or 0 in scale:
@@ -103,7 +219,7 @@ def _rename_input(
     for node in graph.node:
         node.input[:] = [inner if item == original else item for item in node.input]
     del graph.input[:]
-    graph.input.append(helper.make_tensor_value_info(keys.IMAGE, TensorProto.FLOAT, ["n", 3, side, side]))
+    graph.input.append(helper.make_tensor_value_info(keys.IMAGE, TensorProto.FLOAT, [batch, 3, side, side]))
     nodes = list(graph.node)
     del graph.node[:]
     graph.node.append(helper.make_node("Sub", [keys.IMAGE, "headframe_mean"], ["headframe_centred"]))

@@ -112,7 +112,7 @@ class Catalogue:
     """The datasets in a folder of the centre, one `.npz` each (arrays only, no pickle)."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def add(
         self,
@@ -153,12 +153,12 @@ class Catalogue:
             ids=np.frombuffer(b"".join(dataset.ids), np.uint8).reshape(-1, 16),
             is_gold=dataset.is_gold,
         )
-        write_atomically(self._folder / f"{dataset.name}.{dataset.scenario}.npz", buffer.getvalue())
+        write_atomically(self.folder / f"{dataset.name}.{dataset.scenario}.npz", buffer.getvalue())
 
     def datasets(self, scenario: str | None = None) -> list[Dataset]:
         """All datasets, or those of one scenario, by name."""
         found = []
-        for path in sorted(self._folder.glob("*.npz")):
+        for path in sorted(self.folder.glob("*.npz")):
             with np.load(path, allow_pickle=False) as arrays:
                 header = json.loads(str(arrays["header"]))
                 if scenario and header["scenario"] != scenario:

@@ -83,6 +83,7 @@ def export_head(weights: HeadWeights, scenario: str, backbone_hash: str) -> byte
         {
             keys.KIND: "head",
             keys.BACKBONE: backbone_hash,
+            keys.FORM: keys.ANALYTIC,
             keys.SCENARIO: scenario,
             keys.CLASSES: json.dumps(weights.classes, ensure_ascii=False),
         },

@@ -15,12 +15,13 @@ from cloud.learning.candidates import Candidates, Evidence, Labelled, Rules, mak
 from cloud.learning.datasets import Catalogue, Dataset
 from cloud.learning.export import export_head, read_head
 from cloud.learning.heads import HeadWeights
+from cloud.learning.quantise import judge_variant, read_gold
 from cloud.learning.robustness import Suspicion, Trusted, find_suspects
 from cloud.registry import Registry
 from cloud.settings import LearningSettings
 from cloud.store import Store
 from common.errors import OperatorError
-from common.manifest import SHARED, Layer, Manifest, Scenario
+from common.manifest import SHARED, Layer, Manifest, Scenario, Variant
 from common.statistics import Statistics
 
 log = logging.getLogger(__name__)
@@ -93,8 +94,33 @@ class Trainer:
         if not gate["passed"]:
             return Outcome("", record)
         released = tuple(self._scenario(name, scenarios[name], made[name], backbone, active) for name in scenarios)
-        release = self._registry.publish(released, backbone, gate, note)
+        variants, record["variants"] = self._variants(backbone, released)
+        release = self._registry.publish(released, backbone, gate, note, variants)
         return Outcome(release, record | {"release_id": release})
+
+    def _variants(self, backbone: Layer, released: Sequence[Scenario]) -> tuple[tuple[Variant, ...], dict[str, object]]:
+        """The variants of the backbone on which every released head says the same, and what was found of all."""
+        passed: list[Variant] = []
+        record: dict[str, object] = {}
+        for gold in read_gold(self._catalogue.folder, backbone.hash):
+            drifts: dict[str, dict[str, object]] = {}
+            verdicts = []
+            for scenario in released:
+                heads = {
+                    key: read_head(self._registry.layer_path(layer.hash).read_bytes())
+                    for key, layer in scenario.heads.items()
+                }
+                parts = [d.gold for d in self._catalogue.datasets(scenario.name) if d.backbone == backbone.hash]
+                known = _join(parts, gold.embeddings.shape[1])
+                found = judge_variant(
+                    gold, heads, scenario.normal, known.ids, known.labels, known.embeddings, self._rules.tolerance
+                )
+                drifts[scenario.name] = {key: drift.summary() for key, drift in found.items()}
+                verdicts += [drift.passed for drift in found.values()]
+            record[gold.layer] = {"precision": gold.precision, "passed": all(verdicts), "drift": drifts}
+            if all(verdicts):
+                passed.append(Variant(Layer(gold.layer, gold.size_bytes), gold.precision))
+        return tuple(passed), record
 
     def evidence(self, scenario: str, classes: tuple[str, ...], backbone: str, active: Manifest | None) -> Evidence:
         """Gather all that is known about a scenario: each labelled sample counts once, here or in a contribution."""

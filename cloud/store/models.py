@@ -29,6 +29,8 @@ class SampleRow(Base):
     value: Mapped[float] = mapped_column(Float, index=True)
     reason: Mapped[str] = mapped_column(String(20))
     pixel_path: Mapped[str] = mapped_column(String(120))
+    boxes: Mapped[list[dict[str, object]] | None] = mapped_column(JSON)
+    variant: Mapped[str | None] = mapped_column(String(64))
 
 
 class LabelRow(Base):

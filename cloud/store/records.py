@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.messages import Prediction, Scores
+from common.messages import Box, Prediction, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class StoredSample:
     scores: Scores
     reason: str
     pixel_path: str
+    boxes: tuple[Box, ...] = ()
+    variant: str = ""
     labels: dict[str, str] = field(default_factory=dict)
 
 

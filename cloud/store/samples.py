@@ -18,7 +18,7 @@ from cloud.store.records import LabelledSet, StoredSample
 from cloud.store.sessions import Sessions
 from common.errors import OperatorError, WireError
 from common.ids import check_name
-from common.messages import Prediction, Sample, Scores
+from common.messages import Box, Prediction, Sample, Scores
 
 log = logging.getLogger(__name__)
 
@@ -235,6 +235,8 @@ class SampleTables(Sessions):
                 **{name: getattr(row, name) for name in _PLAIN},
                 predictions=msgspec.convert(row.predictions, tuple[Prediction, ...]),
                 scores=msgspec.convert(row.scores, Scores),
+                boxes=msgspec.convert(row.boxes or [], tuple[Box, ...]),
+                variant=row.variant or "",
                 labels=labels.get(row.sample_id, {}),
             )
 
@@ -262,6 +264,8 @@ def _row(sample: Sample, jpeg: str, at_ns: int) -> dict[str, Any]:
         "predictions": msgspec.to_builtins(sample.predictions),
         "scores": msgspec.to_builtins(sample.scores),
         "value": sample.scores.value,
+        "boxes": msgspec.to_builtins(sample.boxes),
+        "variant": sample.variant,
     }
 
 

@@ -103,7 +103,7 @@ def test_the_queue_says_why_and_a_label_takes_a_sample_out_of_it(office: Office)
     queue = office.http.get("/queue", params={"scenario": "belt"}).json()
     assert len(queue) == 20
     assert queue[0]["reason"] == "novel"
-    assert set(queue[0]["scores"]) == {"novelty", "abnormality", "uncertainty", "redundancy", "value"}
+    assert set(queue[0]["scores"]) == {"novelty", "abnormality", "uncertainty", "redundancy", "value", "doubt"}
     name = queue[0]["sample_id"]
     assert office.http.get(f"/samples/{name}.jpg").headers["content-type"] == "image/jpeg"
     label = {"sample_id": name, "scenario": "belt", "label": "撕裂", "author": "li"}

@@ -24,7 +24,7 @@ from common import codec, topics
 from common.chunks import split
 from common.clock import SystemClock
 from common.errors import EnvironmentFault, HeadframeError, WireError
-from common.messages import Message, Prediction, Receipt, Sample, Scores
+from common.messages import Box, Message, Prediction, Receipt, Sample, Scores
 
 MakeSample = Callable[..., Sample]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -122,6 +122,9 @@ WRONG: list[tuple[str, dict[str, object], str]] = [
     ("without an embedding", {"embedding": b""}, "float16"),
     ("with NaN in the embedding", {"embedding": NOT_FINITE}, "not finite"),
     ("with NaN in the scores", {"scores": Scores(0, 0, float("nan"), 0, 0)}, "not finite"),
+    ("with a box outside", {"boxes": (Box("people", "person", 0.9, 0, 0, 1.5, 1),)}, "not within"),
+    ("with a box of no number", {"boxes": (Box("people", "person", float("nan"), 0, 0, 1, 1),)}, "not within"),
+    ("with a thousand boxes", {"boxes": (Box("people", "person", 0.9, 0, 0, 1, 1),) * 1001}, "over the bound"),
     ("with a lame prediction", {"predictions": (Prediction("belt", ("a", "b"), (1.0,), 0.0),)}, "probability"),
 ]
 

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+from common import manifest as keys
 from common.backbone import Backbone
 from common.errors import OperatorError, WireError
 from common.ids import layer_hash
 from common.manifest import SHARED, Layer, Manifest, Scenario
-from edge.perception import cut_zone, load_model
+from edge.perception import Head, cut_zone, load_model
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
 
@@ -63,6 +65,50 @@ def test_many_heads_answer_on_one_pass_of_the_backbone(shelf: Shelf, monkeypatch
         assert sum(prediction.probabilities) == pytest.approx(1.0, abs=1e-5)
         assert np.isfinite(prediction.novelty)
     assert len({prediction.probabilities for prediction in view.predictions}) == 6, "each its own head"
+
+
+def test_stacked_heads_say_what_their_files_say(shelf: Shelf) -> None:
+    layers = [
+        shelf.put(shelf.make_head(shelf.backbone.hash, scenario=f"scenario-{n}", seed=n, classes=2 + n % 4))
+        for n in range(9)
+    ]
+    model = load_model(
+        "r1", shelf.manifest({f"scenario-{n}": {SHARED: item} for n, item in enumerate(layers)}), shelf.path, "north"
+    )
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        embedding = rng.normal(0, 3, 12).astype(np.float32)
+        for said, layer in zip(model.judge(embedding).predictions, layers, strict=True):
+            alone = Head.open(shelf.path(layer.hash), shelf.backbone.hash).predict(embedding)
+            assert (said.scenario, said.classes) == (alone.scenario, alone.classes)
+            assert said.probabilities == pytest.approx(alone.probabilities, abs=1e-5)
+            assert said.novelty == pytest.approx(alone.novelty, rel=1e-4, abs=1e-3)
+
+
+def test_a_head_that_computes_something_else_runs_in_a_session_of_its_own(shelf: Shelf) -> None:
+    model = onnx.load_model_from_string(shelf.make_head(shelf.backbone.hash, scenario="odd", classes=3))
+    (softmax,) = [node for node in model.graph.node if node.op_type == "Softmax"]
+    softmax.input[0] = "t"  # not what its numbers say: the constants are left out
+    odd, even = shelf.put(model.SerializeToString()), shelf.put(shelf.make_head(shelf.backbone.hash, scenario="even"))
+    manifest = shelf.manifest({"odd": {SHARED: odd}, "even": {SHARED: even}})
+    view = load_model("r1", manifest, shelf.path, "north").look(PICTURE)
+    assert [item.scenario for item in view.predictions] == ["odd", "even"]
+    alone = Head.open(shelf.path(odd.hash), shelf.backbone.hash)
+    assert alone.stackable() is None
+    assert view.predictions[0] == alone.predict(view.embedding)
+
+
+def test_a_head_of_any_other_make_still_runs(shelf: Shelf) -> None:
+    model = onnx.load_model_from_string(shelf.make_head(shelf.backbone.hash))
+    kept = [item for item in model.metadata_props if item.key != keys.FORM]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    old, new = shelf.put(model.SerializeToString()), shelf.put(shelf.make_head(shelf.backbone.hash))
+    views = [
+        load_model("r1", shelf.manifest({"belt": {SHARED: layer}}), shelf.path, "north").look(PICTURE)
+        for layer in (old, new)
+    ]
+    assert views[0].predictions[0].probabilities == pytest.approx(views[1].predictions[0].probabilities, abs=1e-5)
 
 
 def test_a_site_runs_its_own_head_and_the_others_the_shared_one(shelf: Shelf) -> None:

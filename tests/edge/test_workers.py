@@ -14,9 +14,10 @@ import pytest
 from common.clock import SystemClock
 from common.ids import layer_hash
 from common.manifest import SHARED, Layer, Manifest, Scenario
-from common.messages import Sample
+from common.messages import Event, Sample
+from edge.lookout import OnEvent
 from edge.perception import Model, load_model
-from edge.settings import CameraSettings, EdgeSettings, SelectionSettings
+from edge.settings import CameraSettings, EdgeSettings, EventSettings, SelectionSettings
 from edge.workers import Workers, share_out, worker_count
 
 PICTURES = 40
@@ -82,11 +83,11 @@ def settings_for(pictures: Path, cameras: int = 2, **fields: object) -> EdgeSett
 
 
 @pytest.fixture
-def run(layers: Path) -> Iterator[Callable[[EdgeSettings, Callable[[Sample], None]], Workers]]:
+def run(layers: Path) -> Iterator[Callable[..., Workers]]:
     started: list[Workers] = []
 
-    def start(settings: EdgeSettings, accept: Callable[[Sample], None]) -> Workers:
-        workers = Workers(settings, SystemClock(), accept, layers, 2)
+    def start(settings: EdgeSettings, accept: Callable[[Sample], None], on_event: OnEvent | None = None) -> Workers:
+        workers = Workers(settings, SystemClock(), accept, layers, 2, on_event)
         started.append(workers)
         workers.start()
         return workers
@@ -97,7 +98,7 @@ def run(layers: Path) -> Iterator[Callable[[EdgeSettings, Callable[[Sample], Non
         assert not workers.pids
 
 
-Run = Callable[[EdgeSettings, Callable[[Sample], None]], Workers]
+Run = Callable[..., Workers]
 
 
 @pytest.mark.slow
@@ -130,15 +131,22 @@ def test_samples_of_all_workers_arrive_and_each_look_is_counted(
 def test_a_killed_worker_is_reported_and_comes_back_with_the_release(
     run: Run, make_model: Callable[[int], Model], pictures: Path
 ) -> None:
-    workers = run(settings_for(pictures, loop=True), lambda sample: None)
+    events: list[Event] = []
+    easily = EventSettings(enter_level=1e-6, clear_level=1e-9)  # whatever the head says of noise is an event
+    settings = settings_for(pictures, loop=True).model_copy(update={"events": easily})
+    workers = run(settings, lambda sample: None, events.append)
     workers.hand_over(make_model(1))
     wait_until(lambda: all(state.state == "live" for state in workers.states) and workers.model is not None)
+    wait_until(lambda: {event.camera_id for event in events} == {"camera-0", "camera-1"})
+    assert {event.phase for event in events} == {"enter"}
     victim, other = workers.pids
     os.kill(victim, signal.SIGKILL)
     wait_until(lambda: workers.states[0].state == "failed")
     assert "worker process has died" in workers.states[0].detail
     assert workers.states[1].state == "live", "the other cameras go on"
     assert other in workers.pids
+    closed = next(event for event in events if event.phase == "clear")
+    assert (closed.camera_id, closed.cause) == ("camera-0", "its worker process died")
     looks = workers.looks_by_release["r1-test"]
     wait_until(lambda: workers.states[0].state == "live")
     wait_until(lambda: workers.looks_by_release["r1-test"] > looks)

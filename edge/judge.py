@@ -1,0 +1,149 @@
+"""What a look means for its camera: is it striking, is a detector to be doubted, does an event begin or end? Pure.
+
+One `Judge` per camera holds what those questions need of the past. What is said about a scenario comes from its head,
+or from a detector's boxes within the zones; each detector raises events under its own name.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from common.manifest import DetectorLayer, Manifest
+from common.messages import Box, Prediction
+from edge.doubts import Doubts
+from edge.events import EventTrack, Turn
+from edge.settings import CameraSettings, EventSettings
+from edge.striking import Striking
+from edge.zones import WHOLE, Point, share_inside, to_whole
+
+BOX_INSIDE_MIN: Final = 0.5
+"""A box counts for a zone when at least this share of it lies there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one detector said of a look."""
+
+    declared: DetectorLayer
+    score_min: float
+    boxes: tuple[Box, ...]
+    faint: tuple[Box, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What follows from a look."""
+
+    striking: bool
+    """Looks become dense."""
+    insists: bool
+    """The next look must not wait for a change in the picture."""
+    doubt: float
+    """Of the detectors, 0..1."""
+    boxes: tuple[Box, ...]
+    """Those within the zones."""
+    turns: tuple[tuple[str, Turn], ...] = ()
+    """Scenario (or detector) and what its event does."""
+
+
+@dataclass(slots=True)
+class Judge:
+    """The judge of one camera."""
+
+    camera: CameraSettings
+    events: EventSettings
+    _striking: Striking = field(init=False)
+    _tracks: dict[str, EventTrack] = field(default_factory=dict, init=False)
+    _doubts: dict[str, Doubts] = field(default_factory=dict, init=False)
+    _normal: dict[str, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._striking = Striking(self.camera.gears)
+
+    @property
+    def open_events(self) -> tuple[str, ...]:
+        """Scenarios and detectors with an open event."""
+        return tuple(name for name, track in self._tracks.items() if track.is_open)
+
+    def adopt(self, manifest: Manifest, at_ns: int) -> tuple[tuple[str, Turn], ...]:
+        """Another release looks from now on: events of what it no longer watches are closed."""
+        self._normal = {scenario.name: scenario.normal for scenario in manifest.scenarios}
+        self._doubts = {}
+        names = {*self._normal, *(detector.name for detector in manifest.detectors)}
+        gone = [(name, self._tracks.pop(name)) for name in list(self._tracks) if name not in names]
+        closed = [(name, track.lose(at_ns, "no longer watched for")) for name, track in gone]
+        return tuple((name, turn) for name, turn in closed if turn)
+
+    def lose(self, at_ns: int, cause: str) -> tuple[tuple[str, Turn], ...]:
+        """The camera gives no picture: what it last showed says nothing any more."""
+        closed = [(name, track.lose(at_ns, cause)) for name, track in self._tracks.items()]
+        return tuple((name, turn) for name, turn in closed if turn)
+
+    def judge(self, at_ns: int, predictions: Sequence[Prediction], seen: Sequence[Seen] = ()) -> Verdict:
+        """A look at `at_ns`; looks are judged in their order."""
+        inside = [self._within_zones(item) for item in seen]
+        striking = self._striking.judge(predictions)
+        doubt = max((self._doubt(item, predictions) for item in inside), default=0.0)
+        turns = self._follow(at_ns, self._levels(predictions, inside)) if self.events.enabled else ()
+        return Verdict(
+            striking,
+            any(track.insists for track in self._tracks.values()),
+            doubt,
+            tuple(box for item in inside for box in item.boxes),
+            turns,
+        )
+
+    def _levels(self, predictions: Sequence[Prediction], seen: Sequence[Seen]) -> Mapping[str, tuple[float, str]]:
+        """How much attention each scenario and detector asks for, and what for."""
+        levels: dict[str, tuple[float, str]] = {}
+        for item in predictions:
+            normal = self._normal.get(item.scenario, "")
+            if normal in item.classes:
+                shares = dict(zip(item.classes, item.probabilities, strict=True))
+                usual = shares.pop(normal)
+                levels[item.scenario] = (1 - usual, max(shares, key=shares.__getitem__, default=""))
+        for found in seen:
+            alarming = [box for box in found.boxes if found.declared.raises(box.label)]
+            best = max(alarming, key=lambda box: box.score, default=None)
+            # a box that counts as found is news, whatever line the detector draws: the level is that it was found
+            levels[found.declared.name] = (1.0, best.label) if best else (0.0, "")
+        return levels
+
+    def _follow(self, at_ns: int, levels: Mapping[str, tuple[float, str]]) -> tuple[tuple[str, Turn], ...]:
+        turns = []
+        for name, (level, label) in levels.items():
+            track = self._tracks.get(name)
+            if track is None:
+                track = self._tracks[name] = EventTrack(self.events.rule(name))
+            turn = track.look(at_ns, level, label)
+            if turn:
+                turns.append((name, turn))
+        return tuple(turns)
+
+    def _doubt(self, seen: Seen, predictions: Sequence[Prediction]) -> float:
+        name = seen.declared.name
+        doubts = self._doubts.get(name)
+        if doubts is None:
+            normal = self._normal.get(seen.declared.scenario, "")
+            doubts = self._doubts[name] = Doubts(seen.declared, seen.score_min, normal)
+        return doubts.judge(seen.boxes, seen.faint, predictions)
+
+    def _within_zones(self, seen: Seen) -> Seen:
+        polygons = self.zones_of(seen.declared.name) or self.zones_of(seen.declared.scenario)
+        if not polygons:
+            return seen
+
+        def within(box: Box) -> bool:
+            whole = to_whole((box.left, box.top, box.right, box.bottom), self.camera.zone or WHOLE)
+            return share_inside(polygons, whole) >= BOX_INSIDE_MIN
+
+        return Seen(
+            seen.declared,
+            seen.score_min,
+            tuple(box for box in seen.boxes if within(box)),
+            tuple(box for box in seen.faint if within(box)),
+        )
+
+    def zones_of(self, scenario: str) -> tuple[tuple[Point, ...], ...]:
+        """The polygons of a scenario or detector on this camera; none: it counts everywhere."""
+        return tuple(zone.points for zone in self.camera.zones if zone.scenario in ("", scenario))
