@@ -173,6 +173,15 @@ class SelectionSettings(Section):
         le=1,
         description="A frame whose embedding has a larger cosine to a chosen one is redundant.",
     )
+    rules: tuple[str, ...] = Field(
+        ("unexplained", "relative-mahalanobis", "margin"),
+        min_length=1,
+        description="A frame's value is the mean of its ranks under these: unexplained, relative-mahalanobis, abnormal,"
+        " margin, entropy, confidence, sedna-threshold, sedna-cross-entropy, sedna-ibt, or an installed one.",
+    )
+    normal_s: float = Field(
+        3600.0, gt=0, description="An anomaly that stands still keeps half of its distance to normal for so long."
+    )
     jpeg_quality: int = Field(90, ge=30, le=100, description="JPEG quality of uploaded pictures.")
 
 

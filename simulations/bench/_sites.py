@@ -44,6 +44,17 @@ class Pictures:
         """Whether pictures are grouped by more than their class."""
         return len(np.unique(self.scenes)) > len(self.classes)
 
+    def pick(self, rows: Rows) -> "Pictures":
+        """Some of the pictures, in this order; the classes stay those of the data set."""
+        return Pictures(
+            self.name,
+            self.classes,
+            self.embeddings[rows],
+            self.labels[rows],
+            self.scenes[rows],
+            self.file_bytes[rows],
+        )
+
 
 def find_folders() -> list[Path]:
     """The data sets of the benchmark, then any folder named by `HEADFRAME_BENCH_DATA` (separated like PATH).

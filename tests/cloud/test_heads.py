@@ -96,6 +96,17 @@ def test_calibration_makes_overconfident_probabilities_honest() -> None:
     assert calibrated.predict(held) == head.predict(held)
 
 
+def test_a_head_without_errors_on_few_samples_is_not_certain_of_everything() -> None:
+    x, labels = blobs(10, n=200, d=40, spread=2.0)
+    held, truth = blobs(11, n=100, d=40, spread=2.0)
+    head = solve_lda(Statistics.of((*CLASSES, "fire"), x, labels), 0.01)
+    calibrated = calibrate(head, held, truth)
+    assert head.predict(held) == truth
+    doubts = 1 - calibrated.probabilities(held).max(axis=1)
+    assert 1e-4 < float(np.median(doubts)) < 0.05, "a hundred samples without an error: about one error in a hundred"
+    assert len(np.unique(doubts)) == len(doubts), "frames can be ranked by their doubts"
+
+
 def test_the_onnx_file_computes_what_the_numbers_say_and_reads_back() -> None:
     x, labels = blobs(9)
     head = calibrate(solve_lda(Statistics.of((*CLASSES, "fire"), x, labels), SHRINKAGE), x, labels)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from common.messages import Prediction
-from edge import selection as selection_module
 from edge.selection import Candidate, Chosen, Selector
+from edge.selection import selector as selection_module
 from edge.settings import SelectionSettings
 
 SECOND_NS = 10**9
