@@ -28,6 +28,7 @@ from edge.perception import Model, View
 from edge.rationing import Rationing
 from edge.sampler import FrameSlots
 from edge.selection import Candidate, Chosen, Selector
+from edge.selection.keeping import Keeper
 from edge.settings import CameraSettings, EdgeSettings
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,9 @@ class Lookout:
         self._clock = clock
         self._weighed_s, self._waited_s = clock.monotonic_s(), 0.0
         self._weighed_looks = self._weighed_drops = 0
-        self._selector = Selector(settings.selection, [camera.id for camera in cameras])
+        self._selector = Selector(settings.selection, list(self.cameras))
+        self._keeper = Keeper(settings.data_dir, self._selector, list(self.cameras), clock.monotonic_s())
+        self._refused = 0
         self._flushed: set[str] = set()
         self._next_model: Model | None = None
         self._model: Model | None = None
@@ -172,6 +175,7 @@ class Lookout:
                 else:
                     self._flush_ended()
             self._accept(self._selector.flush())
+            self._keeper.keep_all(self._clock.monotonic_s())
         except Exception:
             log.exception("the look loop failed")
             raise
@@ -206,6 +210,7 @@ class Lookout:
         for name, judge in self._judges.items():
             self._tell(name, judge.adopt(model.manifest, self._looked_at_ns.get(name, 0)), self._judged_release)
         self._judged_release = model.release_id
+        self._accept(self._selector.adopt(model.manifest.backbone.hash))
 
     def _close_lost(self) -> None:
         """A camera that fails shows nothing: its open events are closed, and open anew when it is back."""
@@ -251,6 +256,10 @@ class Lookout:
     def _weigh(self, now_s: float) -> None:
         """Too many frames replaced unseen: the least important cameras are looked at less often, and report it."""
         self._close_lost()
+        self._keeper.keep(now_s)
+        if self._selector.refused > self._refused:
+            self._refused = self._selector.refused
+            log.error("%d looks so far were not judged: the model's answer held numbers that are none", self._refused)
         looks = sum(self.looks_by_release.values())
         drops = sum(self._slots.dropped(name) for name in self.cameras)
         if self._rationing.adjust(

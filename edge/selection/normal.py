@@ -60,6 +60,8 @@ class Normality:
     def distance(self, camera_id: str, embedding: Vector) -> float:
         """Squared distance of an embedding (d,) to the camera's normal; 0 when nothing at all was seen."""
         if self._gateway is None:
+            self._gather(len(embedding))
+        if self._gateway is None:
             return 0.0
         camera = self._cameras.get(camera_id)
         normal = self._gateway
@@ -70,7 +72,7 @@ class Normality:
         return float(difference @ difference)
 
     def learn(self, camera_id: str, embedding: Vector, gap_s: float) -> None:
-        """Take a frame of a camera in, `gap_s` after its last."""
+        """Take a frame of a camera in, `gap_s` after its last; `distance` was asked of it before."""
         self._cameras.setdefault(camera_id, CameraNormal()).learn(embedding, gap_s, self._half_life_s)
         self._gateway_looks += 1
         if self._gateway is None:
@@ -83,15 +85,24 @@ class Normality:
         return self._cameras.get(camera_id)
 
     def restore(self, camera_id: str, normal: CameraNormal) -> None:
-        """Go on with what was kept; the gateway's mean is made of its cameras' again."""
+        """Go on with what was kept."""
         self._cameras[camera_id] = normal
-        known = [(camera.mean, camera.looks) for camera in self._cameras.values() if camera.mean is not None]
+        self._gateway = None
+
+    def forget(self, camera_id: str) -> None:
+        """Begin anew with a camera: another backbone, another space."""
+        self._cameras.pop(camera_id, None)
+        self._gateway = None
+
+    def _gather(self, dimension: int) -> None:
+        """Make the gateway's mean of its cameras'; those of another dimension are of another backbone, and go."""
+        known: list[tuple[Vector, int]] = []
+        for name, camera in list(self._cameras.items()):
+            if camera.mean is not None and len(camera.mean) == dimension:
+                known.append((camera.mean, camera.looks))
+            else:
+                del self._cameras[name]
         self._gateway_looks = sum(looks for _, looks in known)
-        if self._gateway_looks:
+        if known:
             weights = np.array([looks for _, looks in known]) / self._gateway_looks
             self._gateway = weights @ np.stack([mean for mean, _ in known])
-
-    def forget(self) -> None:
-        """Begin anew: another backbone, another space."""
-        self._cameras.clear()
-        self._gateway, self._gateway_looks = None, 0

@@ -131,13 +131,12 @@ class Selector:
         """
         for ranks in self._ranks:
             ranks.forget()
-        others = [camera for camera in self._cameras.values() if camera.space not in ("", space)]
+        others = (camera for camera in self._cameras.values() if camera.space not in ("", space))
         chosen = [choice for camera in others for choice in self._close(camera)]
-        if others:
-            self._normality.forget()
-        for camera in self._cameras.values():
-            if camera in others:
+        for name, camera in self._cameras.items():
+            if camera.space not in ("", space):
                 camera.sent.clear()
+                self._normality.forget(name)
             camera.space = space
         return chosen
 
