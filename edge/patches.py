@@ -22,16 +22,17 @@ MEMORY_LOOKS: Final = 600
 """Looks over which normal is averaged: minutes in Watch, an hour or more in Idle."""
 WARM_LOOKS: Final = 12
 """Looks before anything is said."""
-HOT_SIGMAS: Final = 3.0
-"""A patch is hot when it is so many standard deviations above its own usual heat, ..."""
-HOT_MIN: Final = 1.5
-"""... and at least this far from normal: where nothing ever moves a little noise would be many deviations."""
+HOT_MIN: Final = 2.0
+"""Heat from which a patch is hot. A fixed line: the heat is in units of the patch's own variation already, and a line
+that followed the heat itself was raised by the first thing that came by."""
+LEARN_MAX: Final = 1.5
+"""A patch hotter than this is learnt at `HOT_RATE` only: what leads up to a thing must not prepare normal for it."""
 HOT_RATE: Final = 0.005
-"""Share of the usual rate at which a hot patch is learnt; at a tenth, people who pass had become normal in a minute."""
+"""Share of the usual rate; at a tenth, people who pass had become normal in a minute."""
 SCENE_SHARE: Final = 0.5
 SCENE_LOOKS: Final = 150
-"""When more than this share of the picture is hot for so many looks, it is the scene that has changed (a camera turned, a
-lamp lit), and it is learnt at the usual rate. Somebody close to the lens is gone by then."""
+"""When more than this share of the picture is hot for so many looks, it is the scene that has changed (a camera turned,
+a lamp lit), and it is learnt at the usual rate. Somebody close to the lens is gone by then."""
 VARIANCE_FLOOR: Final = 1.0
 """Of the mean variance: what never moved must not be hot at the first breath of air."""
 REGIONS_MAX: Final = 5
@@ -50,7 +51,7 @@ class Region:
 
 
 class PatchNormal:
-    """The normal of one camera, patch by patch. Bounded: four arrays of the patch grid."""
+    """The normal of one camera, patch by patch. Bounded: two arrays of the patch grid."""
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
@@ -58,52 +59,39 @@ class PatchNormal:
         self._shape: tuple[int, ...] = ()
         self._seen = self._scene_looks = 0
         self._mean = self._variance = np.zeros(0, np.float32)
-        self._heat_mean = self._heat_variance = np.zeros(0, np.float32)
 
     def look(self, patches: Floats) -> tuple[Floats, NDArray[np.bool_]]:
         """Heat float32 (h, w) of a feature map float32 (d, h, w), and which patches are hot; then learn it.
 
-        Both are empty of news for the first looks. Another shape (another backbone) begins anew.
+        Both are empty for the first looks. Another shape (another backbone) begins anew.
         """
         if patches.shape != self._shape:
             self._begin(patches)
-        chosen = patches[self._channels]
-        difference = chosen - self._mean
+        difference = patches[self._channels] - self._mean
         # of each patch for itself, with what the whole picture varies by as its floor
         floor = VARIANCE_FLOOR * self._variance.mean() + np.float32(1e-9)
         heat: Floats = np.sqrt((difference**2 / (self._variance + floor)).mean(axis=0))
         if self._seen < WARM_LOOKS:
-            hot = np.zeros(heat.shape, dtype=bool)
-        else:
-            usual = self._heat_mean + HOT_SIGMAS * np.sqrt(self._heat_variance)
-            hot = heat > np.maximum(usual, HOT_MIN)
-        self._learn(difference, heat, hot)
-        return (heat if self._seen > WARM_LOOKS else np.zeros_like(heat)), hot
+            self._learn(difference, np.zeros(heat.shape, dtype=bool))
+            return np.zeros_like(heat), np.zeros(heat.shape, dtype=bool)
+        hot = heat > HOT_MIN
+        self._scene_looks = self._scene_looks + 1 if hot.mean() > SCENE_SHARE else 0
+        self._learn(difference, (heat > LEARN_MAX) & (self._scene_looks <= SCENE_LOOKS))
+        return heat, hot
 
     def _begin(self, patches: Floats) -> None:
-        depth = patches.shape[0]
-        chosen = np.random.default_rng(self._seed).permutation(depth)[:CHANNELS]
-        self._channels, self._shape, self._seen = np.sort(chosen), patches.shape, 0
-        self._scene_looks = 0
+        chosen = np.random.default_rng(self._seed).permutation(patches.shape[0])[:CHANNELS]
+        self._channels, self._shape = np.sort(chosen), patches.shape
+        self._seen = self._scene_looks = 0
         self._mean = patches[self._channels].copy()
         self._variance = np.zeros_like(self._mean)
-        self._heat_mean = np.zeros(patches.shape[1:], np.float32)
-        self._heat_variance = np.zeros(patches.shape[1:], np.float32)
 
-    def _learn(self, difference: Floats, heat: Floats, hot: NDArray[np.bool_]) -> None:
+    def _learn(self, difference: Floats, slowly: NDArray[np.bool_]) -> None:
+        """Exponential mean and variance, the mean of all looks until the memory is full."""
         self._seen += 1
-        self._scene_looks = self._scene_looks + 1 if hot.mean() > SCENE_SHARE else 0
-        share = np.where(hot & (self._scene_looks <= SCENE_LOOKS), HOT_RATE, 1.0).astype(np.float32)
-        rate = share * max(1.0 / (self._seen + 1), 1.0 / MEMORY_LOOKS)
+        rate = np.where(slowly, HOT_RATE, 1.0).astype(np.float32) * max(1.0 / (self._seen + 1), 1.0 / MEMORY_LOOKS)
         self._mean = self._mean + rate * difference
         self._variance = (1 - rate) * (self._variance + rate * difference**2)
-        if self._seen <= WARM_LOOKS // 2:
-            return  # the first heats are of a normal that is not one yet
-        heats = self._seen - WARM_LOOKS // 2
-        rate = share * max(1.0 / heats, 1.0 / MEMORY_LOOKS)
-        off = heat - self._heat_mean
-        self._heat_mean = self._heat_mean + rate * off
-        self._heat_variance = (1 - rate) * (self._heat_variance + rate * off**2)
 
 
 def regions(heat: Floats, hot: NDArray[np.bool_]) -> list[Region]:

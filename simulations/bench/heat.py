@@ -1,7 +1,7 @@
 """Does the heat map show where something is? People who cross a yard, on real video.
 
-A frame counts as occupied by the clip's own truth. Where the person stands in it is said by YOLOX-nano, in the same run,
-on the frames where it finds exactly one; the comparator is a patch chosen at random.
+A frame counts as occupied by the clip's own truth. Where the person stands in it is said by YOLOX-nano, in the same
+run, on the frames where it finds exactly one; the comparator is a patch chosen at random.
 """
 
 import json
@@ -101,10 +101,11 @@ def _within(box: Box, heat: NDArray[np.float32], place: int) -> bool:
     """Whether a patch's centre lies in a box, give or take half a patch: what the grid can resolve."""
     rows, columns = heat.shape
     x, y = (place % columns + 0.5) / columns, (place // columns + 0.5) / rows
-    return (
+    inside: bool = (
         box.left - 0.5 / columns <= x <= box.right + 0.5 / columns
         and box.top - 0.5 / rows <= y <= box.bottom + 0.5 / rows
     )
+    return inside
 
 
 def _auroc(high: NDArray[np.floating], low: NDArray[np.floating]) -> float:
