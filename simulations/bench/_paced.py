@@ -57,7 +57,7 @@ LATE_MS_MAX: Final = 200.0
 SUB_FPS: Final = MAIN_FPS // SUB_EVERY
 
 console = Console(stderr=True)
-_processes = multiprocessing.get_context("forkserver")
+processes = multiprocessing.get_context("forkserver")
 """What is imported is imported once, for all watching processes."""
 
 
@@ -215,8 +215,8 @@ def _lateness(lookout: Lookout, looks: Sequence[Looked], since_ns: int) -> tuple
 @contextlib.contextmanager
 def _watching(task: Task) -> Iterator[Any]:
     """A process that watches; yields its pipe, and ends it."""
-    ours, theirs = _processes.Pipe(duplex=False)
-    process = _processes.Process(target=watch, args=(task, theirs), daemon=True)
+    ours, theirs = processes.Pipe(duplex=False)
+    process = processes.Process(target=watch, args=(task, theirs), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -258,7 +258,7 @@ def measure_paced(*, quick: bool) -> dict[str, Any]:
     if why := why_no_server():
         return {"paced": f"not measured: {why}"}
     began_s = time.monotonic()
-    _processes.set_forkserver_preload([__name__])
+    processes.set_forkserver_preload([__name__])
     forkserver.ensure_running()  # it imports while the clips are written
     with tempfile.TemporaryDirectory(prefix="headframe-paced-") as name, console.status("paced: footage") as status:
         stage = Stage.build(Path(name), quick=quick)
@@ -301,6 +301,7 @@ class Stage:
     """A server with its clips, and the model that looks at them."""
 
     server: RtspServer
+    clips: dict[str, Path]
     manifest: Manifest
     layers: dict[str, Path]
     quick: bool
@@ -323,7 +324,7 @@ class Stage:
         mounts = {f"sub-{n}": ("sub", CLIP_S[quick] * n / CAMERAS_MAX) for n in range(CAMERAS_MAX)}
         mounts |= {f"main-{n}": ("main", 0.3 * n) for n in range(MAINS)}
         layers = {layer_hash(path.read_bytes()): path for path in folder.glob("*.onnx")}
-        return cls(RtspServer(clips, mounts), manifest, layers, quick)
+        return cls(RtspServer(clips, mounts), clips, manifest, layers, quick)
 
     def task(self, mounts: Sequence[str], pins: dict[int, int]) -> Task:
         """To watch some mounts."""
