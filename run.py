@@ -24,6 +24,7 @@ USAGE = """usage: python3 run.py COMMAND [ARGUMENTS]
   setup             set up only
   headframe [...]   set up, then run any headframe command
 """
+MISSING = "from simulations.rtsp import PACKAGES, why_no_server; print(*(PACKAGES if why_no_server() else ()))"
 CHECKS = (
     ("format", ("ruff", "format", "--check", "--quiet", ".")),
     ("lint", ("ruff", "check", "--quiet", ".")),
@@ -73,7 +74,7 @@ def set_up() -> None:
 
 def run_checks(arguments: list[str]) -> int:
     """Every check in turn, then the tests; goes on after a failed check, so that one run shows all."""
-    install_chromium()
+    install_for_tests()
     environment = {**os.environ, "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
     failed = []
     for name, line in CHECKS:
@@ -87,16 +88,22 @@ def run_checks(arguments: list[str]) -> int:
     return say(f"failed: {', '.join(failed)}", 1) if failed else say("all checks passed", 0)
 
 
-def install_chromium() -> None:
-    """The console is tested in a real browser: install Debian's where we may, else those tests say they are skipped."""
-    if shutil.which("chromium") or shutil.which("apt-get") is None or os.geteuid() != 0:
+def install_for_tests() -> None:
+    """The console is tested in a real browser and cameras over a real RTSP server: install Debian's where we may, else
+    those tests say that they are skipped."""
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
         return
-    say("— installing chromium for the console's tests", 0)
+    wanted = [] if shutil.which("chromium") else ["chromium"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
+    rtsp = subprocess.run([str(PYTHON), "-c", MISSING], cwd=HERE, capture_output=True, text=True, check=False)
+    wanted += rtsp.stdout.split()
+    if not wanted:
+        return
+    say(f"— installing {' '.join(wanted)} for the tests", 0)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for line in (("update", "-q"), ("install", "-y", "-q", "--no-install-recommends", "chromium")):
+    for line in (("update", "-q"), ("install", "-y", "-q", "--no-install-recommends", *wanted)):
         if subprocess.call(["apt-get", *line], env=environment, **quiet):
-            say(f"apt-get {line[0]} failed; the browser tests will be skipped", 0)
+            say(f"apt-get {line[0]} failed; the tests that need it will be skipped", 0)
             return
 
 

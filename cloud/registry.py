@@ -1,5 +1,6 @@
 """Releases at the centre: layers by hash in a folder, signed manifests in the store, parts of layers on request."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import msgspec
 from cloud.learning.export import default_backbone, set_default_backbone
 from cloud.store import Store
 from common.clock import Clock
-from common.errors import OperatorError
+from common.delta import make_delta
+from common.errors import OperatorError, WireError
 from common.files import write_atomically
 from common.ids import layer_hash
 from common.manifest import (
@@ -23,12 +25,24 @@ from common.manifest import (
 )
 from common.messages import Desired, Fetch, LayerPart
 from common.signing import Signer
+from common.weights import find_weights
+
+log = logging.getLogger(__name__)
 
 LIFETIME_NS = 400 * 24 * 3600 * 10**9
 PART_BYTES_MAX = 1024 * 1024
+BASES_MAX = 16  # of what a gateway names
+DELTA_LAYER_BYTES_MAX = 1024 * 1024
+SIZE_RATIO_MAX = 2  # layers further apart in size have nothing in common
+WORTHWHILE = 0.9
 MINIMUM_AGENT = "0.1.0"
 DETECTORS = "detectors"  # a file in the folder of the layers: what the next release carries
 DETECTORS_MAX = 8  # each runs on every look
+
+
+def delta_of(base: bytes, target: bytes) -> bytes:
+    """The exact delta between two ONNX files."""
+    return make_delta(base, target, find_weights(base), find_weights(target))
 
 
 class Registry:
@@ -159,12 +173,39 @@ class Registry:
         return None
 
     def part(self, fetch: Fetch) -> LayerPart:
-        """Answer a gateway's request; a layer that is not held is said so by `total_bytes` 0."""
-        path = self.layer_path(fetch.layer)
+        """Answer a gateway's request, by a delta where there is one; what is not held is said by `total_bytes` 0."""
+        path, base = self.layer_path(fetch.layer), ""
         known = fetch.layer.isalnum() and path.is_file()
         if not known or fetch.offset < 0 or fetch.length < 1:
             return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=0, data=b"")
+        for held in fetch.bases[:BASES_MAX]:
+            delta = self._delta(held, path)
+            if delta is not None:
+                path, base = delta, held
+                break
         with path.open("rb") as file:
             file.seek(fetch.offset)
             data = file.read(min(fetch.length, PART_BYTES_MAX))
-        return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=path.stat().st_size, data=data)
+        total = path.stat().st_size
+        return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=total, data=data, base=base)
+
+    def _delta(self, base: str, target: Path) -> Path | None:
+        """The delta from a layer, made when it is first asked for; None when it would save too little.
+
+        Only small layers (heads) are made here, on the link's thread: milliseconds. Both ends' files must be ours.
+        """
+        origin = self.layer_path(base)
+        if base == target.name or not base.isalnum() or not origin.is_file():
+            return None
+        path = self._folder / "deltas" / f"{base}.{target.name}"
+        if not path.is_file():
+            before, after = origin.stat().st_size, target.stat().st_size
+            if max(before, after) > DELTA_LAYER_BYTES_MAX or max(before, after) > SIZE_RATIO_MAX * min(before, after):
+                return None
+            try:
+                delta = delta_of(origin.read_bytes(), target.read_bytes())
+            except WireError as error:  # a layer of a kind that has no weights to read: it travels whole
+                log.warning("no delta of layer %s: %s", target.name[:12], error)
+                return None
+            write_atomically(path, delta)
+        return path if path.stat().st_size < WORTHWHILE * target.stat().st_size else None

@@ -8,6 +8,7 @@ import logging
 import queue
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -15,6 +16,7 @@ import msgspec
 from cloud.events import Events
 from cloud.federation.grid import MqttGrid
 from cloud.federation.server_app import run_round
+from cloud.federation.strategy import Parts
 from cloud.ingest import Ingest
 from cloud.learning.datasets import Catalogue
 from cloud.learning.training import Trainer
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 OFFLINE_AFTER_HEARTBEATS_S = 45.0
 DESIRED_AGAIN_S = 10.0
 ROUNDS_WAITING_MAX = 4
+RESUME_LOOK_S = 0.2
 
 
 class Service:
@@ -190,7 +193,7 @@ class Service:
         self.store.update_run(dataclasses.replace(run, status="running"))
         record = dict(run.record)
         try:
-            record["federation"] = self._federate()
+            record["federation"] = self._federate(run)
             outcome = self.trainer.run(note=f"round {run_id}")
             record |= outcome.record
             status = "released" if outcome.release_id else "refused by the gate"
@@ -200,13 +203,41 @@ class Service:
         self.store.update_run(dataclasses.replace(run, status=status, record=record, finished_ns=self.clock.wall_ns()))
         log.info("round %s: %s", run_id, status)
 
-    def _federate(self) -> dict[str, object]:
-        """Ask the gateways for their statistics; what they answer is stored by client, so repetition is harmless."""
-        if not self.online():
-            return {"asked": 0, "answered": 0}
+    def _federate(self, run: Run) -> dict[str, object]:
+        """Ask the gateways for their statistics.
+
+        Whom was asked is recorded before, and each answer is stored as it comes, by client and with its round: after a
+        crash the round goes on with those that are missing, as soon as they are back.
+        """
+        asked: list[str] = list(run.record.get("asked", ()))
         backbone, _ = self.registry.backbone()
         scenarios = self.trainer.scenarios()
+        answered = self._answered(run.run_id, list(scenarios), backbone.hash) if asked else set()
+        if asked:
+            self._await(set(asked) - answered)
+        else:
+            asked = list(self.online())
+            self.store.update_run(dataclasses.replace(run, status="running", record={**run.record, "asked": asked}))
+        if not asked:
+            return {"asked": 0, "answered": 0}
         labels = self._labels_by_gateway(list(scenarios))
+
+        def keep(gateway_id: str, parts: Parts) -> None:
+            for scenario, (statistics, covered) in parts.items():
+                self.store.put_contribution(
+                    scenario,
+                    backbone.hash,
+                    gateway_id,
+                    {"counts": statistics.counts, "sums": statistics.sums, "moment": statistics.moment},
+                    {
+                        "classes": list(statistics.classes),
+                        "covered": sorted(name.hex() for name in covered),
+                        "round": run.run_id,
+                        "parts": len(parts),
+                    },
+                    self.clock.wall_ns(),
+                )
+
         result = run_round(
             self.grid,
             backbone.hash,
@@ -214,18 +245,29 @@ class Service:
             lambda gateway_id: labels.get(gateway_id, {}),
             deadline_s=self.settings.learning.round_deadline_s,
             quorum=self.settings.learning.quorum,
+            on_answer=keep,
+            answered=answered,
         )
-        for gateway_id, parts in result.contributions.items():
-            for scenario, (statistics, covered) in parts.items():
-                self.store.put_contribution(
-                    scenario,
-                    backbone.hash,
-                    gateway_id,
-                    {"counts": statistics.counts, "sums": statistics.sums, "moment": statistics.moment},
-                    {"classes": list(statistics.classes), "covered": sorted(name.hex() for name in covered)},
-                    self.clock.wall_ns(),
-                )
-        return {"answered": len(result.contributions), "counters": dict(result.counters)}
+        folded = result.counters["folded"]
+        return {"answered": folded + len(answered), "resumed": len(answered), "counters": dict(result.counters)}
+
+    def _answered(self, run_id: str, scenarios: Sequence[str], backbone: str) -> set[str]:
+        """Gateways whose statistics of this round are in the store, those of every scenario that they answered for."""
+        found: Counter[str] = Counter()
+        wanted: dict[str, int] = {}
+        for scenario in scenarios:
+            for row in self.store.contributions(scenario, backbone):
+                if row.meta.get("round") == run_id:
+                    found[row.client] += 1
+                    wanted[row.client] = int(row.meta["parts"])
+        return {client for client, parts in wanted.items() if found[client] == parts}
+
+    def _await(self, gateways: set[str]) -> None:
+        """After a restart: until these have reported again, at most for a round's deadline."""
+        until_s = self.clock.monotonic_s() + self.settings.learning.round_deadline_s
+        while not gateways <= set(self.online()) and self.clock.monotonic_s() < until_s:
+            if self._stopping.wait(RESUME_LOOK_S):
+                return
 
     def _labels_by_gateway(self, scenarios: Sequence[str]) -> dict[str, dict[str, dict[bytes, str]]]:
         """gateway -> scenario -> sample -> label, of the samples that each uploaded; an empty label was taken back."""

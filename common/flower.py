@@ -7,6 +7,7 @@ Imported by `edge.learner` and `cloud.federation` only; the rest of `common` sta
 
 import hashlib
 import logging
+from collections.abc import Iterator
 
 from common.quiet import silence_flower
 
@@ -19,8 +20,10 @@ from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 from google.protobuf.message import DecodeError  # noqa: E402
 
 from common.errors import WireError  # noqa: E402
+from common.protobytes import cut  # noqa: E402
 
 __all__ = [
+    "COMPRESSED",
     "SERVER_NODE_ID",
     "Array",
     "ArrayRecord",
@@ -33,10 +36,13 @@ __all__ = [
     "message_to_bytes",
     "name_message",
     "node_id_of",
+    "release",
     "take_identity",
 ]
 
 SERVER_NODE_ID = 1
+COMPRESSED = "headframe."
+"""Begin of the `stype` of an array that `edge.compressing` made; the scheme follows (`common.compression`)."""
 logging.getLogger("flwr").setLevel(logging.WARNING)  # its progress lines are for a terminal of its own
 
 
@@ -58,15 +64,55 @@ def name_message(message: Message, message_id: str) -> None:
 
 def message_to_bytes(message: Message) -> bytes:
     """Protobuf bytes of a Flower message, as SuperLink would carry them."""
+    for array in _arrays(message):
+        if not isinstance(array.data, bytes):  # one that came by `message_from_bytes` and goes on
+            array.data = bytes(array.data)
     data: bytes = message_to_proto(message).SerializeToString()
     return data
 
 
 def message_from_bytes(data: bytes) -> Message:
-    """Raises:
-    WireError: the bytes are no Flower message.
+    """The message in `data`. Its arrays are views of `data`: nothing large is copied.
+
+    Raises:
+        WireError: the bytes are no Flower message.
     """
+    skeleton, pieces = cut(data, _PATH_TO_ARRAY_DATA)
     try:
-        return message_from_proto(ProtoMessage.FromString(data))
+        message = message_from_proto(ProtoMessage.FromString(skeleton))
+        for array, piece in zip(_arrays(message), pieces, strict=True):
+            array.data = piece
     except (DecodeError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise WireError(f"not a Flower message: {error}") from error
+    return message
+
+
+def release(message: Message) -> None:
+    """Let go of the bytes of a message's arrays now.
+
+    Flower's records lie in reference cycles: without this a folded reply stays until the garbage collector comes by,
+    some twenty replies later.
+    """
+    for array in _arrays(message):
+        array.data = b""
+
+
+def _arrays(message: Message) -> Iterator[Array]:
+    """All arrays of a message, in the order of the wire."""
+    if message.has_content():
+        for record in message.content.values():
+            if isinstance(record, ArrayRecord):
+                yield from record.values()
+
+
+def _path_to_array_data() -> tuple[int, ...]:
+    """Field numbers from a message to the bytes of an array, read from Flower's own descriptors."""
+    numbers, descriptor = [], ProtoMessage.DESCRIPTOR
+    for name in ("content", "items", "array_record", "items", "value", "data"):
+        field = descriptor.fields_by_name[name]
+        numbers.append(field.number)
+        descriptor = field.message_type
+    return tuple(numbers)
+
+
+_PATH_TO_ARRAY_DATA = _path_to_array_data()

@@ -134,12 +134,14 @@ class CameraState(msgspec.Struct, frozen=True, kw_only=True):
 
     camera_id: str
     state: str
-    """starting, live, ended, frozen, dark, failed."""
+    """starting, live, ended, failed; or what is wrong with the picture: dark, frozen, covered, moved, garbled."""
     detail: str = ""
     frames: int = 0
     looks: int = 0
     dropped: int = 0
     reconnects: int = 0
+    damaged: int = 0
+    """Packets and frames that could not be decoded, or only in parts."""
     gear: str = ""
     """idle, watch or alert; empty while nothing is decoded."""
     fps: float = 0.0
@@ -200,15 +202,21 @@ class Fetch(msgspec.Struct, frozen=True, tag="fetch", kw_only=True):
     layer: str
     offset: int
     length: int
+    bases: tuple[str, ...] = ()
+    """Layers that the gateway holds: a delta from any of them will do. Empty: the whole file."""
 
 
 class LayerPart(msgspec.Struct, frozen=True, tag="layer", kw_only=True):
-    """Part of a layer's bytes. `total_bytes` is 0 when the centre does not hold the layer."""
+    """Part of a layer's file, or of a delta (`common.delta`) that makes it of the layer `base`.
+
+    `total_bytes` is of what is sent, 0 when the centre does not hold it.
+    """
 
     layer: str
     offset: int
     total_bytes: int
     data: bytes
+    base: str = ""
 
 
 class FlowerFrame(msgspec.Struct, frozen=True, tag="flower", kw_only=True):

@@ -1,6 +1,7 @@
 """One camera: a thread that keeps its stream open, paces it, picks frames worth a look, and reports its state.
 
-A camera that fails, freezes or goes dark is a state with a sentence, never an exception that leaves this module.
+A camera that fails, or whose picture is not well (`edge.health`), is a state with a sentence, never an exception that
+leaves this module.
 With a sub-stream, that is looked at and `edge.mainstream` keeps the main one for the pictures; when the sub-stream dies
 the camera looks at the main stream and tries the other again from time to time.
 """
@@ -12,14 +13,12 @@ import weakref
 from collections import deque
 from statistics import median
 
-import numpy as np
-
 from common.clock import Clock
 from common.errors import HeadframeError, OperatorError
 from common.messages import CameraState
 from edge.frames import Frame
+from edge.health import SENTENCES, Condition
 from edge.mainstream import MainStream
-from edge.motion import Luma
 from edge.playback import Playback
 from edge.ring import Group, PacketRing
 from edge.sampler import FrameSlots, Sampler
@@ -29,9 +28,8 @@ from edge.sources import is_live, open_stream
 log = logging.getLogger(__name__)
 
 BACK_OFF_S = (1.0, 60.0)
-DARK_LUMA = 10.0
-"""Mean luma (0..255) under which a picture shows nothing: covered lens, no light."""
-FROZEN_S = 5.0
+RUNNING = frozenset(condition.value for condition in Condition)
+"""States of a camera whose stream arrives."""
 WAIT_S = 0.5
 LATE_WAIT_S = 2.0
 """How long a live camera waits with a frame decoded after the fact for the one before it to be taken."""
@@ -63,8 +61,6 @@ class Camera:
         self._looked = Rate()
         self._latencies_ms: deque[float] = deque(maxlen=LATENCIES)
         self._held: weakref.WeakSet[Group] = weakref.WeakSet()
-        self._last_luma: Luma | None = None
-        self._changed_at_s = 0.0
         self._thread = threading.Thread(target=self._run, name=f"camera-{settings.id}", daemon=True)
 
     def start(self) -> None:
@@ -99,7 +95,7 @@ class Camera:
         """For the heartbeat and the status page."""
         now_s = self._clock.monotonic_s()
         latencies = sorted(self._latencies_ms)
-        running = self._state in ("live", "dark", "frozen")
+        running = self._state in RUNNING
         detail = self._detail
         if running and self._sampler.share < 1:
             rationed = f"looked at {self._sampler.share:g} as often as it should be: the box has too many cameras"
@@ -112,6 +108,7 @@ class Camera:
             looks=self._looks,
             dropped=self._slots.dropped(self.settings.id),
             reconnects=self._reconnects,
+            damaged=self._sampler.health.damaged,
             gear=self._sampler.gear.value if running else "",
             fps=self._arrived.per_s(now_s),
             looks_per_s=self._looked.per_s(now_s),
@@ -142,6 +139,8 @@ class Camera:
         while not self._stopping.is_set():
             before = self._frames
             if self._attempt(self._watched, self._main):
+                if self._stopping.is_set():
+                    return
                 if self._live:
                     self._fail(f"camera {self.settings.id}: the stream has ended", "It is opened again.")
                 elif not self.settings.loop:
@@ -182,7 +181,9 @@ class Camera:
 
     def _play(self, source: str, main: MainStream | None, for_s: float | None = None, note: str = "") -> None:
         """Play a stream once from its beginning, for `for_s` at most; `note` is said while all is well."""
-        began_s = self._changed_at_s = self._clock.monotonic_s()
+        began_s = self._clock.monotonic_s()
+        health = self._sampler.health
+        pictures = health.pictures
         playback = Playback(self.settings, self._sampler, self._watch_ring, main, self._held, self._clock)
         arrived = 0
         for arrival in open_stream(source, self.settings, self._clock):
@@ -195,8 +196,11 @@ class Camera:
             now_s = self._clock.monotonic_s()
             self._arrived.count(now_s)
             for frame in playback.take(arrival):
-                self._inspect(frame.luma, note)
+                pictures = -1
                 self._hand_over(frame)
+            if health.pictures > pictures or health.condition is Condition.GARBLED:
+                self._state = health.condition.value
+                self._detail = SENTENCES[health.condition] or note or (self._main.fault if self._main else "")
             if for_s is not None and now_s - began_s > for_s:
                 return
         if not arrived:
@@ -212,19 +216,6 @@ class Camera:
             if self._stopping.is_set():
                 return
         self._looks += 1
-
-    def _inspect(self, luma: Luma, note: str) -> None:
-        """Dark and frozen pictures are states of a live camera; the frames go on to the model all the same."""
-        now_s = self._clock.monotonic_s()
-        same = self._last_luma is not None and np.array_equal(luma, self._last_luma)
-        if not same:
-            self._last_luma, self._changed_at_s = luma, now_s
-        if luma.mean() < DARK_LUMA:
-            self._state, self._detail = "dark", "the picture is black: lens covered or no light"
-        elif self._live and same and now_s - self._changed_at_s > FROZEN_S:
-            self._state, self._detail = "frozen", f"the same picture for {now_s - self._changed_at_s:.0f} s"
-        else:
-            self._state, self._detail = "live", note or (self._main.fault if self._main else "")
 
 
 class Rate:

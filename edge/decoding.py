@@ -5,7 +5,7 @@ model's input does not show it. What is sent to people is decoded again with eve
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import Any, Final
 
@@ -27,10 +27,11 @@ class Decoder:
     Args:
         stream: the `av.VideoStream` that the packets are from; its decoder is used, so it must be open.
         loop_filter: False leaves the loop filter out.
+        on_damage: is told the instant of each packet that gives no picture, or a damaged one.
     """
 
-    def __init__(self, stream: Any, *, loop_filter: bool) -> None:
-        self._context = stream.codec_context
+    def __init__(self, stream: Any, *, loop_filter: bool, on_damage: Callable[[int], None]) -> None:
+        self._context, self._on_damage = stream.codec_context, on_damage
         if not loop_filter and self._context.name in INTER_CODED and not self._context.is_open:
             self._context.options = {"skip_loop_filter": "all"}
         self._instants: dict[int | None, int] = {}
@@ -45,9 +46,12 @@ class Decoder:
             frames = self._context.decode(packet.data)
         except av.FFmpegError as error:
             log.debug("a packet cannot be decoded (%s)", error)
+            self._on_damage(packet.captured_at_ns)
             return
         for frame in frames:
-            if not frame.is_corrupt:
+            if frame.is_corrupt:
+                self._on_damage(packet.captured_at_ns)
+            else:
                 yield self._instants.pop(frame.pts, packet.captured_at_ns), frame
 
     def key(self, packet: Packet) -> av.VideoFrame | None:
@@ -56,6 +60,8 @@ class Decoder:
         frame = next((frame for _, frame in self.decode(packet)), None)
         if frame is None:  # the decoder waits for frames to reorder: there are none
             frame = next(iter(self.drain()), None)
+        if frame is None:
+            self._on_damage(packet.captured_at_ns)
         self.restart()
         return frame
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnxruntime
 import psutil
@@ -26,10 +27,12 @@ from common.clock import SystemClock
 from common.errors import EnvironmentFault, HeadframeError
 from common.mqtt import MqttLink
 from common.settings import BrokerSection, load_settings
+from edge.health import SENTENCES, Condition, Health, glance
 from edge.installer import BUILT_AT_NS
+from edge.motion import Luma, changed_share, shrink
 from edge.providers import Compute
 from edge.settings import CameraSettings, EdgeSettings
-from edge.sources import hide_password, open_source, open_stream
+from edge.sources import hide_password, is_live, open_source, open_stream
 
 SYNCS = 30
 SYNC_MS_MAX = 50.0
@@ -151,37 +154,47 @@ def check_tls(broker: BrokerSection, gateway_id: str, now: datetime) -> Check:
 
 
 def check_camera(camera: CameraSettings, name: str = "") -> Check:
-    """The camera opens, and its picture really changes."""
-    name, first, frames = name or f"camera {camera.id}", None, 0
+    """The camera opens, its picture lives, and there is something to be seen in it."""
+    name, health = name or f"camera {camera.id}", Health(can_freeze=is_live(camera.source))
+    first: Luma | None = None
+    frames, changes, seen, size = 0, False, Condition.LIVE, ""
     deadline = time.monotonic() + CAMERA_S
     try:
         for shot in open_source(camera, SystemClock()):
             frames += 1
-            height, width = shot.image.shape[:2]
-            if first is None:
-                first = shot.image
-            elif not np.array_equal(first, shot.image):
-                shown = hide_password(camera.source)
-                return Check(name, True, f"{shown}: {width} x {height}, picture moves after {frames} frames")
-            if time.monotonic() > deadline:
+            size = f"{shot.image.shape[1]} x {shot.image.shape[0]}"
+            luma = shrink(np.asarray(cv2.cvtColor(shot.image, cv2.COLOR_BGR2GRAY), dtype=np.uint8))
+            first = luma if first is None else first
+            changes = changes or not np.array_equal(first, luma)
+            if health.wants(shot.captured_at_ns, is_key=shot.is_key):
+                health.observe(shot.captured_at_ns, luma)
+            seen = glance(luma)
+            moves = seen is Condition.LIVE and changed_share(first, luma) > 0
+            if moves or health.condition is not Condition.LIVE or time.monotonic() > deadline:
                 break
     except (HeadframeError, OSError) as error:
         hint = error.hint if isinstance(error, HeadframeError) else "Check the source."
         return Check(name, False, str(getattr(error, "message", error)), hint)
-    found = f"{frames} frames, the picture never changes" if frames else "no frame"
-    return Check(name, False, found, "Check the camera itself: frozen encoder, covered lens, a still picture.")
+    if not frames:
+        return Check(name, False, "no frame", "Check the camera itself.")
+    if seen is Condition.LIVE:
+        seen = health.condition if changes else Condition.FROZEN
+    if seen is not Condition.LIVE:
+        return Check(name, False, f"{seen.value}: {SENTENCES[seen]} ({frames} frames)", "Go and see the camera.")
+    return Check(name, True, f"{hide_password(camera.source)}: {size}, picture moves after {frames} frames")
 
 
 def check_groups(camera: CameraSettings) -> Check:
     """Key frames come often enough: news of an idle camera wait for the next one."""
-    name, keys, began_s = f"key frames {camera.id}", list[int](), time.monotonic()
+    name, keys, began_s = f"key frames {camera.id}", list[float](), time.monotonic()
     watched = camera.substream or camera.source
     try:
         for arrival in open_stream(watched, camera, SystemClock()):
             if arrival.packet is None:
                 return Check(name, True, "a folder of pictures has none")
-            if arrival.packet.is_key:
-                keys.append(arrival.captured_at_ns)
+            data = arrival.packet.data  # its own time: what arrives while a stream is opened comes in a bunch
+            if arrival.packet.is_key and data.pts is not None:
+                keys.append(float(data.pts * data.time_base))
             if len(keys) == 2 or time.monotonic() - began_s > CAMERA_S:
                 break
     except HeadframeError as error:
@@ -189,7 +202,7 @@ def check_groups(camera: CameraSettings) -> Check:
     mend = f"Set the key-frame interval of {hide_password(watched)} to 2 s; switch off H.264+ or Smart Codec."
     if len(keys) < 2:
         return Check(name, False, f"not two in {CAMERA_S:g} s", mend)
-    apart_s = abs(keys[1] - keys[0]) / 1e9
+    apart_s = keys[1] - keys[0]
     return Check(name, apart_s <= GROUP_S_MAX, f"one every {apart_s:.1f} s", "" if apart_s <= GROUP_S_MAX else mend)
 
 

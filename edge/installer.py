@@ -8,7 +8,7 @@ the link. A power cut at any instant leaves the old or the new release: files ar
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -16,6 +16,7 @@ import msgspec
 from common import AGENT_VERSION
 from common.backbone import Opener, open_session
 from common.clock import Clock
+from common.delta import apply_delta
 from common.errors import EnvironmentFault, HeadframeError, OperatorError, PeerError, TrustError, WireError
 from common.files import disk_fault, write_atomically
 from common.ids import layer_hash
@@ -31,6 +32,7 @@ LAYERS = "layers"
 """Folder of the layers within the installer's own."""
 
 PART_BYTES = 256 * 1024
+BASES_MAX = 16  # layers named as bases for a delta: those of the running and of the previous release
 STALL_S = 5.0
 LAYER_BYTES_MAX = 2 * 1024**3
 BUILT_AT_NS = 1_767_225_600 * 10**9  # 2026-01-01: no clock of a working box is earlier
@@ -50,6 +52,10 @@ class _Download:
     desired: Desired
     manifest: Manifest
     missing: list[Layer]
+    base: str = ""
+    """What the layer under way is a delta of; empty while its whole file is fetched."""
+    whole: set[str] = field(default_factory=set)
+    """Layers whose delta did not work out here."""
     offset: int = 0
     asked_at_s: float = float("-inf")
 
@@ -138,7 +144,11 @@ class Installer:
             if part.offset != download.offset:
                 return
             try:
-                self._append(download, part)
+                if part.offset and part.base != download.base:
+                    self._begin_again(download)  # the centre no longer has the delta that was under way
+                else:
+                    download.base = part.base
+                    self._append(download, part)
             except HeadframeError as error:
                 self._refuse(release_id(download.manifest), error)
                 return
@@ -157,7 +167,8 @@ class Installer:
             if now_s - download.asked_at_s < STALL_S:
                 return
             layer = download.missing[0]
-            if self._request(Fetch(layer=layer.hash, offset=download.offset, length=PART_BYTES)):
+            fetch = Fetch(layer=layer.hash, offset=download.offset, length=PART_BYTES, bases=self._bases(download))
+            if self._request(fetch):
                 download.asked_at_s = now_s
 
     def _check(self, desired: Desired) -> Manifest | None:
@@ -189,24 +200,42 @@ class Installer:
         path = self.layer_path(layer.hash)
         return path.is_file() and path.stat().st_size == layer.size_bytes
 
-    def _part_path(self, layer: Layer) -> Path:
-        return self.layer_path(f"{layer.hash}.part")
+    def _bases(self, download: _Download) -> tuple[str, ...]:
+        """Layers to start from: the one that the delta under way needs, at its beginning any that is here."""
+        if download.offset:
+            return (download.base,) if download.base else ()
+        if download.missing[0].hash in download.whole:
+            return ()
+        return self._held()[:BASES_MAX]
+
+    def _held(self) -> tuple[str, ...]:
+        return tuple(sorted(path.name for path in (self._folder / "layers").iterdir() if not path.suffix))
+
+    def _part_path(self, layer: Layer, base: str) -> Path:
+        return self.layer_path(f"{layer.hash}.{base}.part" if base else f"{layer.hash}.part")
 
     def _resume_part(self) -> None:
-        """Go on behind the bytes that an earlier attempt left."""
+        """Go on behind the bytes that an earlier attempt left, of a delta or of the whole file."""
         download = self._download
         if download and download.missing:
-            part = self._part_path(download.missing[0])
-            download.offset = part.stat().st_size if part.exists() else 0
-            download.asked_at_s = float("-inf")
+            layer = download.missing[0]
+            download.base, download.offset, download.asked_at_s = "", 0, float("-inf")
+            for part in sorted((self._folder / "layers").glob(f"{layer.hash}*.part")):
+                base = part.name.removeprefix(layer.hash).removesuffix(".part").strip(".")
+                usable = not base or (self.layer_path(base).is_file() and layer.hash not in download.whole)
+                if usable and part.stat().st_size > download.offset:
+                    download.base, download.offset = base, part.stat().st_size
 
     def _append(self, download: _Download, part: LayerPart) -> None:
         layer = download.missing[0]
         if part.total_bytes == 0:
             raise WireError(f"the centre does not hold layer {layer.hash[:12]}")
-        if part.total_bytes != layer.size_bytes or part.offset + len(part.data) > layer.size_bytes or not part.data:
+        if part.base and part.base not in self._held():
+            raise WireError(f"layer {layer.hash[:12]} came as a delta of {part.base[:12]!r}, which is not here")
+        fits = 0 < part.total_bytes <= layer.size_bytes if part.base else part.total_bytes == layer.size_bytes
+        if not fits or part.offset + len(part.data) > part.total_bytes or not part.data:
             raise WireError(f"layer {layer.hash[:12]} came with another size than the manifest declares")
-        path = self._part_path(layer)
+        path = self._part_path(layer, part.base)
         try:
             with path.open("ab") as file:
                 file.write(part.data)
@@ -215,15 +244,36 @@ class Installer:
         download.offset += len(part.data)
         self.bytes_down += len(part.data)
         download.asked_at_s = float("-inf")
-        if download.offset < layer.size_bytes:
+        if download.offset < part.total_bytes:
             return
-        data = path.read_bytes()
-        path.unlink()
-        if layer_hash(data) != layer.hash:
-            raise WireError(f"layer {layer.hash[:12]} does not match its hash")
+        try:
+            data = self._complete(path, layer, part.base)
+        except WireError as error:
+            if not part.base:
+                raise
+            log.warning("the delta of layer %s does not work here (%s); fetching the file", layer.hash[:12], error)
+            self._begin_again(download)
+            return
         write_atomically(self.layer_path(layer.hash), data)
         download.missing.pop(0)
         self._resume_part()
+
+    def _begin_again(self, download: _Download) -> None:
+        """Fetch the whole file of the layer under way instead of its delta."""
+        layer = download.missing[0]
+        self._part_path(layer, download.base).unlink(missing_ok=True)
+        download.whole.add(layer.hash)
+        self._resume_part()
+
+    def _complete(self, path: Path, layer: Layer, base: str) -> bytes:
+        """The layer's bytes of what was fetched into `path`, checked against the hash that was signed."""
+        data = path.read_bytes()
+        path.unlink()
+        if base:
+            data = apply_delta(self.layer_path(base).read_bytes(), data, layer.size_bytes)
+        if layer_hash(data) != layer.hash:
+            raise WireError(f"layer {layer.hash[:12]} does not match its hash")
+        return data
 
     def _load(self, manifest: Manifest) -> Model:
         among = manifest.backbone, manifest.variants

@@ -44,7 +44,7 @@ class LazyStream:
     """
 
     def __init__(self, stream: Any, ring: PacketRing, sampler: Sampler, *, lazy: bool, loop_filter: bool) -> None:
-        self._decoder = Decoder(stream, loop_filter=loop_filter)
+        self._decoder = Decoder(stream, loop_filter=loop_filter, on_damage=sampler.health.damage)
         self._lazy = lazy and stream.codec_context.name in INTER_CODED
         self._ring, self._sampler = ring, sampler
         self._group: Group | None = None

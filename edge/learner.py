@@ -9,15 +9,16 @@ import logging
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.contribution import Request, pack_reply, unpack_request
 from common.errors import HeadframeError
 from common.flower import Context, Message, RecordDict, message_from_bytes, message_to_bytes, node_id_of
 from common.statistics import Statistics
-from edge.exemplars import Exemplars
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +31,11 @@ class Learner:
     """Runs the ClientApp in a thread of its own; a full queue drops the oldest request (its round has moved on)."""
 
     def __init__(
-        self, gateway_id: str, exemplars: Exemplars, send: Callable[[bytes], bool], share: str = "samples"
+        self, gateway_id: str, source: "Source", send: Callable[[bytes], bool], share: str = "samples"
     ) -> None:
         self._node_id = node_id_of(gateway_id)
         self._send = send
-        self._app = make_client_app(exemplars, shares_updates=share in ("updates", "both"))
+        self._app = make_client_app(source, shares_updates=share in ("updates", "both"))
         self._waiting: queue.Queue[bytes] = queue.Queue(WAITING_MAX)
         self._answered: OrderedDict[str, bytes] = OrderedDict()
         self._stopping = threading.Event()
@@ -100,7 +101,28 @@ class Learner:
         log.warning("the reply to a round could not be sent; the centre uses what it had")
 
 
-def make_client_app(exemplars: Exemplars, *, shares_updates: bool) -> Callable[[Message, Context], Message]:
+class Source(Protocol):
+    """Where a client's labelled embeddings come from: a gateway's exemplars, or a file (`edge.partition`)."""
+
+    def label(self, labels: Mapping[bytes, Mapping[str, str]]) -> int: ...
+
+    def labelled(self, scenario: str, backbone: str) -> tuple[list[bytes], NDArray[np.float32], list[str]]: ...
+
+
+def answer(message: Message, source: Source, *, shares_updates: bool) -> Message:
+    """A client's reply to a round, whatever carried the request: statistics, or nothing where the site says so.
+
+    Raises:
+        WireError: the request cannot be read.
+    """
+    request = unpack_request(message.content)
+    if not shares_updates:
+        return Message(content=pack_reply({}), reply_to=message)
+    apply_labels(source, request)
+    return Message(content=pack_reply(contribute(source, request)), reply_to=message)
+
+
+def make_client_app(source: Source, *, shares_updates: bool) -> Callable[[Message, Context], Message]:
     """A Flower ClientApp whose `train` takes the labels it is given and answers with statistics."""
     from flwr.clientapp import ClientApp
 
@@ -109,30 +131,26 @@ def make_client_app(exemplars: Exemplars, *, shares_updates: bool) -> Callable[[
     @app.train()  # type: ignore[untyped-decorator]
     def train(message: Message, context: Context) -> Message:
         del context
-        request = unpack_request(message.content)
-        if not shares_updates:
-            return Message(content=pack_reply({}), reply_to=message)
-        apply_labels(exemplars, request)
-        return Message(content=pack_reply(contribute(exemplars, request)), reply_to=message)
+        return answer(message, source, shares_updates=shares_updates)
 
     called: Callable[[Message, Context], Message] = app
     return called
 
 
-def apply_labels(exemplars: Exemplars, request: Request) -> None:
+def apply_labels(source: Source, request: Request) -> None:
     """Remember what people said about our samples at the centre."""
     by_sample: dict[bytes, dict[str, str]] = {}
     for scenario, given in request.labels.items():
         for name, label in given.items():
             by_sample.setdefault(bytes.fromhex(name), {})[scenario] = label
-    exemplars.label(by_sample)
+    source.label(by_sample)
 
 
-def contribute(exemplars: Exemplars, request: Request) -> dict[str, tuple[Statistics, Sequence[bytes]]]:
+def contribute(source: Source, request: Request) -> dict[str, tuple[Statistics, Sequence[bytes]]]:
     """Statistics per scenario of our labelled samples on the round's backbone, and which samples they count."""
     parts: dict[str, tuple[Statistics, Sequence[bytes]]] = {}
     for scenario, classes in request.scenarios.items():
-        names, embeddings, labels = exemplars.labelled(scenario, request.backbone)
+        names, embeddings, labels = source.labelled(scenario, request.backbone)
         rows = [row for row, label in enumerate(labels) if label in classes]
         if rows:
             statistics = Statistics.of(classes, embeddings[np.array(rows)], [labels[row] for row in rows])

@@ -7,8 +7,10 @@ import av
 
 from edge.frames import Frame
 from edge.gears import Gear, Gears, Pace
+from edge.health import Health
 from edge.motion import Luma, Scene, changed_share, luma_of
 from edge.settings import CameraSettings
+from edge.sources import is_live
 
 
 class Ticks:
@@ -49,6 +51,7 @@ class Sampler:
         self._looked: Luma | None = None
         self._looked_ns = 0
         self._seen_ns = 0
+        self.health = Health(can_freeze=is_live(settings.substream or settings.source))
         self.share = 1.0
         """Of the looks that the gear asks for (`edge.rationing`); set from another thread."""
         self._strikes: deque[tuple[int, bool]] = deque(maxlen=8)
@@ -78,8 +81,9 @@ class Sampler:
         return self._scene.differs(luma)
 
     def overdue(self, at_ns: int) -> bool:
-        """The floor asks for a look now, key frame or not: the last one is as long ago as it may be."""
-        return at_ns - self._looked_ns >= self._floor_ns
+        """A frame is to be decoded now, key frame or not: the last look is as long ago as it may be, or the last
+        picture is."""
+        return at_ns - self._looked_ns >= self._floor_ns or self.health.starved(at_ns)
 
     def due(self, at_ns: int) -> bool:
         """Whether a look is due at Watch's pace, whatever the picture shows: for folders of pictures."""
@@ -93,6 +97,8 @@ class Sampler:
             awake: judge at Watch's pace at least: for frames that are decoded because something moved.
         """
         gear = self.shift()
+        if self.health.wants(at_ns, is_key=bool(frame.key_frame)):
+            self.health.observe(at_ns, luma_of(frame))
         if awake and gear is Gear.IDLE:
             gear = Gear.WATCH
         if gear is not Gear.IDLE:

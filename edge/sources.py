@@ -46,6 +46,7 @@ class Shot:
     captured_at_ns: int
     media_s: float | None
     image: NDArray[np.uint8]
+    is_key: bool = True
 
 
 def is_live(source: str) -> bool:
@@ -88,7 +89,9 @@ def open_source(settings: CameraSettings, clock: Clock) -> Iterator[Shot]:
                 ) from error
             for frame in frames:
                 if not frame.is_corrupt:
-                    yield Shot(arrival.captured_at_ns, arrival.media_s, frame.to_ndarray(format="bgr24"))
+                    yield Shot(
+                        arrival.captured_at_ns, arrival.media_s, frame.to_ndarray(format="bgr24"), frame.key_frame
+                    )
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
@@ -134,9 +137,12 @@ def _file(path: Path) -> Iterator[Arrival]:
 
 def _live(source: str, settings: CameraSettings, clock: Clock) -> Iterator[Arrival]:
     """A stream or device."""
-    options = {"rtsp_transport": "tcp"} if source.startswith("rtsp") else {}
+    # FFmpeg would watch for 5 s how fast the frames come before it opens; nobody here asks
+    options = {"rtsp_transport": "tcp", "fpsprobesize": "0"} if source.startswith("rtsp") else {}
     is_device = source.startswith("/dev/")
-    timeout = (settings.timeout_s, settings.timeout_s)  # PyAV's default waits for ever
+    # PyAV's default waits for ever; of RTSP FFmpeg reads once more after the first time out
+    read_s = settings.timeout_s / 2 if source.startswith("rtsp") else settings.timeout_s
+    timeout = (settings.timeout_s, read_s)
     if not is_device:
         _probe(source, settings.timeout_s)
     try:

@@ -55,8 +55,10 @@ def accuracy_bars(sites: Sequence[SiteResult]) -> str:
     return f'<svg viewBox="0 0 {_WIDTH} {y - 8}" role="img">{grid}{legend}{"".join(parts)}</svg>'
 
 
-def round_lines(moments: Sequence[Mapping[str, float]], seen: Mapping[str, bool]) -> str:
-    """A line per site from the first release through the rounds, named at its end.
+def round_lines(
+    moments: Sequence[Mapping[str, float]], seen: Mapping[str, bool], *, from_first_release: bool = True
+) -> str:
+    """A line per site from the first release (or from round 1) through the rounds, named at its end.
 
     Args:
         moments: accuracy per site before, after round 1, ...
@@ -78,7 +80,8 @@ def round_lines(moments: Sequence[Mapping[str, float]], seen: Mapping[str, bool]
     ]
     for number in range(len(moments)):
         anchor = "start" if number == 0 else "middle"
-        key = tspan("first_release") if number == 0 else tspan("round", number=number)
+        released = from_first_release and number == 0
+        key = tspan("first_release") if released else tspan("round", number=number + (not from_first_release))
         parts.append(
             f'<text class="soft" text-anchor="{anchor}" x="{left + number * step:.1f}" y="{height - 4}">{key}</text>'
         )

@@ -11,6 +11,7 @@ from typer.main import get_command
 ROLES = {
     "edge": ("edge.cli", "The agent on a gateway."),
     "cloud": ("cloud.cli", "The central service."),
+    "sim": ("simulations.fleet.cli", "Thousands of virtual sites."),
 }
 
 

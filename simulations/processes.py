@@ -24,9 +24,11 @@ STOP_S = 20.0
 
 
 def toml_value(value: object) -> str:
-    """A TOML literal of a string, number, boolean or list of these."""
+    """A TOML literal of a string, number, boolean, or a list or table of these."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name} = {toml_value(item)}' for name, item in value.items())}}}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(toml_value(item) for item in value)}]"
     return json.dumps(str(value), ensure_ascii=False) if isinstance(value, (str, Path)) else repr(value)

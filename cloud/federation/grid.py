@@ -1,16 +1,18 @@
 """Flower's Grid over MQTT: gateways behind NAT need one outbound connection, and no SuperLink.
 
-Replies are yielded as they arrive, so a strategy can fold each at once. What is late, repeated, foreign or malformed is
-told apart and counted, and never reaches a strategy.
+Replies are yielded as they arrive, so a strategy can fold each at once; those that wait to be folded are bounded in
+bytes, and what comes faster waits in the broker. What is late, repeated, foreign, oversize or malformed is told apart
+and counted, and never reaches a strategy. A client that does not answer is asked again with the same message: it keeps
+its answers, so that a lost one costs a message and no work.
 """
 
 import logging
-import queue
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -29,9 +31,12 @@ from common.flower import (
 
 log = logging.getLogger(__name__)
 
-REPLIES_MAX = 10_000
+WAITING_BYTES_MAX = 64 * 2**20  # a few replies of a large model, thousands of statistics of a small one
+REPLY_BYTES_MAX = 64 * 2**20  # as `common.codec.PAYLOAD_BYTES_MAX`: what a link would carry at all
+ROOM_WAIT_S = 5.0  # how long a reply waits for room on the link's thread: less than the link's keepalive of 30 s
 SEND_TRY_S = 0.05
 SEND_FOR_S = 20.0
+ASK_AGAIN_S = 15.0
 ENDED_MAX = 50_000
 WITHOUT_TIMEOUT_S = 3600.0
 
@@ -42,17 +47,32 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
     Args:
         send: publishes a Flower message's bytes to a gateway; False when the link's window is full.
         online: ids of the gateways that can be asked now.
+        reply_bytes_max: a larger reply is not even parsed.
+        waiting_bytes_max: replies that may wait for the strategy; then `on_frame` blocks for a while.
+        ask_again_s: how long a client that is online may be silent before it is asked again.
     """
 
-    def __init__(self, send: Callable[[str, bytes], bool], online: Callable[[], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        send: Callable[[str, bytes], bool],
+        online: Callable[[], Sequence[str]],
+        *,
+        reply_bytes_max: int = REPLY_BYTES_MAX,
+        waiting_bytes_max: int = WAITING_BYTES_MAX,
+        ask_again_s: float = ASK_AGAIN_S,
+    ) -> None:
         self._send, self._online = send, online
-        self._lock = threading.Lock()
+        self._reply_bytes_max, self._waiting_bytes_max = reply_bytes_max, waiting_bytes_max
+        self._ask_again_s = ask_again_s
+        self._lock = threading.Condition()
         self._gateways: dict[int, str] = {}
         self._asked: dict[str, int] = {}
         """Message id -> node, of messages without a reply yet."""
         self._ended: dict[str, str] = {}
         """Message id -> how it ended (answered, expired); bounded."""
-        self._replies: queue.Queue[Message] = queue.Queue(REPLIES_MAX)
+        self._replies: deque[tuple[Message, int]] = deque()
+        """Replies that nobody took yet, and their bytes."""
+        self._waiting_bytes = 0
         self._run: Run | None = None
         self.counters: Counter[str] = Counter()
         take_identity(SERVER_NODE_ID)
@@ -89,35 +109,40 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies to these messages that have arrived."""
         wanted = set(message_ids)
-        found: list[Message] = []
-        others: list[Message] = []
-        while True:
-            try:
-                reply = self._replies.get_nowait()
-            except queue.Empty:
-                break
-            (found if reply.metadata.reply_to_message_id in wanted else others).append(reply)
-        for reply in others:
-            self._replies.put_nowait(reply)
-        return found
+        with self._lock:
+            held = list(self._replies)
+            self._replies.clear()
+            self._waiting_bytes = 0
+            for reply, size in held:
+                if reply.metadata.reply_to_message_id not in wanted:
+                    self._replies.append((reply, size))
+                    self._waiting_bytes += size
+            self._lock.notify_all()
+        return [reply for reply, _ in held if reply.metadata.reply_to_message_id in wanted]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Send, then yield replies as they arrive, until all have or `timeout` seconds are over."""
-        waiting = set(self.push_messages(messages))
+        """Send, and yield replies as they arrive, until all have or `timeout` seconds are over.
+
+        Sending goes on while replies come in: otherwise those that answered first would fill the queue before the last
+        was asked.
+        """
+        outgoing, waiting = iter(messages), dict[str, Message]()
         deadline = time.monotonic() + (timeout if timeout is not None else WITHOUT_TIMEOUT_S)
+        again_at = time.monotonic() + self._ask_again_s
+        unsent = next(outgoing, None)
         try:
-            while waiting and (left := deadline - time.monotonic()) > 0:
-                try:
-                    reply = self._replies.get(timeout=min(left, 0.5))
-                except queue.Empty:
-                    continue
-                name = reply.metadata.reply_to_message_id
-                if name in waiting:
-                    waiting.discard(name)
-                    yield reply
-                else:
-                    self.counters["stale"] += 1
+            while (unsent or waiting) and (left := deadline - time.monotonic()) > 0:
+                sent = unsent is not None and self._try(unsent)
+                if unsent is not None and sent:
+                    waiting[unsent.metadata.message_id] = unsent
+                    unsent = next(outgoing, None)
+                pause_s = 0.5 if unsent is None else 0.0 if sent else SEND_TRY_S
+                yield from self._take(waiting, min(left, pause_s))
+                if time.monotonic() >= again_at:
+                    self._ask_again(waiting)
+                    again_at = time.monotonic() + self._ask_again_s
         finally:
+            self.counters["unsent"] += sum(1 for _ in chain([unsent] if unsent else [], outgoing))
             with self._lock:
                 for name in waiting:
                     if self._asked.pop(name, None) is not None:
@@ -126,6 +151,10 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
 
     def on_frame(self, gateway_id: str, data: bytes) -> None:
         """A Flower message from a gateway, on the link's thread."""
+        if len(data) > self._reply_bytes_max:
+            self.counters["oversize"] += 1
+            log.warning("from %s: %d bytes are over the bound of %d", gateway_id, len(data), self._reply_bytes_max)
+            return
         try:
             reply = message_from_bytes(data)
         except HeadframeError as error:
@@ -134,37 +163,78 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
             return
         name = reply.metadata.reply_to_message_id
         with self._lock:
-            if reply.metadata.src_node_id != node_id_of(gateway_id):
-                self.counters["foreign"] += 1
+            if refusal := self._refusal(gateway_id, reply):
+                self.counters[refusal] += 1
                 return
-            if name not in self._asked:
-                kinds = {"answered": "duplicate", "expired": "late"}
-                self.counters[kinds.get(self._ended.get(name, ""), "stale")] += 1
+            if not self._lock.wait_for(lambda: self._has_room(len(data)), ROOM_WAIT_S):
+                self.counters["overflowed"] += 1  # it stays asked for: the client will be asked again
                 return
-            if self._asked[name] != reply.metadata.src_node_id:
-                self.counters["foreign"] += 1
+            if self._asked.pop(name, None) is None:  # expired while it waited
+                self.counters["late"] += 1
                 return
-            del self._asked[name]
             self._end(name, "answered")
-        try:
-            self._replies.put_nowait(reply)
+            self._replies.append((reply, len(data)))
+            self._waiting_bytes += len(data)
             self.counters["answered"] += 1
-        except queue.Full:
-            self.counters["overflowed"] += 1
+            self._lock.notify_all()
+
+    def _refusal(self, gateway_id: str, reply: Message) -> str:
+        """Why a reply is not wanted; empty when it is."""
+        name, node_id = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
+        if node_id != node_id_of(gateway_id):
+            return "foreign"
+        if name not in self._asked:
+            return {"answered": "duplicate", "expired": "late"}.get(self._ended.get(name, ""), "stale")
+        return "" if self._asked[name] == node_id else "foreign"
+
+    def _has_room(self, size: int) -> bool:
+        return not self._replies or self._waiting_bytes + size <= self._waiting_bytes_max
+
+    def _take(self, waiting: dict[str, Message], timeout_s: float) -> Iterator[Message]:
+        """The replies that are there, or the first that comes in time."""
+        with self._lock:
+            self._lock.wait_for(lambda: bool(self._replies), timeout_s)
+        while True:
+            with self._lock:
+                if not self._replies:
+                    return
+                reply, size = self._replies.popleft()
+                self._waiting_bytes -= size
+                self._lock.notify_all()
+            if waiting.pop(reply.metadata.reply_to_message_id, None) is None:
+                self.counters["stale"] += 1
+            else:
+                yield reply
+
+    def _ask_again(self, waiting: dict[str, Message]) -> None:
+        """Send their message again to those that are online and silent. One that finds no room waits for next time."""
+        online = {node_id_of(gateway_id) for gateway_id in self._online()}
+        for message in waiting.values():
+            node_id = message.metadata.dst_node_id
+            if node_id in online and self._send(self._gateways[node_id], message_to_bytes(message)):
+                self.counters["asked again"] += 1
+
+    def _try(self, message: Message) -> bool:
+        """Send a message once; True when the link took it."""
+        if not message.metadata.message_id:
+            name_message(message, uuid.uuid4().hex)
+        name, node_id = message.metadata.message_id, message.metadata.dst_node_id
+        with self._lock:  # before it is sent: the reply may be faster than the return of `send`
+            self._asked[name] = node_id
+        if self._send(self._gateways[node_id], message_to_bytes(message)):
+            return True
+        with self._lock:
+            del self._asked[name]
+        return False
 
     def _push(self, message: Message) -> str:
-        name = uuid.uuid4().hex
-        name_message(message, name)
-        node_id = message.metadata.dst_node_id
-        with self._lock:
-            self._asked[name] = node_id
-        data = message_to_bytes(message)
         deadline = time.monotonic() + SEND_FOR_S
-        while not self._send(self._gateways[node_id], data):
+        while not self._try(message):
             if time.monotonic() > deadline:
                 self.counters["unsent"] += 1
                 break
             time.sleep(SEND_TRY_S)
+        name: str = message.metadata.message_id
         return name
 
     def _end(self, name: str, how: str) -> None:

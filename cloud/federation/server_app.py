@@ -2,21 +2,22 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid, ServerApp
 
 from cloud.federation.grid import MqttGrid
-from cloud.federation.strategy import AnalyticStrategy
+from cloud.federation.strategy import AnalyticStrategy, Parts
 from common.contribution import Labels
 from common.errors import EnvironmentFault
-from common.flower import ArrayRecord, Context, RecordDict
-from common.statistics import Statistics
+from common.flower import ArrayRecord, Context, RecordDict, node_id_of
 
 log = logging.getLogger(__name__)
 
-Parts = dict[str, tuple[Statistics, set[bytes]]]
+
+OnAnswer = Callable[[str, Parts], None]
+"""(gateway, its statistics and covered ids per scenario), as each reply arrives"""
 
 
 @dataclass
@@ -24,6 +25,7 @@ class RoundResult:
     """What came of a round: per gateway and scenario the statistics and the sample ids they count."""
 
     contributions: dict[str, Parts] = field(default_factory=dict)
+    """Empty when `on_answer` took them."""
     counters: Counter[str] = field(default_factory=Counter)
 
 
@@ -35,26 +37,34 @@ def run_round(
     *,
     deadline_s: float,
     quorum: float,
+    on_answer: OnAnswer | None = None,
+    answered: Collection[str] = (),
 ) -> RoundResult:
     """Ask every gateway that is online; close at the deadline with whoever answered.
 
     Args:
         quorum: share of those asked that must have answered well.
+        on_answer: keeps a gateway's answer for good; called before the next one is taken.
+        answered: gateways whose answers were kept before a crash cut the round short: not asked again, and counted.
 
     Raises:
         EnvironmentFault: fewer answered than the quorum; says how many.
     """
     result = RoundResult()
-
-    def keep(node_id: int, scenario: str, statistics: Statistics, covered: set[bytes]) -> None:
-        result.contributions.setdefault(grid.gateway_of(node_id), {})[scenario] = statistics, covered
-
-    strategy = AnalyticStrategy(backbone, scenarios, lambda node_id: labels_for(grid.gateway_of(node_id)), keep)
-    before = Counter(grid.counters)
+    keep = on_answer or result.contributions.__setitem__
+    before = {node_id_of(gateway_id) for gateway_id in answered}
+    strategy = AnalyticStrategy(
+        backbone,
+        scenarios,
+        lambda node_id: labels_for(grid.gateway_of(node_id)),
+        lambda node_id, parts: keep(grid.gateway_of(node_id), parts) if parts else None,
+        skip=before,
+    )
+    counted = Counter(grid.counters)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     make_server_app(strategy, deadline_s)(grid, context)
-    result.counters = strategy.counters + (grid.counters - before)
-    asked, folded = strategy.counters["asked"], strategy.counters["folded"]
+    result.counters = strategy.counters + (grid.counters - counted)
+    asked, folded = strategy.counters["asked"] + len(before), strategy.counters["folded"] + len(before)
     if folded < quorum * asked:
         raise EnvironmentFault(
             f"{folded} of {asked} gateways answered in {deadline_s:g} s, the quorum is {quorum:.0%}",

@@ -6,20 +6,22 @@ its reason and left out, never averaged in.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from common.contribution import Labels, pack_request, unpack_reply, unpack_request
 from common.errors import HeadframeError
-from common.flower import ArrayRecord, ConfigRecord, Message, MetricRecord
+from common.flower import ArrayRecord, ConfigRecord, Message, MetricRecord, release
 from common.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
-OnContribution = Callable[[int, str, Statistics, set[bytes]], None]
-"""(node id, scenario, statistics, ids covered)"""
+Parts = dict[str, tuple[Statistics, set[bytes]]]
+"""scenario -> statistics, ids covered"""
+OnAnswer = Callable[[int, Parts], None]
+"""(node id, what it contributed)"""
 
 
 class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for us
@@ -29,7 +31,8 @@ class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for
         backbone: hash of the backbone that the statistics must stand on.
         scenarios: scenario -> classes, in the order of the statistics.
         labels_for: node id -> scenario -> sample id -> label, what people said about that client's uploads.
-        on_contribution: called for each scenario of each good reply; whoever needs memory keeps it there.
+        on_answer: called for each good reply, also for one that contributes nothing; whoever needs it keeps it there.
+        skip: nodes that are not asked.
     """
 
     def __init__(
@@ -37,22 +40,27 @@ class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for
         backbone: str,
         scenarios: Mapping[str, Sequence[str]],
         labels_for: Callable[[int], Labels],
-        on_contribution: OnContribution,
+        on_answer: OnAnswer,
+        skip: Collection[int] = (),
     ) -> None:
-        self._backbone, self._scenarios = backbone, scenarios
-        self._labels_for, self._on_contribution = labels_for, on_contribution
+        self._backbone, self._scenarios, self._skip = backbone, scenarios, frozenset(skip)
+        self._labels_for, self._on_answer = labels_for, on_answer
         self._request = unpack_request(pack_request(backbone, scenarios, {}))
         self.counters: Counter[str] = Counter()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message per client, with the labels of its own samples."""
+        """One message per client, with the labels of its own samples. A list: Flower's own grid reads it twice."""
         del arrays, config
+        messages = []
         for node_id in grid.get_node_ids():
-            self.counters["asked"] += 1
+            if node_id in self._skip:
+                continue
             content = pack_request(self._backbone, self._scenarios, self._labels_for(node_id))
-            yield Message(content, node_id, "train", group_id=str(server_round))
+            messages.append(Message(content, node_id, "train", group_id=str(server_round)))
+        self.counters["asked"] += len(messages)
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -61,6 +69,7 @@ class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for
         del server_round
         for reply in replies:
             self._fold(reply)
+            release(reply)
         return None, MetricRecord({name: int(count) for name, count in self.counters.items()})
 
     def configure_evaluate(
@@ -92,5 +101,4 @@ class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for
             log.warning("the reply of client %d was refused: %s", node_id, error)
             return
         self.counters["folded"] += 1
-        for scenario, (statistics, covered) in parts.items():
-            self._on_contribution(node_id, scenario, statistics, covered)
+        self._on_answer(node_id, parts)

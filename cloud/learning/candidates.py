@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cloud.learning.gates import Comparison, GateReport, choose_head, compare, compare_classes
 from cloud.learning.heads import HeadWeights, calibrate, lift, principal_basis, solve_lda
+from cloud.learning.robustness import Suspicion
 from common.manifest import SHARED
 from common.statistics import Array, Statistics
 
@@ -56,6 +57,8 @@ class Evidence:
     gold: Labelled
     running: Mapping[str, HeadWeights]
     """The heads that run now: the shared one under `*`, personal ones under their site; empty before release 1."""
+    quarantined: tuple[Suspicion, ...] = ()
+    """Whose contributions are not in `shared`, and why."""
 
     def project(self, basis: Array) -> "Evidence":
         """The same evidence on projected embeddings; running heads are not projected (see `make_candidates`)."""

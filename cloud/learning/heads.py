@@ -129,6 +129,12 @@ def principal_basis(statistics: Statistics, dimension_max: int) -> Array:
     return basis
 
 
+def solve_shared(statistics: Statistics, shrinkage: float, dimension_max: int) -> HeadWeights:
+    """The head of these statistics on the embeddings themselves: projected, solved, lifted back."""
+    basis = principal_basis(statistics, dimension_max)
+    return lift(solve_lda(statistics.project(basis), shrinkage), basis)
+
+
 def lift(weights: HeadWeights, basis: Array) -> HeadWeights:
     """A head solved on projected embeddings, as a head on the embeddings themselves: the projection is linear."""
     return replace(weights, directions=weights.directions @ basis.T)

@@ -5,22 +5,26 @@ what it was made from, what the gate said, which release came of it.
 """
 
 import hashlib
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from cloud.learning.candidates import Candidates, Evidence, Labelled, Rules, make_candidates, summarise
-from cloud.learning.datasets import Catalogue
+from cloud.learning.datasets import Catalogue, Dataset
 from cloud.learning.export import export_head, read_head
 from cloud.learning.heads import HeadWeights
 from cloud.learning.quantise import judge_variant, read_gold
+from cloud.learning.robustness import Suspicion, Trusted, find_suspects
 from cloud.registry import Registry
 from cloud.settings import LearningSettings
 from cloud.store import Store
 from common.errors import OperatorError
 from common.manifest import SHARED, Layer, Manifest, Scenario, Variant
 from common.statistics import Statistics
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class Trainer:
 
     def __init__(self, store: Store, catalogue: Catalogue, registry: Registry, settings: LearningSettings) -> None:
         self._store, self._catalogue, self._registry = store, catalogue, registry
+        self._quarantine = settings.quarantine
         self._rules = Rules(
             settings.shrinkage,
             settings.personal_weight,
@@ -80,6 +85,7 @@ class Trainer:
                 "samples": int(evidence.shared.total),
                 "by_site": {site: int(part.total) for site, part in evidence.by_site.items()},
                 "gate": summarise(made[name].gate),
+                "quarantined": [asdict(suspect) for suspect in evidence.quarantined],
             }
         gate = {"passed": all(c.gate.passed for c in made.values())} | {
             name: summarise(candidates.gate) for name, candidates in made.items()
@@ -119,18 +125,18 @@ class Trainer:
     def evidence(self, scenario: str, classes: tuple[str, ...], backbone: str, active: Manifest | None) -> Evidence:
         """Gather all that is known about a scenario: each labelled sample counts once, here or in a contribution."""
         datasets = [d for d in self._catalogue.datasets(scenario) if d.backbone == backbone]
+        gold = _join([d.gold for d in datasets], datasets[0].embeddings.shape[1] if datasets else 0)
+        by_gateway, covered_by = self._contributions(scenario, backbone, classes)
+        suspects = self._suspects(by_gateway, datasets, classes, gold)
         by_site: dict[str, Statistics] = {}
         covered: set[bytes] = set()
         site_of = {state.gateway_id: state.site_id for state in self._store.states()}
-        for contribution in self._store.contributions(scenario, backbone):
-            site = site_of.get(contribution.client, contribution.client)
-            statistics = Statistics(
-                tuple(contribution.meta["classes"]),
-                *(contribution.arrays[key].astype(np.float64) for key in ("counts", "sums", "moment")),
-            ).over(classes)
-            if statistics.total:
-                by_site[site] = by_site[site] + statistics if site in by_site else statistics
-            covered |= {bytes.fromhex(name) for name in contribution.meta["covered"]}
+        for gateway_id, statistics in by_gateway.items():
+            if gateway_id in {suspect.site for suspect in suspects}:
+                continue  # what it uploaded and people labelled still counts below
+            site = site_of.get(gateway_id, gateway_id)
+            by_site[site] = by_site[site] + statistics if site in by_site else statistics
+            covered |= covered_by[gateway_id]
         labelled = self._labelled(scenario, backbone, classes)
         for site, own in labelled.items():
             mine = own.pick(np.array([name not in covered for name in own.ids], dtype=bool))
@@ -148,9 +154,40 @@ class Trainer:
             shared,
             by_site,
             labelled,
-            _join([d.gold for d in datasets], dimension),
+            gold if datasets else _join([], dimension),
             self._running(scenario, active),
+            suspects,
         )
+
+    def _contributions(
+        self, scenario: str, backbone: str, classes: tuple[str, ...]
+    ) -> tuple[dict[str, Statistics], dict[str, set[bytes]]]:
+        """What every gateway sent, and which samples that counts; empty ones left out."""
+        found: dict[str, Statistics] = {}
+        covered: dict[str, set[bytes]] = {}
+        for contribution in self._store.contributions(scenario, backbone):
+            statistics = Statistics(
+                tuple(contribution.meta["classes"]),
+                *(contribution.arrays[key].astype(np.float64) for key in ("counts", "sums", "moment")),
+            ).over(classes)
+            if statistics.total:
+                found[contribution.client] = statistics
+                covered[contribution.client] = {bytes.fromhex(name) for name in contribution.meta["covered"]}
+        return found, covered
+
+    def _suspects(
+        self, by_gateway: dict[str, Statistics], datasets: list[Dataset], classes: tuple[str, ...], gold: Labelled
+    ) -> tuple[Suspicion, ...]:
+        """Gateways whose statistics do not go into the sum. What people labelled at the centre is never judged here."""
+        if not self._quarantine or not by_gateway:
+            return ()
+        trusted = Statistics.empty(classes, next(iter(by_gateway.values())).dimension)
+        for dataset in datasets:
+            trusted = trusted + dataset.statistics(classes)
+        suspects = find_suspects(by_gateway, Trusted(trusted, gold.embeddings.astype(np.float64), gold.labels))
+        for suspect in suspects:
+            log.warning("the statistics of %s are left out: %s", suspect.site, suspect.reason)
+        return suspects
 
     def _labelled(self, scenario: str, backbone: str, classes: tuple[str, ...]) -> dict[str, Labelled]:
         """The labelled samples that the centre holds, per site, in order of id."""

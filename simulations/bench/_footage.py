@@ -210,6 +210,15 @@ def _write(
     return Footage(name, main, sub, count / MAIN_FPS, events)
 
 
+def write_stream(path: Path, size: tuple[int, int], fps: int, pictures: list[Picture], pictures_fps: float) -> None:
+    """Write one stream of a camera alone."""
+    count = int(len(pictures) / pictures_fps * fps)
+    chosen = (pictures[min(int(n / fps * pictures_fps), len(pictures) - 1)] for n in range(count))
+    with _Writer(path, size, fps) as writer:
+        for frame in _with_noise(chosen):
+            writer.write(frame)
+
+
 def _with_noise(pictures: Iterable[Picture]) -> Iterator[av.VideoFrame]:
     """Frames of the main stream, YUV 4:2:0; the noise is in the luma, where eyes, codecs and gates see it."""
     width, height = MAIN_SIZE

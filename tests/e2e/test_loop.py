@@ -23,6 +23,7 @@ from simulations.processes import Centre, Managed, wait_for
 SCENARIO = "foreign-object"
 BOLT = "foreign-object-bolt"
 BOLT_FPS = 12.5
+EVERY_FRAME = {"gate": 0, "motion_min": 0}  # three seconds of video, again and again: look at all of it
 """bolt_on_belt.json: the bolt is in frames 1 to 22 of 37."""
 
 StartGateway = Callable[..., Managed]
@@ -61,7 +62,7 @@ def test_a_class_never_trained_is_met_in_a_real_video_labelled_learnt_and_run_by
 ) -> None:
     video = sample_data / "videos" / "bolt_on_belt.mp4"
     began_ns = video.stat().st_mtime_ns
-    gateway = start_gateway("plant", [{"id": "belt", "source": video, "loop": True}])
+    gateway = start_gateway("plant", [{"id": "belt", "source": video, "loop": True, "gears": EVERY_FRAME}])
     first = active_release(centre)
     wait_for(lambda: centre.get("counts")["samples"] >= 16, 60, "samples in the store", centre.managed)
     pictures = frames(video)

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from common.delta import make_delta
 from common.ids import layer_hash
 from common.manifest import SHARED, Layer, Manifest, Scenario, encode_manifest, release_id
 from common.messages import Desired, Fetch, LayerPart
@@ -35,6 +37,7 @@ class Depot:
     def __init__(self, folder: Path, backbone: bytes, head: Callable[..., bytes]) -> None:
         self.signer = Signer.open(folder / "release.key")
         self.layers: dict[str, bytes] = {}
+        self.deltas: dict[tuple[str, str], bytes] = {}
         self.backbone = self.put(backbone)
         self.make_head = head
 
@@ -58,9 +61,12 @@ class Depot:
         return manifest, Desired(manifest=data, signature=self.signer.sign(data))
 
     def answer(self, fetch: Fetch, length: int = 1000) -> LayerPart:
-        data = self.layers.get(fetch.layer, b"")
+        data, base = self.layers.get(fetch.layer, b""), ""
+        for held in fetch.bases:
+            if (held, fetch.layer) in self.deltas:
+                data, base = self.deltas[held, fetch.layer], held
         part = data[fetch.offset : fetch.offset + min(fetch.length, length)]
-        return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=len(data), data=part)
+        return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=len(data), data=part, base=base)
 
 
 class Gateway:
@@ -235,3 +241,85 @@ def test_a_layer_that_is_no_onnx_is_refused_by_name(gateway: Gateway, depot: Dep
     assert gateway.models == []
     assert garbage.hash[:12] in gateway.installer.outcome
     assert "ONNX" in gateway.installer.outcome
+
+
+@pytest.fixture
+def upgrade(gateway: Gateway, depot: Depot) -> tuple[Manifest, Desired, Layer]:
+    """A gateway on release 1, a release 2 with another head, and a delta between the heads."""
+    first, desired = depot.release(1)
+    gateway.installer.on_desired(desired)
+    gateway.run(depot)
+    second, desired = depot.release(2, seed=1)
+    old, new = (release.scenarios[0].heads[SHARED] for release in (first, second))
+    depot.deltas[old.hash, new.hash] = make_delta(depot.layers[old.hash], depot.layers[new.hash], {}, {})
+    return second, desired, new
+
+
+def test_a_layer_comes_as_a_delta_of_one_that_is_here(
+    gateway: Gateway, depot: Depot, upgrade: tuple[Manifest, Desired, Layer]
+) -> None:
+    manifest, desired, layer = upgrade
+    before = gateway.installer.bytes_down
+    gateway.installer.on_desired(desired)
+    gateway.run(depot)
+    assert gateway.models[-1].release_id == release_id(manifest)
+    assert gateway.installer.layer_path(layer.hash).read_bytes() == depot.layers[layer.hash]
+    assert gateway.installer.bytes_down - before == sum(map(len, depot.deltas.values())) < layer.size_bytes
+
+
+@pytest.mark.parametrize("damage", ["of another base", "flipped", "garbage"])
+def test_a_delta_that_does_not_work_out_is_replaced_by_the_whole_file(
+    gateway: Gateway, depot: Depot, upgrade: tuple[Manifest, Desired, Layer], damage: str
+) -> None:
+    manifest, desired, layer = upgrade
+    for pair, delta in depot.deltas.items():
+        backbone = depot.layers[depot.backbone.hash]
+        depot.deltas[pair] = {
+            "of another base": make_delta(backbone, depot.layers[layer.hash], {}, {}),
+            "flipped": delta[:-20] + bytes([delta[-20] ^ 1]) + delta[-19:],
+            "garbage": b"no delta at all",
+        }[damage]
+    gateway.installer.on_desired(desired)
+    gateway.run(depot)
+    assert gateway.models[-1].release_id == release_id(manifest)
+
+
+def test_a_delta_cut_in_the_middle_goes_on_where_it_stopped(
+    gateway: Gateway, depot: Depot, upgrade: tuple[Manifest, Desired, Layer], tmp_path: Path
+) -> None:
+    manifest, desired, _ = upgrade
+    gateway.installer.on_desired(desired)
+    gateway.installer.on_layer(depot.answer(gateway.asked.pop(0), length=100))
+    again = Gateway(tmp_path / "releases", depot.signer.public_hex)
+    again.installer.boot()
+    again.installer.on_desired(desired)
+    assert again.asked[0].offset == 100
+    again.run(depot)
+    assert again.models[-1].release_id == release_id(manifest)
+
+
+def test_a_delta_that_the_centre_no_longer_has_does_not_block_the_release(
+    gateway: Gateway, depot: Depot, upgrade: tuple[Manifest, Desired, Layer]
+) -> None:
+    manifest, desired, _ = upgrade
+    gateway.installer.on_desired(desired)
+    gateway.installer.on_layer(depot.answer(gateway.asked.pop(0), length=100))
+    depot.deltas.clear()
+    for _ in range(3):
+        gateway.run(depot)
+        gateway.clock.now_s += 6
+        gateway.installer.step()
+    gateway.run(depot)
+    assert gateway.models[-1].release_id == release_id(manifest)
+
+
+def test_a_delta_of_something_outside_the_layers_is_refused(
+    gateway: Gateway, depot: Depot, upgrade: tuple[Manifest, Desired, Layer]
+) -> None:
+    _, desired, layer = upgrade
+    gateway.installer.on_desired(desired)
+    part = depot.answer(gateway.asked.pop(0))
+    gateway.installer.on_layer(msgspec.structs.replace(part, base="../current"))
+    assert len(gateway.models) == 1
+    assert "which is not here" in gateway.installer.outcome
+    assert not gateway.installer.layer_path(layer.hash).exists()

@@ -1,0 +1,121 @@
+"""Small deltas by construction: new weights are moved to whole steps from the published ones *before* they are judged.
+
+What the gate sees and the signature covers is the snapped model, so the small delta is bit-exact to it; nothing is
+lost between gate and gateway. The step of a tensor is a fraction of the root mean square of its change: 1/8 costs about
+5 bits a weight, 1/2 about 3 (the entropy of a Gaussian in such steps). One step a tensor was measured to be better
+than one a channel: for the same bytes, the embedding moves a fifth less. Where the moments of a convolution's inputs
+are known, its weights are rounded one input channel after the other and each error is made up for by the channels that
+follow (GPTQ, arXiv:2210.17323, on the *change* of the weights). Pure: the caller says what passes.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.delta import STEP_MAX, STEP_MIN, make_delta, snap_tensor, step_size
+from common.statistics import Array
+from common.weights import find_weights
+
+FRACTIONS = (3.0, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.125, 0.0625)
+"""Coarsest first; the last is as good as exact (agreement 1.000 in every fine-tune that was measured)."""
+VECTOR_FRACTION = 0.125
+"""Biases and batch-norm are few and every channel hangs on each: their steps stay at least this fine."""
+VECTOR_MAX = 2_000
+"""Tensors of fewer values are taken for such."""
+SIZE_MIN = 1e-30
+DAMPING = 0.01  # of the mean diagonal: as in GPTQ
+BLOCK = 128  # channels between two large updates: one matrix product instead of many outer products
+
+
+@dataclass(frozen=True, slots=True)
+class Snapped:
+    """A model in whole steps from its base; `steps` is what `common.delta.make_delta` needs."""
+
+    data: bytes
+    steps: dict[str, int]
+    fraction: float
+
+    def delta(self, base: bytes) -> bytes:
+        """The file that turns the base into this model."""
+        return make_delta(base, self.data, find_weights(base), find_weights(self.data), self.steps)
+
+
+def snap(base: bytes, target: bytes, fraction: float, moments: Mapping[str, Array] | None = None) -> Snapped:
+    """`target` with every changed float tensor moved to the nearest whole steps from `base`.
+
+    Args:
+        base: ONNX file that gateways hold.
+        target: ONNX file of the same architecture, with other weights.
+        fraction: step over the root mean square of a tensor's change.
+        moments: tensor -> second moment of its input channels, see `cloud.learning.curvature`.
+    """
+    held, made = find_weights(base), bytearray(target)
+    steps: dict[str, int] = {}
+    for name, new in find_weights(target).items():
+        old = held.get(name)
+        if old is None or old.count != new.count:
+            continue
+        before, after = old.read(base), new.read(target)
+        if before.tobytes() == after.tobytes():
+            continue
+        is_vector = new.count < VECTOR_MAX
+        steps[name] = _nearest_step(before, after, min(fraction, VECTOR_FRACTION) if is_vector else fraction)
+        if moments and name in moments:
+            after = _compensate(before, after, step_size(steps[name]), moments[name])
+        made[new.offset : new.end] = snap_tensor(before, after, steps[name]).tobytes()
+    return Snapped(bytes(made), steps, fraction)
+
+
+def coarsest(
+    base: bytes, target: bytes, passes: Callable[[bytes], bool], moments: Mapping[str, Array] | None = None
+) -> Snapped:
+    """The snapped model with the largest steps that `passes`, else the finest.
+
+    Args:
+        passes: judges the snapped file itself; see `cloud.learning.gates`.
+        moments: see `snap`.
+    """
+    snapped = snap(base, target, FRACTIONS[0], moments)
+    for fraction in FRACTIONS[1:]:
+        if passes(snapped.data):
+            break
+        snapped = snap(base, target, fraction, moments)
+    return snapped
+
+
+def _nearest_step(before: NDArray[np.float32], after: NDArray[np.float32], fraction: float) -> int:
+    """Index of the step closest to `fraction` of the root mean square of the change."""
+    moved = after.astype(np.float64) - before.astype(np.float64)
+    size = max(float(np.sqrt(np.mean(moved**2))) * fraction, SIZE_MIN)
+    octave = math.floor(math.log2(size))
+    quarter = round((size / 2.0**octave - 1.0) * 4)
+    return min(max(4 * octave + quarter, STEP_MIN), STEP_MAX)
+
+
+def _compensate(
+    before: NDArray[np.float32], after: NDArray[np.float32], step: float, moment: Array
+) -> NDArray[np.float32]:
+    """Values close to whole steps from `before`, chosen so that the layer's output moves least.
+
+    Args:
+        before: weights (outputs * inputs,) of a 1x1 convolution; `after` the ones wanted.
+        moment: second moment (inputs, inputs) of what the layer sees.
+    """
+    inputs = len(moment)
+    left = (after.astype(np.float64) - before.astype(np.float64)).reshape(-1, inputs)
+    damped = moment + np.eye(inputs) * (DAMPING * np.trace(moment) / inputs + 1e-12)
+    factor = np.linalg.cholesky(np.linalg.inv(damped)).T  # upper: row i says how later channels make up for channel i
+    whole = np.empty_like(left)
+    for start in range(0, inputs, BLOCK):
+        block = slice(start, min(start + BLOCK, inputs))
+        errors = np.zeros((len(left), block.stop - block.start))
+        for i in range(block.start, block.stop):
+            whole[:, i] = np.rint(left[:, i] / step) * step
+            errors[:, i - start] = (left[:, i] - whole[:, i]) / factor[i, i]
+            left[:, i + 1 : block.stop] -= np.outer(errors[:, i - start], factor[i, i + 1 : block.stop])
+        left[:, block.stop :] -= errors @ factor[block, block.stop :]
+    moved: NDArray[np.float32] = (before.astype(np.float64) + whole.ravel()).astype(np.float32)
+    return moved

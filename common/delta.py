@@ -1,0 +1,298 @@
+"""Weight deltas: a layer file as the difference to one that the gateway holds. Pure: bytes in, bytes out.
+
+The centre lists the float tensors that both files hold (it knows ONNX); the gateway needs no ONNX to rebuild. Tensors
+travel in one of three ways, the rest of the file as a literal compressed against the rest of the base:
+
+- *same*: the base has the very bytes.
+- *stepped*: `target = base + code * step`, one step a tensor. The centre made the weights so, before it judged and
+  signed them (`cloud.learning.snapping`). A step has three significant bits, so its product with a small integer is
+  exact in float32, the sum is the only rounding, and every IEEE machine rebuilds the same bits, with fused
+  multiply-add or without.
+- *exact*: any other float32 tensor. Floats in the order of the reals as integers, subtracted, zigzag, byte planes.
+
+A delta is checked like anything from a peer: sizes are declared and bounded before anything is decompressed, and the
+caller compares the hash of what comes out with the one that was signed.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from common.errors import WireError
+from common.weights import Tensor
+
+VERSION: Final = 1
+LEVEL: Final = 19  # a delta is made once and sent to thousands
+PIECES_MAX: Final = 100_000
+WINDOW_BYTES_MAX: Final = 1 << 27  # 128 MiB: what a gateway must be able to hold while it decompresses
+OVERHEAD_BYTES: Final = 1 << 20  # the table of tensors
+SAME: Final = 0
+STEPPED: Final = 1
+EXACT: Final = 2
+
+STEP_MIN: Final = 4 * -100
+STEP_MAX: Final = 4 * 100
+
+Steps = Mapping[str, int]
+"""Tensor name -> index of its step, see `step_size`."""
+
+
+class _Piece(msgspec.Struct, frozen=True, array_like=True):
+    kind: int
+    base: int
+    target: int
+    count: int
+    step: int = 0
+
+
+class _Stream(msgspec.Struct, frozen=True, array_like=True):
+    size: int
+    packed: bytes
+
+
+class _Delta(msgspec.Struct, frozen=True, array_like=True):
+    version: int
+    target_bytes: int
+    pieces: _Stream
+    literal: _Stream
+    codes: _Stream
+    exact: _Stream
+
+
+def make_delta(
+    base: bytes,
+    target: bytes,
+    base_tensors: Mapping[str, Tensor],
+    target_tensors: Mapping[str, Tensor],
+    steps: Steps | None = None,
+) -> bytes:
+    """The delta that turns `base` into `target`.
+
+    Args:
+        base_tensors: float32 tensors of the base by name; `target_tensors` those of the target.
+        steps: how the target was snapped; a tensor that does not come out bit by bit travels exactly.
+    """
+    pieces: list[_Piece] = []
+    codes: list[NDArray[np.int16]] = []
+    exact: list[NDArray[np.uint32]] = []
+    for name, new in sorted(target_tensors.items(), key=lambda item: item[1].offset):
+        old = base_tensors.get(name)
+        if old is None or old.count != new.count:
+            continue
+        before, after = old.read(base), new.read(target)
+        step = (steps or {}).get(name)
+        coded = _codes(before, after, step) if step is not None else None
+        if before.tobytes() == after.tobytes():
+            pieces.append(_Piece(SAME, old.offset, new.offset, new.count))
+        elif step is not None and coded is not None:
+            pieces.append(_Piece(STEPPED, old.offset, new.offset, new.count, step))
+            codes.append(coded)
+        else:
+            pieces.append(_Piece(EXACT, old.offset, new.offset, new.count))
+            exact.append(_difference(before, after))
+    literal = _outside(target, [(p.target, p.target + 4 * p.count) for p in pieces])
+    delta = _Delta(
+        VERSION,
+        len(target),
+        _pack(msgspec.msgpack.encode(pieces)),
+        _pack(literal, _outside(base, [(p.base, p.base + 4 * p.count) for p in pieces])),
+        _pack(_planes(_zigzag(np.concatenate([np.zeros(0, np.int16), *codes])))),
+        _pack(_planes(np.concatenate([np.zeros(0, np.uint32), *exact]))),
+    )
+    return msgspec.msgpack.encode(delta)
+
+
+def apply_delta(base: bytes, delta: bytes, target_bytes: int) -> bytes:
+    """Rebuild the target. The caller checks its hash.
+
+    Args:
+        target_bytes: size that the signed manifest declares.
+
+    Raises:
+        WireError: not a delta, one for another base or size, or one that does not describe the whole target.
+    """
+    try:
+        read = msgspec.msgpack.decode(delta, type=_Delta)
+        if read.version != VERSION:
+            raise WireError(f"delta of version {read.version}, this agent reads {VERSION}")
+        if read.target_bytes != target_bytes:
+            raise WireError(f"the delta makes {read.target_bytes} bytes, the manifest declares {target_bytes}")
+        pieces = msgspec.msgpack.decode(_unpack(read.pieces, OVERHEAD_BYTES), type=list[_Piece])
+    except msgspec.DecodeError as error:
+        raise WireError(f"not a delta: {error}") from error
+    _check(pieces, len(base), target_bytes)
+    held = _outside(base, [(p.base, p.base + 4 * p.count) for p in pieces])
+    literal = _unpack(read.literal, target_bytes, held)
+    target = bytearray(target_bytes)
+    _fill_outside(target, [(p.target, p.target + 4 * p.count) for p in pieces], literal)
+    stepped, exact = (_total(pieces, kind) for kind in (STEPPED, EXACT))
+    codes = _unzigzag(_unplanes(_unpack(read.codes, 2 * target_bytes, size=2 * stepped), np.uint16))
+    differences = _unplanes(_unpack(read.exact, 2 * target_bytes, size=4 * exact), np.uint32)
+    at_code = at_exact = 0
+    for p in pieces:
+        before = np.frombuffer(base, "<f4", p.count, p.base)
+        after = np.frombuffer(target, "<f4", p.count, p.target)
+        if p.kind == SAME:
+            after[:] = before
+        elif p.kind == STEPPED:
+            after[:] = _move(before, codes[at_code : at_code + p.count], p.step)
+            at_code += p.count
+        else:
+            after[:] = _undo(before, differences[at_exact : at_exact + p.count])
+            at_exact += p.count
+    return bytes(target)
+
+
+def _check(pieces: Sequence[_Piece], base_bytes: int, target_bytes: int) -> None:
+    """Every piece lies inside both files, and none of the target is written twice."""
+    if len(pieces) > PIECES_MAX:
+        raise WireError(f"{len(pieces)} pieces are over the bound of {PIECES_MAX}")
+    end = 0
+    for p in pieces:
+        size = 4 * p.count
+        inside = 0 <= p.base <= base_bytes - size and end <= p.target <= target_bytes - size
+        known = p.kind in (SAME, STEPPED, EXACT) and STEP_MIN <= p.step <= STEP_MAX
+        if not known or p.count < 0 or not inside:
+            raise WireError("the delta is for another base, or damaged: a piece lies outside its file")
+        end = p.target + size
+
+
+def _total(pieces: Sequence[_Piece], kind: int) -> int:
+    return sum(p.count for p in pieces if p.kind == kind)
+
+
+# --- stepped ----------------------------------------------------------------------------------
+
+
+def step_size(step: int) -> float:
+    """The step of an index: four in each octave, (1, 1.25, 1.5, 1.75) * 2**(step // 4)."""
+    return (1.0 + (step % 4) / 4) * 2.0 ** (step // 4)
+
+
+def snap_tensor(before: NDArray[np.float32], after: NDArray[np.float32], step: int) -> NDArray[np.float32]:
+    """The nearest values to `after` (count,) that `before` reaches in whole steps: what a delta can carry."""
+    return _move(before, _nearest(before, after, step), step)
+
+
+def _move(before: NDArray[np.float32], codes: NDArray[np.int16], step: int) -> NDArray[np.float32]:
+    """base + code * step, rounded once."""
+    with np.errstate(all="ignore"):  # whatever the floats are: the encoder looks whether they came out
+        moved: NDArray[np.float32] = before + codes.astype(np.float32) * np.float32(step_size(step))
+    return moved
+
+
+def _nearest(before: NDArray[np.float32], after: NDArray[np.float32], step: int) -> NDArray[np.int16]:
+    with np.errstate(all="ignore"):
+        codes = np.rint((after.astype(np.float64) - before.astype(np.float64)) / step_size(step))
+        whole: NDArray[np.int16] = np.clip(np.nan_to_num(codes), -(2**15), 2**15 - 1).astype(np.int16)
+    return whole
+
+
+def _codes(before: NDArray[np.float32], after: NDArray[np.float32], step: int) -> NDArray[np.int16] | None:
+    """The codes that make `after` of `before`; None when some value would not come out bit by bit."""
+    codes = _nearest(before, after, step)
+    return codes if _move(before, codes, step).tobytes() == after.tobytes() else None
+
+
+# --- exact ------------------------------------------------------------------------------------
+
+
+def _ordered(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Float bits as integers that are in the order of the reals: close floats are close integers."""
+    bits = values.view(np.uint32)
+    flipped = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    return flipped.astype(np.uint32)
+
+
+def _unordered(values: NDArray[np.uint32]) -> NDArray[np.float32]:
+    bits = np.where(values >> 31, values & np.uint32(0x7FFFFFFF), ~values).astype(np.uint32)
+    return bits.view(np.float32)
+
+
+def _difference(before: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[np.uint32]:
+    return _zigzag((_ordered(after) - _ordered(before)).view(np.int32)).view(np.uint32)
+
+
+def _undo(before: NDArray[np.float32], difference: NDArray[np.uint32]) -> NDArray[np.float32]:
+    return _unordered(_ordered(before) + _unzigzag(difference).view(np.uint32))
+
+
+def _zigzag(values: NDArray[np.signedinteger]) -> NDArray[np.unsignedinteger]:
+    """Small magnitudes of either sign become small unsigned numbers."""
+    bits = values.dtype.itemsize * 8 - 1
+    folded: NDArray[np.unsignedinteger] = ((values << 1) ^ (values >> bits)).view(f"u{values.dtype.itemsize}")
+    return folded
+
+
+def _unzigzag(values: NDArray[np.unsignedinteger]) -> NDArray[np.signedinteger]:
+    one = values.dtype.type(1)
+    folded = (values >> one) ^ (~(values & one) + one)
+    unfolded: NDArray[np.signedinteger] = folded.view(f"i{values.dtype.itemsize}")
+    return unfolded
+
+
+# --- streams ----------------------------------------------------------------------------------
+
+
+def _planes(values: NDArray[np.unsignedinteger]) -> bytes:
+    """All lowest bytes, then all next ones …: what is alike stands together."""
+    little = values.astype(values.dtype.newbyteorder("<"))
+    return np.ascontiguousarray(little.view(np.uint8).reshape(-1, little.itemsize).T).tobytes()
+
+
+def _unplanes(data: bytes, dtype: type[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
+    size = np.dtype(dtype).itemsize
+    rows = np.ascontiguousarray(np.frombuffer(data, np.uint8).reshape(size, -1).T)
+    return rows.view(np.dtype(dtype).newbyteorder("<")).ravel().astype(dtype)
+
+
+def _pack(data: bytes, dictionary: bytes = b"") -> _Stream:
+    return _Stream(len(data), zstandard.ZstdCompressor(level=LEVEL, dict_data=_dictionary(dictionary)).compress(data))
+
+
+def _unpack(stream: _Stream, bytes_max: int, dictionary: bytes = b"", *, size: int | None = None) -> bytes:
+    """Decompress within a bound: `max_output_size` alone is none when a frame declares its own size."""
+    if stream.size > bytes_max + OVERHEAD_BYTES or (size is not None and stream.size != size):
+        raise WireError(f"a stream of the delta declares {stream.size} bytes, expected {size or bytes_max}")
+    try:
+        declared = zstandard.frame_content_size(stream.packed)
+        if declared != stream.size:
+            raise WireError(f"a stream of the delta declares {stream.size} bytes, its frame {declared}")
+        unpacker = zstandard.ZstdDecompressor(dict_data=_dictionary(dictionary), max_window_size=WINDOW_BYTES_MAX)
+        data = unpacker.decompress(stream.packed, max_output_size=stream.size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise WireError(f"the delta is for another base, or damaged ({error})") from error
+    return data
+
+
+def _dictionary(data: bytes) -> zstandard.ZstdCompressionDict | None:
+    return zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if len(data) > 8 else None
+
+
+def _outside(data: bytes, spans: Sequence[tuple[int, int]]) -> bytes:
+    """The bytes that no span covers, joined."""
+    parts, at = [], 0
+    for begin, end in sorted(spans):
+        parts.append(data[at:begin])
+        at = max(at, end)
+    parts.append(data[at:])
+    return b"".join(parts)
+
+
+def _fill_outside(data: bytearray, spans: Sequence[tuple[int, int]], literal: bytes) -> None:
+    """Put the literal back where no span lies.
+
+    Raises:
+        WireError: it is longer or shorter than the gaps.
+    """
+    at = taken = 0
+    for begin, end in [*spans, (len(data), len(data))]:
+        size = begin - at
+        data[at:begin] = literal[taken : taken + size].ljust(size, b"\0")
+        taken, at = taken + size, end
+    if taken != len(literal):
+        raise WireError(f"the delta's literal has {len(literal)} bytes, the gaps have {taken}")

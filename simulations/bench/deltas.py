@@ -1,0 +1,168 @@
+"""`headframe bench deltas`: what a new release costs on the wire, beside the tools that everyone has.
+
+Three releases are made on real belts: heads solved again on the same backbone, a fine-tune of the last block, a
+fine-tune of every weight. The fine-tunes are snapped to the coarsest steps whose predictions agree with the unsnapped
+model on calibration pictures (`cloud.learning.snapping`); agreement is then measured on pictures of scenes that neither
+training nor calibration saw. Every delta is applied and compared bit by bit with what was judged.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import bsdiff4
+import numpy as np
+import pyxdelta
+import zstandard
+from numpy.typing import NDArray
+
+from cloud.learning.curvature import input_moments
+from cloud.learning.datasets import Item, read_folder, read_picture
+from cloud.learning.export import export_default_backbone, export_head
+from cloud.learning.heads import HeadWeights, calibrate, lift, principal_basis, solve_lda
+from cloud.learning.snapping import coarsest
+from common.backbone import Backbone
+from common.delta import apply_delta, make_delta
+from common.ids import layer_hash
+from common.statistics import Array, Statistics
+from common.weights import find_weights
+from simulations.bench._finetune import Budget, fine_tune, scale_picture
+from simulations.bench.loop import find_data
+
+SHIFT_MAX = 0.004  # share of the probability that moves, mean over the calibration pictures
+MOMENT_PICTURES = 64
+KINDS = ("last_block", "full")
+STEPS, QUICK_STEPS = 300, 20
+CALIBRATION, QUICK_CALIBRATION = 260, 120
+UNSEEN, QUICK_UNSEEN = 562, 140
+SHRINKAGE = 0.1
+DIMENSIONS = 512
+
+
+def bench_deltas(*, quick: bool) -> dict[str, Any]:
+    """Make the releases, their deltas and the comparators' deltas."""
+    began_s = time.monotonic()
+    data = find_data()
+    train, held = _hold_out(_pictures(data, "train"))
+    solving = train[:: 4 if quick else 1]
+    calibration = held[: QUICK_CALIBRATION if quick else CALIBRATION]
+    unseen = _pictures(data, "test")[: QUICK_UNSEEN if quick else UNSEEN]
+    base = export_default_backbone()
+    sizes: dict[str, float] = {}
+    agreements: dict[str, float] = {}
+    fractions: dict[str, float] = {}
+    table: dict[str, dict[str, float]] = {}
+    exact = True
+    old_head = _solve(base, solving[: len(solving) // 2])
+    new_head = _solve(base, solving)
+    before, after = (export_head(head, "belt-defect", layer_hash(base)) for head in (old_head, new_head))
+    head_delta = make_delta(before, after, find_weights(before), find_weights(after))
+    exact &= apply_delta(before, head_delta, len(after)) == after
+    sizes["head"] = len(head_delta) / len(base)
+    table["head"] = {"headframe": sizes["head"]} | _comparators(before, after, len(base), quick=quick)
+    for kind in KINDS:
+        target = fine_tune(kind, train, Budget(QUICK_STEPS if quick else STEPS))
+        head = _solve(target, solving)
+        judged = _embed(target, calibration)
+        head = calibrate(head, judged, [item.label for item in calibration])
+        moments = input_moments(target, (_input(item) for item in train[:MOMENT_PICTURES]))
+        snapped = coarsest(base, target, _keeps(head, calibration, head.probabilities(judged)), moments)
+        delta = snapped.delta(base)
+        exact &= apply_delta(base, delta, len(snapped.data)) == snapped.data
+        sizes[kind] = len(delta) / len(base)
+        fractions[kind] = snapped.fraction
+        agreements[kind] = _agreement(head.predict(_embed(target, unseen)), head.predict(_embed(snapped.data, unseen)))
+        lossless = make_delta(base, target, find_weights(base), find_weights(target))
+        exact &= apply_delta(base, lossless, len(target)) == target
+        table[kind] = {"headframe": sizes[kind], "headframe, lossless": len(lossless) / len(base)}
+        table[kind] |= _comparators(base, target, len(base), quick=quick)
+    return {
+        **sizes,
+        "agreement": min(agreements.values()),
+        "agreement_by_kind": agreements,
+        "bit_exact": exact,
+        "step_fraction": fractions,
+        "table": {kind: {name: round(share, 5) for name, share in row.items()} for kind, row in table.items()},
+        "model_bytes": len(base),
+        "pictures_unseen": len(unseen),
+        "seconds": round(time.monotonic() - began_s, 1),
+    }
+
+
+def _pictures(data: Path, split: str) -> list[Item]:
+    """The pictures of a split in an order that mixes scenes and classes, always the same."""
+    items = read_folder(data, split)
+    return [items[row] for row in np.random.default_rng(0).permutation(len(items))]
+
+
+def _hold_out(items: list[Item]) -> tuple[list[Item], list[Item]]:
+    """Every fourth scene is kept from training, to calibrate on."""
+    scenes = set(sorted({item.site for item in items})[::4])
+    return [i for i in items if i.site not in scenes], [i for i in items if i.site in scenes]
+
+
+def _embed(model: bytes, items: Sequence[Item]) -> NDArray[np.float32]:
+    """Embeddings (n, d) by ONNX Runtime, as a gateway makes them."""
+    with TemporaryDirectory(prefix="headframe-bench-") as folder:
+        path = Path(folder) / "backbone.onnx"
+        path.write_bytes(model)
+        backbone = Backbone.open(path)
+    return np.stack([backbone.embed(read_picture(item.path)) for item in items])
+
+
+def _input(item: Item) -> NDArray[np.float32]:
+    """float32 (1, 3, 224, 224) as the default backbone takes it."""
+    return scale_picture(item, 224)[None]
+
+
+def _solve(model: bytes, items: Sequence[Item]) -> HeadWeights:
+    """The head that a training run would solve on this backbone."""
+    classes = sorted({item.label for item in items}, key=lambda label: (label != "normal", label))
+    statistics = Statistics.of(classes, _embed(model, items), [item.label for item in items])
+    basis = principal_basis(statistics, DIMENSIONS)
+    return lift(solve_lda(statistics.project(basis), SHRINKAGE), basis)
+
+
+def _keeps(head: HeadWeights, items: Sequence[Item], wanted: Array) -> Callable[[bytes], bool]:
+    """Whether a snapped model's probabilities are those of the unsnapped one.
+
+    Counting changed predictions needs hundreds of pictures to tell 0.99 from 0.97; the probability that moves (total
+    variation) is as telling with a hundred, since it also counts the predictions that nearly changed.
+    """
+
+    def passes(model: bytes) -> bool:
+        shift = np.abs(head.probabilities(_embed(model, items)) - wanted).sum(axis=1) / 2
+        return float(shift.mean()) <= SHIFT_MAX
+
+    return passes
+
+
+def _agreement(one: list[str], other: list[str]) -> float:
+    return float(np.mean([a == b for a, b in zip(one, other, strict=True)]))
+
+
+def _comparators(base: bytes, target: bytes, whole: int, *, quick: bool) -> dict[str, float]:
+    """Shares of the fp32 backbone's bytes that the usual tools need for the same (unsnapped) target."""
+    patch = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    level = 3 if quick else 19
+    window = zstandard.ZstdCompressionParameters.from_level(level, window_log=25, enable_ldm=True)
+    patched = zstandard.ZstdCompressor(dict_data=patch, compression_params=window).compress(target)
+    sizes = {
+        f"zstd -{level}": len(zstandard.compress(target, level)),
+        f"zstd --patch-from -{level}": len(patched),
+    }
+    if not quick:
+        sizes |= {"bsdiff4": len(bsdiff4.diff(base, target)), "xdelta3": _xdelta(base, target)}
+    return {name: size / whole for name, size in sizes.items()}
+
+
+def _xdelta(base: bytes, target: bytes) -> int:
+    """Bytes of xdelta3's patch."""
+    with TemporaryDirectory(prefix="headframe-bench-") as folder:
+        old, new, patch = (Path(folder) / name for name in ("old", "new", "patch"))
+        old.write_bytes(base)
+        new.write_bytes(target)
+        pyxdelta.run(infile=str(old), outfile=str(new), patchfile=str(patch))
+        return patch.stat().st_size

@@ -1,0 +1,78 @@
+"""Sites that lie are named; sites that merely look like nowhere else are not."""
+
+import numpy as np
+import pytest
+
+from cloud.learning.robustness import Suspicion, Trusted, find_suspects
+from common.statistics import Statistics
+
+CLASSES = ("normal", "tear", "wear", "hole")
+DIMENSION = 24
+CENTRES = np.random.default_rng(7).normal(0, 2, (len(CLASSES), DIMENSION)) + 4
+
+
+def pictures(seed: int, shift: float = 0.0, n: int = 24) -> tuple[np.ndarray, list[str]]:
+    """Embeddings of a site with two classes, all moved by `shift` in a direction of the site's own."""
+    rng = np.random.default_rng(seed)
+    truth = rng.choice(len(CLASSES), 2, replace=False)[rng.integers(0, 2, n)]
+    offset = rng.normal(0, 1, DIMENSION)
+    x = CENTRES[truth] + rng.normal(0, 1, (n, DIMENSION)) + shift * offset / np.linalg.norm(offset)
+    return x, [CLASSES[i] for i in truth]
+
+
+def site(seed: int, shift: float = 0.0) -> Statistics:
+    x, labels = pictures(seed, shift)
+    return Statistics.of(CLASSES, x, labels)
+
+
+def flipped(seed: int) -> Statistics:
+    x, labels = pictures(seed)
+    return Statistics.of(CLASSES, x, [CLASSES[(CLASSES.index(name) + 1) % len(CLASSES)] for name in labels])
+
+
+def trusted() -> Trusted:
+    x, labels = pictures(900, n=40)
+    return Trusted(Statistics.empty(CLASSES, DIMENSION), x, tuple(labels))
+
+
+def named(sites: dict[str, Statistics]) -> dict[str, Suspicion]:
+    return {suspect.site: suspect for suspect in find_suspects(sites, trusted())}
+
+
+def honest(count: int = 16) -> dict[str, Statistics]:
+    return {f"honest-{seed}": site(seed) for seed in range(count)}
+
+
+def test_honest_sites_are_left_alone() -> None:
+    assert named(honest()) == {}
+
+
+def test_flipped_labels_are_named_even_when_the_liars_agree() -> None:
+    found = named(honest() | {f"liar-{seed}": flipped(seed) for seed in range(100, 104)})
+    assert set(found) == {f"liar-{seed}" for seed in range(100, 104)}
+    assert all(suspect.reason.startswith("labels:") and suspect.samples == 24 for suspect in found.values())
+
+
+@pytest.mark.parametrize("factor", [0.3, 3.0, 10.0])
+def test_scaled_statistics_are_named(factor: float) -> None:
+    own = site(50)
+    scaled = Statistics(CLASSES, own.counts, own.sums * factor, own.moment * factor**2)
+    found = named(honest() | {"liar": scaled})
+    assert set(found) == {"liar"}
+    assert "scaled" in found["liar"].reason
+
+
+def test_a_site_that_looks_like_nowhere_else_is_not_a_liar() -> None:
+    assert named(honest() | {"odd": site(60, shift=9.0)}) == {}
+
+
+def test_a_class_that_only_one_site_has_is_not_judged() -> None:
+    classes = (*CLASSES, "fire")
+    x = np.random.default_rng(3).normal(4, 1, (12, DIMENSION))
+    sites = {name: part.over(classes) for name, part in honest().items()}
+    sites["new"] = Statistics.of(classes, x, ["fire"] * 12)
+    assert find_suspects(sites, Trusted(Statistics.empty(classes, DIMENSION), x[:0], ())) == ()
+
+
+def test_two_sites_are_no_majority() -> None:
+    assert named({"a": site(1), "b": flipped(2)}) == {}

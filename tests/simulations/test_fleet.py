@@ -1,0 +1,189 @@
+"""Virtual fleets: the same to the last bit in any batches and with any workers, resumable, and right."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from cloud.learning.heads import solve_lda
+from common.errors import ConfigError, OperatorError
+from common.statistics import Statistics
+from simulations.fleet.engine import Alone, Processes, Simulation
+from simulations.fleet.pool import generated_pool, on_grid
+from simulations.fleet.scenario import SCENARIOS, Fleet, read_scenario
+from simulations.fleet.sites import NONE, Memory, is_poisoned, look, mixtures, step, styles, uniform
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+POOL = generated_pool(12, 1)
+FLEET = Fleet(sites=40, rounds=6, dimensions=12, phases=3, outage=0.3, label_delay=1, poisoned=0.1, budget=3)
+
+
+def ran(fleet: Fleet, sites_per_task: int = 16) -> Simulation:
+    simulation = Simulation("test", fleet, POOL)
+    simulation.run(Alone(fleet, POOL), lambda _: None, sites_per_task)
+    return simulation
+
+
+def same(one: Simulation, other: Simulation) -> None:
+    assert one.figures == other.figures
+    np.testing.assert_array_equal(one.total.moment, other.total.moment)
+    np.testing.assert_array_equal(one.total.sums, other.total.sums)
+
+
+@pytest.mark.parametrize("choice", ["uncertain", "novel", "random"])
+@pytest.mark.parametrize("poison", ["flip", "scale"])
+def test_the_result_is_the_same_to_the_last_bit_in_any_batches(choice: str, poison: str) -> None:
+    fleet = msgspec.structs.replace(FLEET, choice=choice, poison=poison)
+    first = ran(fleet)
+    for sites_per_task in (1, 7, 40):
+        same(ran(fleet, sites_per_task), first)
+
+
+def test_worker_processes_change_nothing() -> None:
+    simulation = Simulation("test", FLEET, POOL)
+    before = dict(os.environ)
+    with ExitStack() as stack:
+        simulation.run(Processes(FLEET, POOL, 2, stack), lambda _: None, 16)
+    same(simulation, ran(FLEET))
+    assert dict(os.environ) == before
+
+
+def test_another_seed_is_another_fleet() -> None:
+    assert ran(msgspec.structs.replace(FLEET, seed=2)).figures != ran(FLEET).figures
+
+
+def test_the_sum_is_that_of_all_sites_one_by_one() -> None:
+    """Not by the batch code: each site's frames of one round, by hand."""
+    fleet = msgspec.structs.replace(FLEET, rounds=1, phases=1, label_delay=0, outage=0.0, poisoned=0.0, choice="random")
+    simulation = ran(fleet)
+    total = Statistics.empty(POOL.classes, 12)
+    for site in range(fleet.sites):
+        rows = simulation._chosen[site, 0]
+        seen = look(fleet, POOL, np.array([site]), 0)[0]
+        assert set(rows) <= set(seen)
+        x = on_grid(POOL.rows[rows] + styles(fleet, np.array([site]), 12)[0])
+        total = total + Statistics.of(POOL.classes, x, [POOL.classes[k] for k in POOL.labels[rows]])
+    np.testing.assert_array_equal(simulation.total.moment, total.moment)
+    assert simulation.figures[0].labels == fleet.sites * fleet.budget == total.total
+
+
+def test_labels_come_late_and_wait_for_the_link() -> None:
+    fleet = msgspec.structs.replace(FLEET, sites=200, label_delay=2, outage=0.5, poisoned=0.0)
+    figures = ran(fleet).figures
+    assert [row.labels for row in figures[:2]] == [0, 0]
+    reached = figures[-1].labels / (fleet.sites * fleet.budget * (fleet.rounds - fleet.label_delay))
+    assert 0.75 < reached < 0.95, "half of the sites had no link in the last round, a quarter in the last two, ..."
+    everyone = np.arange(50)
+    memory = Memory(np.full((50, fleet.rounds, fleet.budget), NONE), np.full(50, -1))
+    for moment in range(fleet.rounds):
+        done = step(fleet, POOL, everyone, moment, None, memory)
+        assert (done.memory.sent <= max(-1, moment - 2)).all(), "nothing is sent before its label is there"
+        assert (done.memory.sent >= memory.sent).all()
+        memory = done.memory
+
+
+def test_classes_arrive_in_phases_and_the_first_are_not_forgotten() -> None:
+    figures = ran(msgspec.structs.replace(FLEET, sites=300, poisoned=0.0, outage=0.0)).figures
+    assert [row.classes for row in figures] == [4, 4, 8, 8, 12, 12]
+    chance = 1 / 12
+    assert (figures[-1].accuracy or 0) > 3 * chance
+    assert (figures[-1].first_phase or 0) > 3 * chance
+    alone = solve_lda(ran(msgspec.structs.replace(FLEET, sites=300, poisoned=0.0, outage=0.0)).total, 0.3)
+    assert alone.classes == POOL.classes
+
+
+def test_lies_cost_and_more_of_them_cost_more() -> None:
+    last = [
+        ran(msgspec.structs.replace(FLEET, sites=300, poisoned=share)).figures[-1].accuracy or 0 for share in (0, 0.4)
+    ]
+    assert last[0] > last[1]
+    share = is_poisoned(msgspec.structs.replace(FLEET, poisoned=0.2), np.arange(20_000)).mean()
+    assert share == pytest.approx(0.2, abs=0.01)
+
+
+def test_what_is_random_is_uniform_and_depends_on_all_arguments() -> None:
+    draws = uniform(1, np.arange(500), 3, 2, 200)
+    assert draws.mean() == pytest.approx(0.5, abs=0.005)
+    assert draws.std() == pytest.approx(12**-0.5, abs=0.005)
+    assert abs(np.corrcoef(draws[:, :20].T) - np.eye(20)).max() < 0.2
+    for other in (uniform(2, np.arange(500), 3, 2, 200), uniform(1, np.arange(500), 4, 2, 200)):
+        assert (draws != other).all()
+    assert mixtures(FLEET, np.arange(3), 5).sum(axis=1) == pytest.approx([1, 1, 1])
+
+
+def test_a_run_goes_on_where_it_was_and_ends_the_same(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop_after_three(row: object) -> None:
+        if len(first.figures) == 3:
+            raise Stop
+
+    first = Simulation("test", FLEET, POOL, tmp_path)
+    with pytest.raises(Stop):
+        first.run(Alone(FLEET, POOL), stop_after_three)
+    second = Simulation("test", FLEET, POOL, tmp_path)
+    assert len(second.figures) == 3
+    second.run(Alone(FLEET, POOL), lambda _: None)
+    same(second, ran(FLEET))
+    with pytest.raises(OperatorError, match="another fleet"):
+        Simulation("test", msgspec.structs.replace(FLEET, seed=9), POOL, tmp_path)
+
+
+def test_the_command_survives_kill_9_and_writes_table_and_page(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    command = [sys.executable, "-m", "simulations", "sim", "run", "classes-over-time", "--workers", "0", "--json"]
+    small = [item for pair in ("sites=400", "rounds=40", "phases=4", "dimensions=32") for item in ("--set", pair)]
+    whole = [*command, *small, "--out", str(tmp_path / "cut")]
+    started = subprocess.Popen(whole, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "cut" / "variant-0" / "state.npz").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    started.send_signal(signal.SIGKILL)
+    started.wait(10)
+    runs = []
+    for folder in ("cut", "plain"):
+        done = subprocess.run(
+            [*command, *small, "--out", str(tmp_path / folder)],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=True,
+        )
+        runs.append(json.loads(done.stdout)["rounds"])
+    assert runs[0] == runs[1]
+    assert len(runs[0]) == 2 * 40
+    assert pq.read_table(tmp_path / "cut" / "rounds.parquet").to_pylist() == runs[0]
+    assert "alpha 0.05" in (tmp_path / "cut" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("file", sorted(SCENARIOS.glob("*.toml")), ids=lambda file: file.stem)
+def test_every_scenario_file_is_right_and_asks_something(file: Path) -> None:
+    scenario = read_scenario(file)
+    assert scenario.question.endswith(("?", "."))
+    assert scenario.name == file.stem
+
+
+def test_wrong_scenarios_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no scenario"):
+        read_scenario(Path("nothing"))
+    file = tmp_path / "odd.toml"
+    for content, says in (
+        ("[fleet]\nsties = 3", "sties"),
+        ("[fleet]\nsites = 0", "out of bounds: sites"),
+        ("[fleet", "odd.toml"),
+        (f"[vary]\nseed = {list(range(65))}", "more than 64"),
+    ):
+        file.write_text(content)
+        with pytest.raises(ConfigError, match=says):
+            read_scenario(file)
