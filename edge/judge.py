@@ -79,12 +79,23 @@ class Judge:
         closed = [(name, track.lose(at_ns, cause)) for name, track in self._tracks.items()]
         return tuple((name, turn) for name, turn in closed if turn)
 
-    def judge(self, at_ns: int, predictions: Sequence[Prediction], seen: Sequence[Seen] = ()) -> Verdict:
-        """A look at `at_ns`; looks are judged in their order."""
+    def judge(
+        self, at_ns: int, predictions: Sequence[Prediction], seen: Sequence[Seen] = (), blind: str = ""
+    ) -> Verdict:
+        """A look at `at_ns`; looks are judged in their order.
+
+        Args:
+            blind: why the picture says nothing of what is there now (a frozen camera shows its last alarm for ever):
+                events are closed by it, and none begins.
+        """
         inside = [self._within_zones(item) for item in seen]
         striking = self._striking.judge(predictions)
         doubt = max((self._doubt(item, predictions) for item in inside), default=0.0)
-        turns = self._follow(at_ns, self._levels(predictions, inside)) if self.events.enabled else ()
+        turns: tuple[tuple[str, Turn], ...] = ()
+        if blind:
+            turns = self.lose(at_ns, f"camera {blind}")
+        elif self.events.enabled:
+            turns = self._follow(at_ns, self._levels(predictions, inside))
         return Verdict(
             striking,
             any(track.insists for track in self._tracks.values()),

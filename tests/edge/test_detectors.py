@@ -4,9 +4,11 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 
+import av
 import numpy as np
 import onnx
 import pytest
@@ -15,21 +17,25 @@ from onnx import TensorProto, helper, numpy_helper
 from cloud.learning.adoption import DetectorForm, adopt_detector
 from common import codec
 from common import manifest as keys
+from common.clock import SystemClock
 from common.errors import OperatorError
 from common.ids import layer_hash
 from common.manifest import SHARED, DetectorLayer, Layer, Manifest, Scenario, encode_manifest
-from common.messages import Desired, Sample
+from common.messages import Desired, Event, Sample
 from common.settings import BrokerSection
 from common.signing import Signer
 from edge.agent import RELEASES, Agent
 from edge.detectors import Detector
 from edge.installer import LAYERS
+from edge.lookout import Lookout
 from edge.perception import Model, load_model
 from edge.settings import CameraSettings, EdgeSettings, GearSettings, SelectionSettings
 
 FRAMES, EVERY, KNOWN = 71, 5, 14
 """Frames of the clip, which of them the detector is known for, and in how many of those it finds the person (the notes
 of the data). At the end of a file the decoder holds back what it reorders: at most two frames here."""
+
+EVERY_FRAME = GearSettings(motion_min=0, gate=0, steady_looks_per_s=60, alert_looks_per_s=60)
 
 
 def tiny_ssd(boxes: list[list[float]], scores: list[list[float]]) -> bytes:
@@ -167,6 +173,64 @@ def test_a_detector_with_a_class_that_has_no_name_is_refused_when_a_release_is_l
         assert "class names" in caught.value.hint
 
 
+FPS = 10
+
+
+def write_blackout(path: Path) -> Path:
+    """Five seconds of a scene, eight of darkness, six of the scene."""
+    random = np.random.default_rng(1)
+    walls = np.kron(random.uniform(40, 220, (9, 16)), np.ones((20, 20)))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"tune": "zerolatency"})
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        stream.codec_context.gop_size = FPS
+        for index in range(19 * FPS):
+            scene = walls * 0.01 if 5 * FPS <= index < 13 * FPS else walls
+            noisy = np.clip(scene + random.normal(0, 2, scene.shape), 0, 255).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(noisy, format="gray").reformat(format="yuv420p")
+            frame.pts, frame.time_base = index, Fraction(1, FPS)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_camera_that_goes_dark_ends_its_event_and_the_detector_may_say_what_it_likes(
+    tmp_path: Path, tiny_backbone: Callable[..., bytes]
+) -> None:
+    people = put(tmp_path, adopt_detector(tiny_ssd([[0.1, 0.1, 0.6, 0.9]], [[0.05, 0.9, 0.05]]), SSD))
+    manifest = Manifest(
+        sequence=1,
+        created_at_ns=0,
+        expires_at_ns=1,
+        minimum_agent="0.1.0",
+        backbone=put(tmp_path, tiny_backbone()),
+        scenarios=(),
+        detectors=(DetectorLayer("people", people),),
+    )
+    camera = CameraSettings(
+        id="yard", source=str(write_blackout(tmp_path / "yard.mp4")), paced=False, looks_per_s=FPS, gears=EVERY_FRAME
+    )
+    settings = EdgeSettings(
+        gateway_id="gw-1", site_id="north", data_dir=tmp_path, release_key="00" * 32, cameras=(camera,)
+    )
+    told: list[Event] = []
+    lookout = Lookout(settings, settings.cameras, SystemClock(), lambda _sample: None, on_event=told.append)
+    lookout.hand_over(load_model("r", manifest, lambda name: tmp_path / name, "north"))
+    lookout.start()
+    deadline = time.monotonic() + 30
+    while not lookout.ended:
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)
+    lookout.stop()
+    began_ns = told[0].began_at_ns
+    first, dark, again = (item for item in told if item.cause != "camera ended")
+    assert (first.phase, dark.phase, again.phase) == ("enter", "clear", "enter")
+    assert dark.event_id == first.event_id != again.event_id
+    assert dark.cause == "camera dark"
+    assert 5 < (dark.at_ns - began_ns) / 1e9 < 10, "as soon as the darkness is a fault"
+    assert (again.at_ns - began_ns) / 1e9 > 13, "not before there is light"
+
+
 def put(folder: Path, data: bytes) -> Layer:
     (folder / layer_hash(data)).write_bytes(data)
     return Layer(layer_hash(data), len(data))
@@ -247,7 +311,7 @@ def test_the_agent_finds_the_worker_and_sends_the_boxes_along(
                 source=str(sample_data / "videos" / "worker_zone.mp4"),
                 paced=False,
                 looks_per_s=60,
-                gears=GearSettings(motion_min=0, gate=0, steady_looks_per_s=60, alert_looks_per_s=60),
+                gears=EVERY_FRAME,
             ),
         ),
     )
