@@ -181,11 +181,16 @@ class Lookout:
         zone = camera.settings.zone
         if self._judged_release != model.release_id:
             self._adopt(model)
-        view = model.look(frame.view(model.backbone.input_px, zone), lambda side_px: frame.fit(side_px, zone))
+        view = model.look(
+            frame.view(model.backbone.input_px, zone),
+            lambda side_px: frame.fit(side_px, zone),
+            with_patches=camera.settings.heat,
+        )
         self.looks_by_release[model.release_id] += 1
         self._looked_at_ns[frame.camera_id] = frame.captured_at_ns
-        judge = self._judges[frame.camera_id]
-        verdict = judge.judge(frame.captured_at_ns, view.predictions, view.sightings, camera.blind)
+        verdict = self._judges[frame.camera_id].judge(
+            frame.captured_at_ns, view.predictions, view.sightings, view.patches, camera.blind
+        )
         camera.looked_at(frame, striking=verdict.striking, insists=verdict.insists)
         if self._on_look:
             self._on_look(frame, view)

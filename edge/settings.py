@@ -85,6 +85,9 @@ class CameraSettings(Section):
         None, description="Part of the picture to look at: left, top, right, bottom as fractions 0..1."
     )
     zones: tuple[ZoneSettings, ...] = ()
+    heat: bool = Field(
+        True, description="Say where the picture is unlike this camera's normal, if the backbone gives its feature map."
+    )
     paced: bool = Field(
         True,
         description="Files and folders: play at their own speed (true), or as fast as the box can (false).",

@@ -246,3 +246,7 @@ def _set_output(graph: onnx.GraphProto, chosen: onnx.ValueInfoProto) -> None:
     graph.node.append(helper.make_node("Flatten", [last], [keys.EMBEDDING], axis=1))
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(keys.EMBEDDING, TensorProto.FLOAT, ["n", sizes[1]]))
+    if len(sizes) == 4:
+        graph.node.append(helper.make_node("Identity", [chosen.name], [keys.PATCHES]))
+        shape = ["n", sizes[1], sizes[2] or "h", sizes[3] or "w"]
+        graph.output.append(helper.make_tensor_value_info(keys.PATCHES, TensorProto.FLOAT, shape))

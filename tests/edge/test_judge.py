@@ -1,5 +1,7 @@
 """What follows from a look: events from heads and from boxes within their zones, doubts, and what a release drops."""
 
+import numpy as np
+
 from common.manifest import SHARED, DetectorLayer, Layer, Manifest, Scenario
 from common.messages import Box, Prediction
 from edge.events import Phase
@@ -125,3 +127,20 @@ def test_a_blind_camera_closes_its_events_and_begins_none_until_it_sees_again() 
         ("belt", Phase.ENTER),
         ("people", Phase.ENTER),
     ]
+
+
+def test_darkness_is_not_learnt_as_normal_however_long_it_lasts() -> None:
+    random = np.random.default_rng(0)
+    usual, black = random.normal(0, 1, (2, 200, 5, 6))
+
+    def patches(of: np.ndarray) -> np.ndarray:
+        return (of + random.normal(0, 0.1, of.shape)).astype(np.float32)
+
+    judge = make_judge()
+    judge.adopt(manifest("belt"), 0)
+    for number in range(60):
+        judge.judge(number * S, [head(0.0)], patches=patches(usual))
+    for number in range(60, 1560):
+        assert judge.judge(number * S, [head(0.0)], patches=patches(black), blind="dark").boxes == ()
+    assert judge.judge(1560 * S, [head(0.0)], patches=patches(black)).boxes, "what is black is still unusual"
+    assert judge.judge(1561 * S, [head(0.0)], patches=patches(usual)).boxes == (), "and the scene is not"
