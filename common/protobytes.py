@@ -1,46 +1,16 @@
-"""Finds fields of a protobuf message, and cuts large ones out without copying them. No I/O, no protobuf.
+"""Cuts large bytes fields out of a protobuf message without copying them. No I/O, no protobuf.
 
-`fields` walks a message whose schema is known and whose library is not there (`common.weights`). `cut` is for messages
-with large fields: parsing 6 MB of weights with protobuf copies them, and reading the field copies them again. So they
-are cut out first: what is left (the skeleton, a few hundred bytes) is parsed as usual, and the pieces stay views of the
-bytes that came from the network. Wire format: https://protobuf.dev/programming-guides/encoding/
+Parsing 6 MB of weights with protobuf copies them, and reading the field copies them again. So the large fields are cut
+out first: what is left (the skeleton, a few hundred bytes) is parsed as usual, and the pieces stay views of the bytes
+that came from the network. Wire format: https://protobuf.dev/programming-guides/encoding/
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from common.errors import WireError
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _VARINT_BYTES_MAX = 10
-
-
-def fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(field number, begin, end) of the value of each field of the message that lies there; a varint's covers it.
-
-    Raises:
-        WireError: not the wire format of protobuf.
-    """
-    while at < end:
-        tag, at = varint(data, at, end)
-        start, at = _value(data, at, end, tag & 7)
-        yield tag >> 3, start, at
-
-
-def varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """A number, and where it ends.
-
-    Raises:
-        WireError: it does not end before `end`, or has more than ten bytes.
-    """
-    if at < end and data[at] < 0x80:  # most are one byte
-        return data[at], at + 1
-    number = 0
-    for position in range(min(_VARINT_BYTES_MAX, end - at)):
-        byte = data[at + position]
-        number |= (byte & 0x7F) << (7 * position)
-        if byte < 0x80:
-            return number, at + position + 1
-    raise WireError("a protobuf number does not end")
 
 
 def cut(data: bytes, path: Sequence[int]) -> tuple[bytes, list[memoryview]]:
@@ -67,7 +37,7 @@ def _cut(data: bytes, at: int, end: int, path: tuple[int, ...], pieces: list[mem
     found = 0
     while at < end:
         begin = at
-        tag, at = varint(data, at, end)
+        tag, at = _varint(data, at, end)
         start, at = _value(data, at, end, tag & 7)
         if tag >> 3 != path[0] or tag & 7 != _BYTES:
             left += data[begin:at]
@@ -87,9 +57,9 @@ def _cut(data: bytes, at: int, end: int, path: tuple[int, ...], pieces: list[mem
 def _value(data: bytes, at: int, end: int, kind: int) -> tuple[int, int]:
     """Begin and end of a field's value whose tag ended at `at`."""
     if kind == _VARINT:
-        return at, varint(data, at, end)[1]
+        return at, _varint(data, at, end)[1]
     if kind == _BYTES:
-        length, start = varint(data, at, end)
+        length, start = _varint(data, at, end)
     elif kind in (_FIXED64, _FIXED32):
         length, start = (8 if kind == _FIXED64 else 4), at
     else:
@@ -97,6 +67,18 @@ def _value(data: bytes, at: int, end: int, kind: int) -> tuple[int, int]:
     if start + length > end:
         raise WireError("a protobuf field ends after its message")
     return start, start + length
+
+
+def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    if at < end and data[at] < 0x80:  # most are one byte
+        return data[at], at + 1
+    number = 0
+    for position in range(min(_VARINT_BYTES_MAX, end - at)):
+        byte = data[at + position]
+        number |= (byte & 0x7F) << (7 * position)
+        if byte < 0x80:
+            return number, at + position + 1
+    raise WireError("a protobuf number does not end")
 
 
 def _as_varint(number: int) -> bytes:
