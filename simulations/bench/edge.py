@@ -36,7 +36,7 @@ from simulations.bench._edge_models import EVENT, make_model, write_float_backbo
 from simulations.bench._footage import MAIN_FPS, Belt, Footage, Yard, build_footage, cut_footage, find_videos
 
 LOOK_EVERY: Final = 5
-LENGTHS_S: Final = {True: (28.0, 8.0, 16.0), False: (240.0, 40.0, 60.0)}
+LENGTHS_S: Final = {True: (20.0, 8.0, 8.0), False: (240.0, 40.0, 60.0)}
 """By `quick`: seconds of the duty clip, of the busy clip, and of the part that the ablation runs on."""
 WAIT_S: Final = 600.0
 SLACK_S: Final = 0.2
