@@ -17,7 +17,7 @@ from common.clock import Clock
 from common.errors import HeadframeError, OperatorError
 from common.messages import CameraState
 from edge.frames import Frame
-from edge.health import SENTENCES, Condition
+from edge.health import BLIND, SENTENCES, Condition
 from edge.mainstream import MainStream
 from edge.playback import Playback
 from edge.ring import Group, PacketRing
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 BACK_OFF_S = (1.0, 60.0)
 RUNNING = frozenset(condition.value for condition in Condition)
 """States of a camera whose stream arrives."""
+_BLIND = frozenset(condition.value for condition in BLIND)
 WAIT_S = 0.5
 LATE_WAIT_S = 2.0
 """How long a live camera waits with a frame decoded after the fact for the one before it to be taken."""
@@ -84,6 +85,11 @@ class Camera:
     def ended(self) -> bool:
         """True when a file or folder was played to its end and each of its frames was taken."""
         return self._played and not self._slots.waits(self.settings.id)
+
+    @property
+    def blind(self) -> str:
+        """Why its pictures say nothing of what is before it now (`edge.health.BLIND`); empty while they do."""
+        return self._state if self._state in _BLIND else ""
 
     @property
     def held_bytes(self) -> int:

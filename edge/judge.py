@@ -94,21 +94,28 @@ class Judge:
         predictions: Sequence[Prediction],
         seen: Sequence[Seen] = (),
         patches: NDArray[np.float32] | None = None,
+        blind: str = "",
     ) -> Verdict:
         """A look at `at_ns`; looks are judged in their order.
 
         Args:
             patches: its feature map (d, h, w), where there is one.
+            blind: why the picture says nothing of what is there now (a frozen camera shows its last alarm for ever):
+                events are closed by it, none begins, and nothing of it is learnt as normal.
         """
         inside = [self._within_zones(item) for item in seen]
         striking = self._striking.judge(predictions)
         doubt = max((self._doubt(item, predictions) for item in inside), default=0.0)
-        turns = self._follow(at_ns, self._levels(predictions, inside)) if self.events.enabled else ()
+        turns: tuple[tuple[str, Turn], ...] = ()
+        if blind:
+            turns = self.lose(at_ns, f"camera {blind}")
+        elif self.events.enabled:
+            turns = self._follow(at_ns, self._levels(predictions, inside))
         return Verdict(
             striking,
             any(track.insists for track in self._tracks.values()),
             doubt,
-            (*(box for item in inside for box in item.boxes), *self._hot_boxes(patches)),
+            (*(box for item in inside for box in item.boxes), *self._hot_boxes(None if blind else patches)),
             turns,
         )
 

@@ -189,7 +189,7 @@ class Lookout:
         self.looks_by_release[model.release_id] += 1
         self._looked_at_ns[frame.camera_id] = frame.captured_at_ns
         verdict = self._judges[frame.camera_id].judge(
-            frame.captured_at_ns, view.predictions, view.sightings, view.patches
+            frame.captured_at_ns, view.predictions, view.sightings, view.patches, camera.blind
         )
         camera.looked_at(frame, striking=verdict.striking, insists=verdict.insists)
         if self._on_look:
@@ -214,10 +214,11 @@ class Lookout:
         self._judged_release = model.release_id
 
     def _close_lost(self) -> None:
-        """A camera that fails shows nothing: its open events are closed, and open anew when it is back."""
+        """A camera that fails or is blind shows nothing: its open events are closed, and open anew when it is back."""
         for name, camera in self.cameras.items():
-            if self._judges[name].open_events and camera.state.state in ("failed", "ended"):
-                turns = self._judges[name].lose(self._looked_at_ns.get(name, 0), f"camera {camera.state.state}")
+            state = camera.state.state
+            if self._judges[name].open_events and (camera.blind or state in ("failed", "ended")):
+                turns = self._judges[name].lose(self._looked_at_ns.get(name, 0), f"camera {state}")
                 self._tell(name, turns, self._judged_release)
 
     def _tell(

@@ -212,6 +212,8 @@ def load_model(
     try:
         model = Model(release_id, manifest, backbone, tuple(heads), tuple(detectors))
         model.look(np.zeros((backbone.input_px, backbone.input_px, 3), np.uint8))
+    except OperatorError:
+        raise
     except Exception as error:  # ONNX Runtime's errors share no public base but Exception
         raise OperatorError(f"the layers of release {release_id} do not run together ({error})", _HINT) from error
     return model
