@@ -16,6 +16,7 @@ from statistics import median
 from common.clock import Clock
 from common.errors import HeadframeError, OperatorError
 from common.messages import CameraState
+from edge.decoding import Recipe
 from edge.frames import Frame
 from edge.health import BLIND, SENTENCES, Condition
 from edge.mainstream import MainStream
@@ -55,6 +56,7 @@ class Camera:
         self._main = MainStream(settings, self.ring, clock, self._stopping) if settings.substream else None
         self._watch_ring = PacketRing(RING_S, settings.memory_bytes_max // 4) if settings.substream else self.ring
         self._sampler = Sampler(settings)
+        self._playback: Playback | None = None
         self._played = False
         self._state, self._detail = "starting", ""
         self._frames = self._looks = self._reconnects = 0
@@ -90,6 +92,17 @@ class Camera:
     def blind(self) -> str:
         """Why its pictures say nothing of what is before it now (`edge.health.BLIND`); empty while they do."""
         return self._state if self._state in _BLIND else ""
+
+    @property
+    def live(self) -> bool:
+        """A stream or device, with no end and no pace of its own to keep."""
+        return self._live
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How the packets in `ring` are decoded; None while there are none."""
+        source = self._main or self._playback
+        return source.recipe if source else None
 
     @property
     def held_bytes(self) -> int:
@@ -191,6 +204,7 @@ class Camera:
         health = self._sampler.health
         pictures = health.pictures
         playback = Playback(self.settings, self._sampler, self._watch_ring, main, self._held, self._clock)
+        self._playback = playback
         arrived = 0
         for arrival in open_stream(source, self.settings, self._clock):
             if self._stopping.is_set():

@@ -192,10 +192,10 @@ class Evidence:
         return self._folder / f"{camera_id}-{at:%Y%m%dT%H%M%S}.{at_ns // 1_000_000 % 1000:03d}Z{suffix}"
 
     def _make_room(self) -> None:
-        kept = [(path, path.stat().st_size) for path in self.files()]
+        kept = [(path, path.stat().st_size) for path in self.files() if path.exists()]
         size = sum(bytes_ for _, bytes_ in kept)
         for number, (path, bytes_) in enumerate(kept[:-1]):  # the newest stays, however large
             if len(kept) - number <= self._files_max and size <= self._bytes_max:
                 return
-            path.unlink()
+            path.unlink(missing_ok=True)  # another worker process keeps the same folder
             size -= bytes_

@@ -26,6 +26,7 @@ from edge.judge import Judge, Verdict
 from edge.outputs import snapshot
 from edge.perception import Model, View
 from edge.rationing import Rationing
+from edge.recorder import Recorder
 from edge.sampler import FrameSlots
 from edge.selection import Candidate, Chosen, Selector
 from edge.settings import CameraSettings, EdgeSettings
@@ -95,6 +96,8 @@ class Lookout:
         self._weighed_s, self._waited_s = clock.monotonic_s(), 0.0
         self._weighed_looks = self._weighed_drops = 0
         self._selector = Selector(settings.selection, [camera.id for camera in cameras])
+        clips = settings.outputs.clips
+        self._recorder = Recorder(clips, settings.data_dir / "clips", clock) if clips.enabled else None
         self._flushed: set[str] = set()
         self._next_model: Model | None = None
         self._model: Model | None = None
@@ -125,6 +128,8 @@ class Lookout:
     def start(self) -> None:
         """Begin to look; does not wait for a model or a frame."""
         self._thread.start()
+        if self._recorder:
+            self._recorder.start()
         for camera in self.cameras.values():
             camera.start()
 
@@ -138,6 +143,8 @@ class Lookout:
         with self._swap:
             self._swap.notify_all()
         self._thread.join(timeout_s)
+        if self._recorder:
+            self._recorder.stop(timeout_s)
 
     def hand_over(self, model: Model) -> None:
         """A release to run: the look loop takes it before its next frame. Never blocks, from any thread."""
@@ -236,6 +243,8 @@ class Lookout:
         if frame and self._settings.outputs.snapshots and any(turn.phase is Phase.ENTER for _, turn in turns):
             jpeg = snapshot(cut_zone(frame.image, self.cameras[camera_id].settings.zone), boxes)
         for scenario, turn in turns:
+            if self._recorder and turn.phase is Phase.ENTER and self.cameras[camera_id].live:
+                self._recorder.order(camera_id, self.cameras[camera_id], turn.began_at_ns, turn.at_ns)
             self._on_event(
                 Event(
                     event_id=event_id(self._settings.gateway_id, camera_id, scenario, turn.began_at_ns),

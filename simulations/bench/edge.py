@@ -80,10 +80,10 @@ class Run:
         return 1000.0 / self.cpu_ms
 
 
-def recall(ours: Run, naive: Run) -> float:
-    """Share of the events that the naive loop detects that ours detects too; nan when it detects none."""
+def recall(ours: Run, naive: Run) -> float | None:
+    """Share of the events that the naive loop detects that ours detects too; None when it detects none."""
     wanted = set(naive.detected())
-    return len(wanted & set(ours.detected())) / len(wanted) if wanted else float("nan")
+    return len(wanted & set(ours.detected())) / len(wanted) if wanted else None
 
 
 def says_event(predictions: Sequence[Prediction]) -> bool:
@@ -267,7 +267,7 @@ def _figures(runs: dict[str, Run]) -> dict[str, Any]:
     def ratio(name: str) -> float:
         return naive(name).cpu_ms / runs[name].cpu_ms
 
-    def seen(name: str) -> float:
+    def seen(name: str) -> float | None:
         return recall(runs[name], naive(name))
 
     delays = {name: sorted(run.detected().values()) for name, run in runs.items() if not name.endswith("-naive")}
