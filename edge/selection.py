@@ -9,6 +9,7 @@ rest, five seeds): by rank alone .79, at random .82, by weighted coverage .89. R
 what teaches the scene.
 """
 
+import bisect
 import math
 import random
 from collections import deque
@@ -87,6 +88,27 @@ class CameraNormal:
         self._variance += rate * (difference * (unit - self._mean) - self._variance)
 
 
+class RecentScores:
+    """The last `HISTORY` scores of a camera, kept in order: a rank costs a few comparisons, not five hundred."""
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque()
+        self._ordered: list[float] = []
+
+    def rank(self, score: float) -> float:
+        """Share of the recent scores that are lower (ties count half), 0..1; then it is remembered. A score that is no
+        number is in the middle, and forgotten."""
+        if math.isnan(score):
+            return 0.5
+        lower, upper = bisect.bisect_left(self._ordered, score), bisect.bisect_right(self._ordered, score)
+        rank = (lower + upper) / 2 / len(self._ordered) if self._ordered else 0.5
+        if len(self._recent) == HISTORY:
+            del self._ordered[bisect.bisect_left(self._ordered, self._recent.popleft())]
+        self._recent.append(score)
+        bisect.insort(self._ordered, score)
+        return rank
+
+
 @dataclass(slots=True)
 class _Held:
     candidate: Candidate
@@ -107,9 +129,9 @@ class _Held:
 @dataclass(slots=True)
 class _Camera:
     normal: CameraNormal = field(default_factory=CameraNormal)
-    novelties: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
-    abnormalities: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
-    uncertainties: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    novelties: RecentScores = field(default_factory=RecentScores)
+    abnormalities: RecentScores = field(default_factory=RecentScores)
+    uncertainties: RecentScores = field(default_factory=RecentScores)
     sent: deque[NDArray[np.float64]] = field(default_factory=lambda: deque(maxlen=SENT))
     held: list[_Held] = field(default_factory=list)
     opened_ns: int | None = None
@@ -156,9 +178,9 @@ class Selector:
     def _hold(self, camera: _Camera, candidate: Candidate) -> None:
         unit = candidate.embedding.astype(np.float64)
         unit /= max(float(np.linalg.norm(unit)), 1e-12)
-        novelty = _rank(camera.novelties, max((p.novelty for p in candidate.predictions), default=0.0))
-        abnormality = _rank(camera.abnormalities, camera.normal.distance(unit))
-        unsure = _rank(camera.uncertainties, max(map(uncertainty, candidate.predictions), default=0.0))
+        novelty = camera.novelties.rank(max((p.novelty for p in candidate.predictions), default=0.0))
+        abnormality = camera.abnormalities.rank(camera.normal.distance(unit))
+        unsure = camera.uncertainties.rank(max(map(uncertainty, candidate.predictions), default=0.0))
         camera.normal.learn(unit)
         value = max((novelty + abnormality + unsure) / 3, candidate.doubt)
         camera.held.append(_Held(candidate, unit, novelty, abnormality, unsure, value))
@@ -217,11 +239,3 @@ def _unit_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows (n, d) scaled to length one; a row of zeros stays."""
     scaled: NDArray[np.float64] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     return scaled
-
-
-def _rank(history: deque[float], score: float) -> float:
-    """Share of the recent scores that are lower (ties count half), 0..1; then remembered."""
-    lower = sum(1.0 if old < score else 0.5 if old == score else 0.0 for old in history)
-    rank = lower / len(history) if history else 0.5
-    history.append(score)
-    return rank

@@ -1,13 +1,16 @@
 """Selection: within the budget, with reasons, without repetition, and the same for the same seed."""
 
 import math
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.messages import Prediction
 from edge import selection as selection_module
-from edge.selection import Candidate, Chosen, Selector
+from edge.selection import Candidate, Chosen, RecentScores, Selector
 from edge.settings import SelectionSettings
 
 SECOND_NS = 10**9
@@ -119,3 +122,18 @@ def test_memory_is_bounded_however_long_a_window_is(monkeypatch: pytest.MonkeyPa
         assert selector.offer(frame) == []
         assert len(selector._cameras["belt"].held) <= 20
     assert 0 < len(selector.flush()) <= 20
+
+
+@given(st.lists(st.floats(allow_nan=False), min_size=1, max_size=3 * 20))
+def test_a_rank_is_the_share_of_the_recent_scores_that_are_lower(scores: list[float]) -> None:
+    recent = RecentScores()
+    with patch("edge.selection.HISTORY", 20):
+        for number, score in enumerate(scores):
+            before = scores[max(0, number - 20) : number]
+            lower = sum(old < score for old in before) + sum(old == score for old in before) / 2
+            assert recent.rank(score) == pytest.approx(lower / len(before) if before else 0.5)
+
+
+def test_a_score_that_is_no_number_is_in_the_middle_and_forgotten() -> None:
+    recent = RecentScores()
+    assert [recent.rank(score) for score in (1.0, float("nan"), 2.0, 0.0)] == [0.5, 0.5, 1.0, 0.0]
