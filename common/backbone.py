@@ -120,8 +120,10 @@ class Backbone:
         shrinks = min(image.shape[:2]) >= self.input_px
         side = (self.input_px, self.input_px)
         resized = cv2.resize(image, side, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-        tensor = (resized[:, :, ::-1].astype(np.float32) - self._mean) / self._scale
-        return np.ascontiguousarray(tensor.transpose(2, 0, 1)[None])
+        blob = cv2.dnn.blobFromImage(
+            resized, 1 / self._scale, mean=(self._mean,) * 3, swapRB=True
+        )  # (pixel - mean) / scale
+        return np.asarray(blob, dtype=np.float32)
 
 
 RUNS: Final = 12
