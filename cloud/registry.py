@@ -1,16 +1,16 @@
 """Releases at the centre: layers by hash in a folder, signed manifests in the store, parts of layers on request."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from cloud.learning.export import default_backbone, set_default_backbone
-from cloud.learning.tensors import float_tensors
 from cloud.store import Store
 from common.clock import Clock
 from common.delta import make_delta
-from common.errors import OperatorError
+from common.errors import OperatorError, WireError
 from common.files import write_atomically
 from common.ids import layer_hash
 from common.manifest import (
@@ -25,6 +25,9 @@ from common.manifest import (
 )
 from common.messages import Desired, Fetch, LayerPart
 from common.signing import Signer
+from common.weights import find_weights
+
+log = logging.getLogger(__name__)
 
 LIFETIME_NS = 400 * 24 * 3600 * 10**9
 PART_BYTES_MAX = 1024 * 1024
@@ -39,7 +42,7 @@ DETECTORS_MAX = 8  # each runs on every look
 
 def delta_of(base: bytes, target: bytes) -> bytes:
     """The exact delta between two ONNX files."""
-    return make_delta(base, target, float_tensors(base), float_tensors(target))
+    return make_delta(base, target, find_weights(base), find_weights(target))
 
 
 class Registry:
@@ -199,5 +202,10 @@ class Registry:
             before, after = origin.stat().st_size, target.stat().st_size
             if max(before, after) > DELTA_LAYER_BYTES_MAX or max(before, after) > SIZE_RATIO_MAX * min(before, after):
                 return None
-            write_atomically(path, delta_of(origin.read_bytes(), target.read_bytes()))
+            try:
+                delta = delta_of(origin.read_bytes(), target.read_bytes())
+            except WireError as error:  # a layer of a kind that has no weights to read: it travels whole
+                log.warning("no delta of layer %s: %s", target.name[:12], error)
+                return None
+            write_atomically(path, delta)
         return path if path.stat().st_size < WORTHWHILE * target.stat().st_size else None

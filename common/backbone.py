@@ -91,6 +91,7 @@ class Backbone:
             self._mean, self._scale = float(metadata[keys.PIXEL_MEAN]), float(metadata[keys.PIXEL_SCALE])
             (output,) = [item for item in session.get_outputs() if item.name == keys.EMBEDDING]
             self.dimension = int(output.shape[1])
+            self.has_patches = any(item.name == keys.PATCHES for item in session.get_outputs())
         except (KeyError, ValueError, TypeError) as error:
             raise OperatorError(f"{path} lacks what a backbone declares ({error})", _HINT) from error
 
@@ -107,13 +108,22 @@ class Backbone:
         embedding: NDArray[np.float32] = self._session.run([keys.EMBEDDING], {keys.IMAGE: self.tensor(image)})[0][0]
         return embedding
 
+    def embed_patches(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """The embedding, and the feature map float32 (d, h, w) whose mean it is; None where the backbone gives none."""
+        if not self.has_patches:
+            return self.embed(image), None
+        embedding, patches = self._session.run([keys.EMBEDDING, keys.PATCHES], {keys.IMAGE: self.tensor(image)})
+        return embedding[0], patches[0]
+
     def tensor(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The input float32 (1, 3, px, px) of a picture uint8 (H, W, 3) BGR."""
         shrinks = min(image.shape[:2]) >= self.input_px
         side = (self.input_px, self.input_px)
         resized = cv2.resize(image, side, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-        tensor = (resized[:, :, ::-1].astype(np.float32) - self._mean) / self._scale
-        return np.ascontiguousarray(tensor.transpose(2, 0, 1)[None])
+        blob = cv2.dnn.blobFromImage(
+            resized, 1 / self._scale, mean=(self._mean,) * 3, swapRB=True
+        )  # (pixel - mean) / scale
+        return np.asarray(blob, dtype=np.float32)
 
 
 RUNS: Final = 12

@@ -15,7 +15,6 @@ caller compares the hash of what comes out with the one that was signed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -24,6 +23,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from common.errors import WireError
+from common.weights import Tensor
 
 VERSION: Final = 1
 LEVEL: Final = 19  # a delta is made once and sent to thousands
@@ -39,22 +39,6 @@ STEP_MAX: Final = 4 * 100
 
 Steps = Mapping[str, int]
 """Tensor name -> index of its step, see `step_size`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A float32 tensor inside a file: `count` little-endian values from byte `offset` on."""
-
-    offset: int
-    count: int
-
-    @property
-    def end(self) -> int:
-        return self.offset + 4 * self.count
-
-    def read(self, data: bytes) -> NDArray[np.float32]:
-        """The values (count,), a view of `data`."""
-        return np.frombuffer(data, "<f4", self.count, self.offset)
 
 
 class _Piece(msgspec.Struct, frozen=True, array_like=True):

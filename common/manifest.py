@@ -31,11 +31,13 @@ DECODERS: Final = {"yolox": "corner", "yolov8": "centre", "ssd": "stretch"}
 """Each with the letterbox that its family is trained with; what they mean is in `edge.decoders`."""
 LETTERBOXES: Final = ("corner", "centre", "stretch")
 
-# Tensor names: backbone `image` float32 (n, 3, px, px) RGB -> `embedding` float32 (n, d);
+# Tensor names: backbone `image` float32 (n, 3, px, px) RGB -> `embedding` float32 (n, d), and perhaps
+# `patches` float32 (n, d, h, w), the feature map whose mean that is;
 # head `embedding` float32 (n, d) -> `probabilities` float32 (n, classes), `novelty` float32 (n,);
 # detector `image` float32 (1, 3, px, px), pixels 0..255 -> `detections`, or `boxes` and `scores`, by its decoder.
 IMAGE: Final = "image"
 EMBEDDING: Final = "embedding"
+PATCHES: Final = "patches"
 PROBABILITIES: Final = "probabilities"
 NOVELTY: Final = "novelty"
 DETECTIONS: Final = "detections"

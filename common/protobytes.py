@@ -1,16 +1,48 @@
-"""Cuts large bytes fields out of a protobuf message without copying them. No I/O, no protobuf.
+"""The fields of a protobuf message as places in its bytes, and large ones cut out uncopied. No I/O, no protobuf.
 
 Parsing 6 MB of weights with protobuf copies them, and reading the field copies them again. So the large fields are cut
 out first: what is left (the skeleton, a few hundred bytes) is parsed as usual, and the pieces stay views of the bytes
 that came from the network. Wire format: https://protobuf.dev/programming-guides/encoding/
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 from common.errors import WireError
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+VARINT: Final = 0
+BYTES: Final = 2
+_FIXED64, _FIXED32 = 1, 5
 _VARINT_BYTES_MAX = 10
+
+
+def fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """(field number, wire type, begin, end) of the value of each field of the message in `data[at:end]`.
+
+    Raises:
+        WireError: not the wire format of protobuf.
+    """
+    while at < end:
+        tag, at = varint(data, at, end)
+        start, at = _value(data, at, end, tag & 7)
+        yield tag >> 3, tag & 7, start, at
+
+
+def varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """A number of variable length and the place behind it.
+
+    Raises:
+        WireError: it does not end.
+    """
+    if at < end and data[at] < 0x80:  # most are one byte
+        return data[at], at + 1
+    number = 0
+    for position in range(min(_VARINT_BYTES_MAX, end - at)):
+        byte = data[at + position]
+        number |= (byte & 0x7F) << (7 * position)
+        if byte < 0x80:
+            return number, at + position + 1
+    raise WireError("a protobuf number does not end")
 
 
 def cut(data: bytes, path: Sequence[int]) -> tuple[bytes, list[memoryview]]:
@@ -37,9 +69,9 @@ def _cut(data: bytes, at: int, end: int, path: tuple[int, ...], pieces: list[mem
     found = 0
     while at < end:
         begin = at
-        tag, at = _varint(data, at, end)
+        tag, at = varint(data, at, end)
         start, at = _value(data, at, end, tag & 7)
-        if tag >> 3 != path[0] or tag & 7 != _BYTES:
+        if tag >> 3 != path[0] or tag & 7 != BYTES:
             left += data[begin:at]
         elif len(path) == 1:
             found += 1
@@ -56,10 +88,10 @@ def _cut(data: bytes, at: int, end: int, path: tuple[int, ...], pieces: list[mem
 
 def _value(data: bytes, at: int, end: int, kind: int) -> tuple[int, int]:
     """Begin and end of a field's value whose tag ended at `at`."""
-    if kind == _VARINT:
-        return at, _varint(data, at, end)[1]
-    if kind == _BYTES:
-        length, start = _varint(data, at, end)
+    if kind == VARINT:
+        return at, varint(data, at, end)[1]
+    if kind == BYTES:
+        length, start = varint(data, at, end)
     elif kind in (_FIXED64, _FIXED32):
         length, start = (8 if kind == _FIXED64 else 4), at
     else:
@@ -67,18 +99,6 @@ def _value(data: bytes, at: int, end: int, kind: int) -> tuple[int, int]:
     if start + length > end:
         raise WireError("a protobuf field ends after its message")
     return start, start + length
-
-
-def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    if at < end and data[at] < 0x80:  # most are one byte
-        return data[at], at + 1
-    number = 0
-    for position in range(min(_VARINT_BYTES_MAX, end - at)):
-        byte = data[at + position]
-        number |= (byte & 0x7F) << (7 * position)
-        if byte < 0x80:
-            return number, at + position + 1
-    raise WireError("a protobuf number does not end")
 
 
 def _as_varint(number: int) -> bytes:

@@ -1,102 +1,99 @@
-"""The named float weights of an ONNX file, read where there is no onnx package: on a gateway.
+"""The named float weights of an ONNX file, and where they lie, where there is no onnx package: on a gateway.
 
-Walks the file's Protocol Buffers fields (ModelProto.graph 7, GraphProto.initializer 5, TensorProto dims 1, data_type 2,
-name 8, raw_data 9) and nothing else of it. Decides nothing about what the weights mean.
+Walks the Protocol Buffers fields of the file (ModelProto.graph, GraphProto.initializer, TensorProto; onnx.proto3) and
+nothing else of it. Decides nothing about what the weights mean.
 """
 
 import math
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import WireError
+from common.protobytes import BYTES, VARINT, fields, varint
 
 _GRAPH: Final = 7
 _INITIALIZER: Final = 5
 _DIMS, _DATA_TYPE, _NAME, _RAW_DATA = 1, 2, 8, 9
 _FLOAT: Final = 1
 """TensorProto.DataType of float32."""
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_VARINT_BYTES_MAX: Final = 10
 
 
-def read_weights(data: bytes) -> dict[str, NDArray[np.float32]]:
-    """Float32 initializers by name, as copies in their declared shape; those kept in another way are left out.
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A float32 tensor inside a file: little-endian values from byte `offset` on, in the order of `shape`."""
+
+    offset: int
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def end(self) -> int:
+        """The byte behind the last value."""
+        return self.offset + 4 * self.count
+
+    def read(self, data: bytes) -> NDArray[np.float32]:
+        """The values, flat (count,): a view of `data`, which may stand at any byte."""
+        return np.frombuffer(data, "<f4", self.count, self.offset)
+
+
+def find_weights(data: bytes) -> dict[str, Tensor]:
+    """Float32 initializers by name; those kept in another way than raw bytes are left out.
 
     Raises:
         WireError: not Protocol Buffers, or a tensor whose bytes do not fill its shape.
     """
-    found = {}
-    for number, graph in _fields(memoryview(data)):
-        if number != _GRAPH or not isinstance(graph, memoryview):
+    found: dict[str, Tensor] = {}
+    for number, kind, begin, end in fields(data, 0, len(data)):
+        if number != _GRAPH or kind != BYTES:
             continue
-        for inner, tensor in _fields(graph):
-            if inner == _INITIALIZER and isinstance(tensor, memoryview):
-                name, values = _tensor(tensor)
-                if values is not None:
-                    found[name] = values
+        for inner, inner_kind, first, last in fields(data, begin, end):
+            if inner == _INITIALIZER and inner_kind == BYTES:
+                name, tensor = _tensor(data, first, last)
+                if tensor is not None:
+                    found[name] = tensor
     return found
 
 
-def _tensor(data: memoryview) -> tuple[str, NDArray[np.float32] | None]:
+def read_weights(data: bytes) -> dict[str, NDArray[np.float32]]:
+    """The same as copies in their declared shape.
+
+    Raises:
+        WireError: as `find_weights`.
+    """
+    return {
+        name: tensor.read(data).astype(np.float32).reshape(tensor.shape) for name, tensor in find_weights(data).items()
+    }
+
+
+def _tensor(data: bytes, begin: int, end: int) -> tuple[str, Tensor | None]:
     sizes: list[int] = []
-    kind, name, raw = 0, "", None
-    for number, value in _fields(data):
+    data_type, name, raw = 0, "", None
+    for number, kind, first, last in fields(data, begin, end):
         if number == _DIMS:
-            sizes += [value] if isinstance(value, int) else _packed(value)
-        elif number == _DATA_TYPE and isinstance(value, int):
-            kind = value
-        elif number == _NAME and isinstance(value, memoryview):
-            name = bytes(value).decode("utf-8", "replace")
-        elif number == _RAW_DATA and isinstance(value, memoryview):
-            raw = value
-    if kind != _FLOAT or raw is None:
+            sizes += _varints(data, first, last)  # one by one, or packed
+        elif number == _DATA_TYPE and kind == VARINT:
+            data_type, _ = varint(data, first, last)
+        elif number == _NAME and kind == BYTES:
+            name = data[first:last].decode("utf-8", "replace")
+        elif number == _RAW_DATA and kind == BYTES:
+            raw = (first, last)
+    if data_type != _FLOAT or raw is None:
         return name, None
-    if len(raw) != 4 * math.prod(sizes):
-        raise WireError(f"the weights {name!r} have {len(raw)} bytes, their shape is {sizes}")
-    return name, np.frombuffer(raw, "<f4").astype(np.float32).reshape(sizes)
+    if raw[1] - raw[0] != 4 * math.prod(sizes):
+        raise WireError(f"the weights {name!r} have {raw[1] - raw[0]} bytes, their shape is {sizes}")
+    return name, Tensor(raw[0], tuple(sizes))
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(field number, value) of a message: an integer for varints, the bytes for everything with a length."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        number, kind = key >> 3, key & 7
-        if kind == _VARINT:
-            value, at = _varint(data, at)
-            yield number, value
-            continue
-        if kind == _BYTES:
-            size, at = _varint(data, at)
-        elif kind in (_FIXED32, _FIXED64):
-            size = 4 if kind == _FIXED32 else 8
-        else:
-            raise WireError(f"no Protocol Buffers: wire type {kind}")
-        if at + size > len(data):
-            raise WireError("no Protocol Buffers: a field ends behind its message")
-        yield number, data[at : at + size]
-        at += size
-
-
-def _packed(data: memoryview) -> list[int]:
-    found, at = [], 0
-    while at < len(data):
-        value, at = _varint(data, at)
-        found.append(value)
+def _varints(data: bytes, at: int, end: int) -> list[int]:
+    found = []
+    while at < end:
+        number, at = varint(data, at, end)
+        found.append(number)
     return found
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(_VARINT_BYTES_MAX):
-        if at >= len(data):
-            break
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << (7 * shift)
-        if byte < 0x80:
-            return value, at
-    raise WireError("no Protocol Buffers: a number without an end")

@@ -179,10 +179,10 @@ class Agent:
 
     def _runs_on(self) -> str:
         """Provider and precision of the backbone, and why; empty before the first release."""
-        model = self.lookout.model
-        if model is None:
+        model, choice = self.lookout.model, self.compute.choices.get("backbone")
+        if model is None or choice is None:
             return ""
-        choice, variant = self.compute.choices["backbone"], self.installer.variant
+        variant = self.installer.variant
         return f"{choice.name}, {model.backbone.precision} ({choice.reason}; {variant.reason})"
 
     def _on_event(self, event: Event) -> None:

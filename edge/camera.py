@@ -16,8 +16,9 @@ from statistics import median
 from common.clock import Clock
 from common.errors import HeadframeError, OperatorError
 from common.messages import CameraState
+from edge.decoding import Recipe
 from edge.frames import Frame
-from edge.health import SENTENCES, Condition
+from edge.health import BLIND, SENTENCES, Condition
 from edge.mainstream import MainStream
 from edge.playback import Playback
 from edge.ring import Group, PacketRing
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 BACK_OFF_S = (1.0, 60.0)
 RUNNING = frozenset(condition.value for condition in Condition)
 """States of a camera whose stream arrives."""
+_BLIND = frozenset(condition.value for condition in BLIND)
 WAIT_S = 0.5
 LATE_WAIT_S = 2.0
 """How long a live camera waits with a frame decoded after the fact for the one before it to be taken."""
@@ -54,6 +56,7 @@ class Camera:
         self._main = MainStream(settings, self.ring, clock, self._stopping) if settings.substream else None
         self._watch_ring = PacketRing(RING_S, settings.memory_bytes_max // 4) if settings.substream else self.ring
         self._sampler = Sampler(settings)
+        self._playback: Playback | None = None
         self._played = False
         self._state, self._detail = "starting", ""
         self._frames = self._looks = self._reconnects = 0
@@ -84,6 +87,22 @@ class Camera:
     def ended(self) -> bool:
         """True when a file or folder was played to its end and each of its frames was taken."""
         return self._played and not self._slots.waits(self.settings.id)
+
+    @property
+    def blind(self) -> str:
+        """Why its pictures say nothing of what is before it now (`edge.health.BLIND`); empty while they do."""
+        return self._state if self._state in _BLIND else ""
+
+    @property
+    def live(self) -> bool:
+        """A stream or device, with no end and no pace of its own to keep."""
+        return self._live
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How the packets in `ring` are decoded; None while there are none."""
+        source = self._main or self._playback
+        return source.recipe if source else None
 
     @property
     def held_bytes(self) -> int:
@@ -185,6 +204,7 @@ class Camera:
         health = self._sampler.health
         pictures = health.pictures
         playback = Playback(self.settings, self._sampler, self._watch_ring, main, self._held, self._clock)
+        self._playback = playback
         arrived = 0
         for arrival in open_stream(source, self.settings, self._clock):
             if self._stopping.is_set():

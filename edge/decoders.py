@@ -11,7 +11,7 @@ Three declared forms (`common.manifest.DECODER`), each named after the family th
 Then non-maximum suppression within each class, and the way back from the letterboxed input to the picture.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -101,6 +101,31 @@ def decode(form: str, outputs: Mapping[str, Floats], side: int, score_min: float
     return found.pick(np.argsort(-found.scores, kind="stable")[:CANDIDATES_MAX])
 
 
+def check_shapes(form: str, shapes: Mapping[str, Sequence[int]], side: int, classes: int) -> None:
+    """Outputs are those of the form, with as many classes as there are names: `decode` takes that for granted.
+
+    Args:
+        shapes: of the model's outputs by name, without the batch axis.
+
+    Raises:
+        OperatorError: says which output has which shape, and what it should be.
+    """
+    if form == "ssd":
+        count = shapes[keys.BOXES][0] if shapes[keys.BOXES] else 0
+        wanted: dict[str, tuple[int, ...]] = {keys.BOXES: (count, 4), keys.SCORES: (count, 1 + classes)}
+    elif form == "yolox":
+        wanted = {keys.DETECTIONS: (sum((side // stride) ** 2 for stride in STRIDES), 5 + classes)}
+    else:  # how many anchors is the model's own affair
+        wanted = {keys.DETECTIONS: (4 + classes, *shapes[keys.DETECTIONS][1:2])}
+    for name, shape in wanted.items():
+        if tuple(shapes[name]) != shape or len(shape) != 2:
+            raise OperatorError(
+                f"output {name} is {list(shapes[name])}; {form} with {classes} classes at {side} pixels has"
+                f" {list(shape)}",
+                "Give as many class names as the model has, in their order (docs/cloud.md, 'Bring your own detector').",
+            )
+
+
 def suppress(found: Found, overlap_max: float) -> Found:
     """Greedy non-maximum suppression within each class: a box that overlaps a better one by more goes.
 
@@ -171,8 +196,3 @@ def _yolov8(output: Floats, score_min: float) -> Found:
 def _ssd(boxes: Floats, scores: Floats, side: int, score_min: float) -> Found:
     rows, best, classes = _best_classes(scores[:, 1:], score_min)
     return Found(boxes[rows] * np.float32(side), best, classes)
-
-
-def anchors(form: str, side: int) -> int | None:
-    """How many anchors a form has on a square input; None where the model is free to choose."""
-    return None if form == "ssd" else sum((side // stride) ** 2 for stride in STRIDES)

@@ -86,7 +86,8 @@ class Recipe:
     def __init__(self, stream: Any) -> None:
         context = stream.codec_context
         self.name: str = context.name
-        self._extradata: bytes | None = bytes(context.extradata) if context.extradata else None
+        self.extradata: bytes = bytes(context.extradata) if context.extradata else b""
+        """Parameter sets that the stream sends apart from its packets; empty when it sends them within."""
         self._size: tuple[int, int] = context.width, context.height
         self._time_base: Fraction | None = stream.time_base
 
@@ -99,8 +100,8 @@ class Recipe:
         """
         context = av.CodecContext.create(self.name, "r")
         context.thread_count = 1
-        if self._extradata:
-            context.extradata = self._extradata
+        if self.extradata:
+            context.extradata = self.extradata
         found: av.VideoFrame | None = None
         for data in [*(packet.data for packet in packets), None]:
             try:

@@ -20,7 +20,7 @@ from common.backbone import Opener, open_session
 from common.errors import OperatorError
 from common.manifest import DetectorLayer
 from common.messages import Box
-from edge.decoders import Found, Placement, decode, place, suppress
+from edge.decoders import Found, Placement, check_shapes, decode, place, suppress
 
 FAINT: Final = 0.5
 """Boxes down to this share of the threshold are kept for the doubts (`edge.doubts`), not reported."""
@@ -49,7 +49,7 @@ class Detector:
         path: Path,
     ) -> None:
         self.declared, self.hash = declared, name
-        self._session = session
+        self._session, self._path = session, path
         try:
             self.input_px = int(metadata[keys.INPUT_PX])
             self.score_min, self._overlap_max = float(metadata[keys.SCORE_MIN]), float(metadata[keys.OVERLAP_MAX])
@@ -72,18 +72,31 @@ class Detector:
         return cls(declared, session, metadata, name, path)
 
     def detect(self, picture: NDArray[np.uint8]) -> Sighting:
-        """Look at a picture uint8 (H, W, 3) BGR of any size."""
+        """Look at a picture uint8 (H, W, 3) BGR of any size.
+
+        Raises:
+            OperatorError: the outputs are not those of the decoder; names the file. Sizes that a file leaves open are
+                known only now, so a release is tried once before it looks (`edge.perception.load_model`).
+        """
         height, width = picture.shape[:2]
         placement = place(width, height, self.input_px, self._letterbox)
         batch = self._input(picture, placement)
         raw = self._session.run(self._outputs, {keys.IMAGE: batch})
         outputs = {name: value[0] for name, value in zip(self._outputs, raw, strict=True)}
+        self._check(outputs)
         found = suppress(decode(self._decoder, outputs, self.input_px, FAINT * self.score_min), self._overlap_max)
         boxes = self._boxes(found, placement)
         return Sighting(
             tuple(box for box in boxes if box.score >= self.score_min),
             tuple(box for box in boxes if box.score < self.score_min),
         )
+
+    def _check(self, outputs: dict[str, NDArray[np.float32]]) -> None:
+        shapes = {name: value.shape for name, value in outputs.items()}
+        try:
+            check_shapes(self._decoder, shapes, self.input_px, len(self.classes))
+        except OperatorError as error:
+            raise OperatorError(f"{self._path}: {error.message}", error.hint) from error
 
     def _input(self, picture: NDArray[np.uint8], placement: Placement) -> NDArray[np.float32]:
         """float32 (1, 3, px, px), pixels 0..255: what mean and scale there are is part of the graph."""

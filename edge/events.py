@@ -20,8 +20,11 @@ from typing import Final
 
 SWAY_MAX: Final = 0.5
 """Share of the way to a look's level that the smoothed one goes at once, however long ago the last look was."""
-INSIST_LOOKS: Final = 20
-"""Looks in a row that an undecided track may ask for beyond what the picture's changes ask for."""
+INSIST_LOOKS: Final = 8
+"""Looks in a row that a track may ask for, beyond what the picture's changes ask for, to decide whether to open."""
+INSIST_TO_CLEAR_LOOKS: Final = 2
+"""... and whether to close: that is not urgent, and the camera's floor brings the next look. With many, a quiet camera
+cost a fifth more."""
 
 
 class Phase(StrEnum):
@@ -87,7 +90,8 @@ class EventTrack:
     @property
     def insists(self) -> bool:
         """Another look is wanted soon, even if the picture does not change: the last one said something new."""
-        return self._undecided and self._insisted <= INSIST_LOOKS
+        most = INSIST_TO_CLEAR_LOOKS if self._open else INSIST_LOOKS
+        return self._undecided and self._insisted <= most
 
     def look(self, at_ns: int, level: float, label: str = "") -> Turn | None:
         """Take a look's level (0..1) in; returns what it turns, most often nothing.

@@ -50,6 +50,10 @@ SENTENCES: Final = {
     Condition.GARBLED: "what arrives cannot be decoded: check cable, network and the camera's encoder",
 }
 
+BLIND: Final = frozenset({Condition.DARK, Condition.FROZEN, Condition.GARBLED})
+"""In these a picture says nothing of what is before the camera now, whatever the model makes of it. *Covered* and
+*moved* are not among them: smoke that fills the picture looks like a cover, and is what an alarm is for."""
+
 EVERY_S: Final = 0.9
 STARVED_S: Final = 5.0
 """Without a picture for so long, one is wanted whatever it costs (long groups, damaged key frames)."""

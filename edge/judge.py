@@ -8,16 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common.manifest import DetectorLayer, Manifest
 from common.messages import Box, Prediction
 from edge.doubts import Doubts
 from edge.events import EventTrack, Turn
+from edge.patches import PatchNormal, regions
 from edge.settings import CameraSettings, EventSettings
 from edge.striking import Striking
-from edge.zones import WHOLE, Point, share_inside, to_whole
+from edge.zones import WHOLE, Point, patch_mask, share_inside, to_whole
 
 BOX_INSIDE_MIN: Final = 0.5
 """A box counts for a zone when at least this share of it lies there."""
+HEAT: Final = "heat"
+"""Name under which regions of the heat map stand among the boxes of detectors; also that of their zones."""
+UNUSUAL: Final = "unusual"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,8 @@ class Judge:
     _tracks: dict[str, EventTrack] = field(default_factory=dict, init=False)
     _doubts: dict[str, Doubts] = field(default_factory=dict, init=False)
     _normal: dict[str, str] = field(default_factory=dict, init=False)
+    _patches: PatchNormal = field(default_factory=PatchNormal, init=False)
+    _mask: NDArray[np.bool_] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._striking = Striking(self.camera.gears)
@@ -79,17 +88,34 @@ class Judge:
         closed = [(name, track.lose(at_ns, cause)) for name, track in self._tracks.items()]
         return tuple((name, turn) for name, turn in closed if turn)
 
-    def judge(self, at_ns: int, predictions: Sequence[Prediction], seen: Sequence[Seen] = ()) -> Verdict:
-        """A look at `at_ns`; looks are judged in their order."""
+    def judge(
+        self,
+        at_ns: int,
+        predictions: Sequence[Prediction],
+        seen: Sequence[Seen] = (),
+        patches: NDArray[np.float32] | None = None,
+        blind: str = "",
+    ) -> Verdict:
+        """A look at `at_ns`; looks are judged in their order.
+
+        Args:
+            patches: its feature map (d, h, w), where there is one.
+            blind: why the picture says nothing of what is there now (a frozen camera shows its last alarm for ever):
+                events are closed by it, none begins, and nothing of it is learnt as normal.
+        """
         inside = [self._within_zones(item) for item in seen]
         striking = self._striking.judge(predictions)
         doubt = max((self._doubt(item, predictions) for item in inside), default=0.0)
-        turns = self._follow(at_ns, self._levels(predictions, inside)) if self.events.enabled else ()
+        turns: tuple[tuple[str, Turn], ...] = ()
+        if blind:
+            turns = self.lose(at_ns, f"camera {blind}")
+        elif self.events.enabled:
+            turns = self._follow(at_ns, self._levels(predictions, inside))
         return Verdict(
             striking,
             any(track.insists for track in self._tracks.values()),
             doubt,
-            tuple(box for item in inside for box in item.boxes),
+            (*(box for item in inside for box in item.boxes), *self._hot_boxes(None if blind else patches)),
             turns,
         )
 
@@ -142,6 +168,20 @@ class Judge:
             seen.score_min,
             tuple(box for box in seen.boxes if within(box)),
             tuple(box for box in seen.faint if within(box)),
+        )
+
+    def _hot_boxes(self, patches: NDArray[np.float32] | None) -> tuple[Box, ...]:
+        """Where the picture is unlike this camera's normal, within the zones that are for all or for `HEAT`."""
+        if patches is None:
+            return ()
+        heat, hot = self._patches.look(patches)
+        if self._mask is None or self._mask.shape != hot.shape:
+            self._mask = (
+                patch_mask(self.zones_of(HEAT), hot.shape[0], hot.shape[1], self.camera.zone or WHOLE) >= BOX_INSIDE_MIN
+            )
+        return tuple(
+            Box(HEAT, UNUSUAL, 1 - 1 / max(item.heat, 1.0), item.left, item.top, item.right, item.bottom)
+            for item in regions(heat, hot & self._mask)
         )
 
     def zones_of(self, scenario: str) -> tuple[tuple[Point, ...], ...]:

@@ -26,6 +26,7 @@ from edge.judge import Judge, Verdict
 from edge.outputs import snapshot
 from edge.perception import Model, View
 from edge.rationing import Rationing
+from edge.recorder import Recorder
 from edge.sampler import FrameSlots
 from edge.selection import Candidate, Chosen, Selector
 from edge.selection.keeping import Keeper
@@ -98,6 +99,8 @@ class Lookout:
         self._selector = Selector(settings.selection, list(self.cameras))
         self._keeper = Keeper(settings.data_dir, self._selector, list(self.cameras), clock.monotonic_s())
         self._refused = 0
+        clips = settings.outputs.clips
+        self._recorder = Recorder(clips, settings.data_dir / "clips", clock) if clips.enabled else None
         self._flushed: set[str] = set()
         self._next_model: Model | None = None
         self._model: Model | None = None
@@ -128,6 +131,8 @@ class Lookout:
     def start(self) -> None:
         """Begin to look; does not wait for a model or a frame."""
         self._thread.start()
+        if self._recorder:
+            self._recorder.start()
         for camera in self.cameras.values():
             camera.start()
 
@@ -141,6 +146,8 @@ class Lookout:
         with self._swap:
             self._swap.notify_all()
         self._thread.join(timeout_s)
+        if self._recorder:
+            self._recorder.stop(timeout_s)
 
     def hand_over(self, model: Model) -> None:
         """A release to run: the look loop takes it before its next frame. Never blocks, from any thread."""
@@ -185,10 +192,16 @@ class Lookout:
         zone = camera.settings.zone
         if self._judged_release != model.release_id:
             self._adopt(model)
-        view = model.look(frame.view(model.backbone.input_px, zone), lambda side_px: frame.fit(side_px, zone))
+        view = model.look(
+            frame.view(model.backbone.input_px, zone),
+            lambda side_px: frame.fit(side_px, zone),
+            with_patches=camera.settings.heat,
+        )
         self.looks_by_release[model.release_id] += 1
         self._looked_at_ns[frame.camera_id] = frame.captured_at_ns
-        verdict = self._judges[frame.camera_id].judge(frame.captured_at_ns, view.predictions, view.sightings)
+        verdict = self._judges[frame.camera_id].judge(
+            frame.captured_at_ns, view.predictions, view.sightings, view.patches, camera.blind
+        )
         camera.looked_at(frame, striking=verdict.striking, insists=verdict.insists)
         if self._on_look:
             self._on_look(frame, view)
@@ -213,10 +226,11 @@ class Lookout:
         self._accept(self._selector.adopt(model.manifest.backbone.hash))
 
     def _close_lost(self) -> None:
-        """A camera that fails shows nothing: its open events are closed, and open anew when it is back."""
+        """A camera that fails or is blind shows nothing: its open events are closed, and open anew when it is back."""
         for name, camera in self.cameras.items():
-            if self._judges[name].open_events and camera.state.state in ("failed", "ended"):
-                turns = self._judges[name].lose(self._looked_at_ns.get(name, 0), f"camera {camera.state.state}")
+            state = camera.state.state
+            if self._judges[name].open_events and (camera.blind or state in ("failed", "ended")):
+                turns = self._judges[name].lose(self._looked_at_ns.get(name, 0), f"camera {state}")
                 self._tell(name, turns, self._judged_release)
 
     def _tell(
@@ -234,6 +248,8 @@ class Lookout:
         if frame and self._settings.outputs.snapshots and any(turn.phase is Phase.ENTER for _, turn in turns):
             jpeg = snapshot(cut_zone(frame.image, self.cameras[camera_id].settings.zone), boxes)
         for scenario, turn in turns:
+            if self._recorder and turn.phase is Phase.ENTER and self.cameras[camera_id].live:
+                self._recorder.order(camera_id, self.cameras[camera_id], turn.began_at_ns, turn.at_ns)
             self._on_event(
                 Event(
                     event_id=event_id(self._settings.gateway_id, camera_id, scenario, turn.began_at_ns),

@@ -27,7 +27,8 @@ class MainStream:
     def __init__(self, settings: CameraSettings, ring: PacketRing, clock: Clock, stopping: threading.Event) -> None:
         self._settings, self._clock, self._stopping = settings, clock, stopping
         self.ring = ring
-        self._recipe: Recipe | None = None
+        self.recipe: Recipe | None = None
+        """How the packets in the ring are decoded; None while the stream is not received."""
         self._arrivals: Iterator[Arrival] | None = None
         self._ahead: Arrival | None = None
         self._offset_ns = 0
@@ -65,11 +66,11 @@ class MainStream:
 
     def still(self, at_ns: int, *, key_only: bool) -> PacketStill | None:
         """The main stream's picture of an instant; None when it is not received."""
-        return find_still(self.ring, self._recipe, at_ns, key_only=key_only) if self._recipe else None
+        return find_still(self.ring, self.recipe, at_ns, key_only=key_only) if self.recipe else None
 
     def _keep(self, arrival: Arrival, offset_ns: int = 0) -> None:
-        if self._recipe is None:
-            self._recipe = Recipe(arrival.stream)
+        if self.recipe is None:
+            self.recipe = Recipe(arrival.stream)
         if arrival.packet:
             self.ring.append(arrival.packet.moved(offset_ns) if offset_ns else arrival.packet)
 
@@ -78,7 +79,7 @@ class MainStream:
         while not self._stopping.is_set():
             try:
                 self.ring.clear()
-                self._recipe = None
+                self.recipe = None
                 for arrival in open_stream(self._settings.source, self._settings, self._clock):
                     self._keep(arrival)
                     delay_s, self.fault = BACK_OFF_S[0], ""

@@ -116,6 +116,8 @@ class View:
     predictions: tuple[Prediction, ...]
     sightings: tuple[Seen, ...] = ()
     """What each detector of the release saw."""
+    patches: NDArray[np.float32] | None = None
+    """The feature map (d, h, w) whose mean the embedding is, where it was asked for and there is one."""
 
 
 Fit = Callable[[int], NDArray[np.uint8]]
@@ -140,13 +142,18 @@ class Model:
         self._stack = HeadStack([form for _, form in forms if form])
         self._others = tuple(head for head, form in forms if form is None)
 
-    def look(self, image: NDArray[np.uint8], fit: Fit | None = None) -> View:
+    def look(self, image: NDArray[np.uint8], fit: Fit | None = None, *, with_patches: bool = False) -> View:
         """Embed a picture uint8 (H, W, 3) BGR once, ask every head, and every detector.
 
         Args:
             fit: what the detectors look at, since their input is another one; by default the same picture.
+            with_patches: keep the feature map.
         """
-        view = self.judge(self.backbone.embed(image))
+        if with_patches:
+            embedding, patches = self.backbone.embed_patches(image)
+            view = replace(self.judge(embedding), patches=patches)
+        else:
+            view = self.judge(self.backbone.embed(image))
         if not self.detectors:
             return view
         seen = []
@@ -205,6 +212,8 @@ def load_model(
     try:
         model = Model(release_id, manifest, backbone, tuple(heads), tuple(detectors))
         model.look(np.zeros((backbone.input_px, backbone.input_px, 3), np.uint8))
+    except OperatorError:
+        raise
     except Exception as error:  # ONNX Runtime's errors share no public base but Exception
         raise OperatorError(f"the layers of release {release_id} do not run together ({error})", _HINT) from error
     return model

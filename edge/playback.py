@@ -42,7 +42,8 @@ class Playback:
         self._settings, self._sampler, self._ring, self._main = settings, sampler, ring, main
         self._held, self._clock = held, clock
         self._stream: LazyStream | None = None
-        self._recipe: Recipe | None = None
+        self.recipe: Recipe | None = None
+        """How the packets in the ring are decoded; None before the stream was opened."""
         self._frames = 0
         ring.clear()
 
@@ -55,15 +56,15 @@ class Playback:
             return
         if self._stream is None:
             self._open(arrival)
-        if self._stream is None or self._recipe is None:
+        if self._stream is None or self.recipe is None:
             return
         if self._main:
             self._main.advance(arrival.captured_at_ns)
         for glimpse in self._stream.take(arrival.packet):
-            yield self._frame(glimpse, arrival.captured_at_ns, self._recipe)
+            yield self._frame(glimpse, arrival.captured_at_ns, self.recipe)
 
     def _open(self, arrival: Arrival) -> None:
-        self._recipe = Recipe(arrival.stream)
+        self.recipe = Recipe(arrival.stream)
         self._stream = LazyStream(
             arrival.stream,
             self._ring,

@@ -85,6 +85,9 @@ class CameraSettings(Section):
         None, description="Part of the picture to look at: left, top, right, bottom as fractions 0..1."
     )
     zones: tuple[ZoneSettings, ...] = ()
+    heat: bool = Field(
+        True, description="Say where the picture is unlike this camera's normal, if the backbone gives its feature map."
+    )
     paced: bool = Field(
         True,
         description="Files and folders: play at their own speed (true), or as fast as the box can (false).",
@@ -216,6 +219,16 @@ class SiteBrokerSettings(BrokerSection):
     enabled: bool = Field(False, description="Publish events on a broker of the site's own.")
 
 
+class ClipSettings(Section):
+    """[outputs.clips]: video of events, copied from what live cameras sent, in `clips` of data_dir."""
+
+    enabled: bool = Field(True, description="Keep a clip of each event of a live camera.")
+    before_s: float = Field(4.0, ge=0, le=5, description="Seconds before the event began.")
+    after_s: float = Field(4.0, ge=0, le=5, description="Seconds after it was told.")
+    files_max: int = Field(1000, ge=1, description="Clips kept; the oldest go first.")
+    bytes_max: int = Field(1_000_000_000, ge=1_000_000, description="Bytes of clips kept; the oldest go first.")
+
+
 class OutputSettings(Section):
     """[outputs]: events for the people at the site; nothing of this leaves it."""
 
@@ -226,6 +239,7 @@ class OutputSettings(Section):
         "homeassistant", pattern=r"^[^#+\s]+$", description="Home Assistant's own prefix for what is announced."
     )
     broker: SiteBrokerSettings = SiteBrokerSettings()
+    clips: ClipSettings = ClipSettings()
 
 
 class StatusSettings(Section):

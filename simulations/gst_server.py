@@ -114,6 +114,7 @@ def main() -> None:
     server.set_thread_pool(threads)
     server.set_address("127.0.0.1")
     server.set_service("0")
+    server.set_backlog(512)  # of the usual 5 the kernel turns a crowd away, to come again seconds later
     for mount, feed in feeds.items():
         factory = GstRtspServer.RTSPMediaFactory()
         factory.set_launch(LAUNCH)

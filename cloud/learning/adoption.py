@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from common import manifest as keys
+from common.backbone import create_session
 from common.errors import OperatorError
 
 _HINT = "See docs/cloud.md, 'Bring your own backbone'."
@@ -90,8 +91,8 @@ def adopt_detector(
     model = _read(data)
     picture = _picture_input(model.graph)
     side = _input_side(picture, input_px)
-    names = _detector_outputs(list(model.graph.output), form, side)
     _rename_input(model.graph, picture, side, mean, scale, 1)
+    names = _detector_outputs(_sizes_when_run(model, side), form, side)
     _rename_outputs(model.graph, names)
     return _finish(
         model,
@@ -111,11 +112,21 @@ def adopt_detector(
 _DETECTOR_HINT = "See docs/cloud.md, 'Bring your own detector'."
 
 
-def _detector_outputs(outputs: list[onnx.ValueInfoProto], form: DetectorForm, side: int) -> dict[str, str]:
-    """Output of the model -> our name for it. Sizes that the model leaves open (0) are taken on trust."""
+def _sizes_when_run(model: onnx.ModelProto, side: int) -> dict[str, list[int]]:
+    """Sizes of each output for an empty picture: exporters leave axes open, and a wrong one would show at a site."""
+    try:
+        session = create_session(model.SerializeToString())
+        outputs = session.run(None, {keys.IMAGE: np.zeros((1, 3, side, side), np.float32)})
+    except Exception as error:  # ONNX Runtime's errors share no public base but Exception
+        raise OperatorError(
+            f"the model does not run on one picture of {side} pixels ({error})", _DETECTOR_HINT
+        ) from error
+    return {item.name: list(value.shape) for item, value in zip(session.get_outputs(), outputs, strict=True)}
+
+
+def _detector_outputs(shapes: dict[str, list[int]], form: DetectorForm, side: int) -> dict[str, str]:
+    """Output of the model -> our name for it."""
     count = len(form.classes)
-    shapes = {item.name: _sizes(item) for item in outputs}
-    found = ", ".join(f"{name} {sizes}" for name, sizes in shapes.items())
     if form.decoder == "ssd":
         boxes = [name for name, sizes in shapes.items() if len(sizes) == 3 and sizes[2] == 4]
         scores = [name for name, sizes in shapes.items() if len(sizes) == 3 and sizes[2] == count + 1]
@@ -125,11 +136,10 @@ def _detector_outputs(outputs: list[onnx.ValueInfoProto], form: DetectorForm, si
     else:
         anchors = sum((side // stride) ** 2 for stride in (8, 16, 32))
         shape = [1, anchors, 5 + count] if form.decoder == "yolox" else [1, 4 + count, anchors]
-        if len(shapes) == 1:
-            ((name, sizes),) = shapes.items()
-            if len(sizes) == 3 and all(has in (0, wants) for has, wants in zip(sizes, shape, strict=True)):
-                return {name: keys.DETECTIONS}
+        if list(shapes.values()) == [shape]:
+            return dict.fromkeys(shapes, keys.DETECTIONS)
         wanted = f"one output {shape}"
+    found = ", ".join(f"{name} {sizes}" for name, sizes in shapes.items())
     raise OperatorError(
         f"the model has {found}; {form.decoder} with {count} classes at {side} pixels has {wanted}", _DETECTOR_HINT
     )
@@ -236,3 +246,7 @@ def _set_output(graph: onnx.GraphProto, chosen: onnx.ValueInfoProto) -> None:
     graph.node.append(helper.make_node("Flatten", [last], [keys.EMBEDDING], axis=1))
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(keys.EMBEDDING, TensorProto.FLOAT, ["n", sizes[1]]))
+    if len(sizes) == 4:
+        graph.node.append(helper.make_node("Identity", [chosen.name], [keys.PATCHES]))
+        shape = ["n", sizes[1], sizes[2] or "h", sizes[3] or "w"]
+        graph.output.append(helper.make_tensor_value_info(keys.PATCHES, TensorProto.FLOAT, shape))

@@ -118,7 +118,7 @@ def default_network() -> "torch.nn.Module":
 
 
 def export_backbone(network: "torch.nn.Module") -> bytes:
-    """An EfficientNet-Lite0 as a backbone layer, cut after the pooled features (1280,).
+    """An EfficientNet-Lite0 as a backbone layer: the pooled features (1280,), and the map before pooling (1280, 7, 7).
 
     Batch-norm is kept as nodes: folding it would spread every later fine-tune over all convolutions and make deltas
     ten to fifty times larger; ONNX Runtime folds at load, at the same speed.
@@ -130,9 +130,9 @@ def export_backbone(network: "torch.nn.Module") -> bytes:
             super().__init__()
             self.network = network
 
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             features: torch.Tensor = self.network.extract_features(image)
-            return features.mean((2, 3))
+            return features.mean((2, 3)), features
 
     buffer = io.BytesIO()
     with warnings.catch_warnings():
@@ -142,8 +142,8 @@ def export_backbone(network: "torch.nn.Module") -> bytes:
             (torch.zeros(1, 3, 224, 224),),
             buffer,
             input_names=[keys.IMAGE],
-            output_names=[keys.EMBEDDING],
-            dynamic_axes={keys.IMAGE: {0: "n"}, keys.EMBEDDING: {0: "n"}},
+            output_names=[keys.EMBEDDING, keys.PATCHES],
+            dynamic_axes={keys.IMAGE: {0: "n"}, keys.EMBEDDING: {0: "n"}, keys.PATCHES: {0: "n"}},
             opset_version=OPSET,
             training=torch.onnx.TrainingMode.PRESERVE,
             do_constant_folding=False,

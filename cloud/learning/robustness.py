@@ -27,7 +27,7 @@ DIRECTIONS = 64  # of the head that judges: enough to tell classes apart, and a 
 SHRINKAGE = 0.3
 PASSES_MAX = 5
 SITES_MIN = 4  # fewer sites have no majority
-MAGNITUDE_MAX = 2.0  # of the embeddings' length; a small site of odd pictures reached 1.6
+MAGNITUDE_MAX = 2.0  # of the embeddings' length; a small site of odd pictures reached 1.46
 BETTER_FIT_MAX = 0.35  # flipped sites stay below 0.16, honest sites at scenes that nobody else has above 0.58
 CLASS_SAMPLES_MIN = 3  # a mean of fewer samples says little
 

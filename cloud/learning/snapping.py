@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.learning.tensors import float_tensors
 from common.delta import STEP_MAX, STEP_MIN, make_delta, snap_tensor, step_size
 from common.statistics import Array
+from common.weights import find_weights
 
 FRACTIONS = (3.0, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.125, 0.0625)
 """Coarsest first; the last is as good as exact (agreement 1.000 in every fine-tune that was measured)."""
@@ -40,7 +40,7 @@ class Snapped:
 
     def delta(self, base: bytes) -> bytes:
         """The file that turns the base into this model."""
-        return make_delta(base, self.data, float_tensors(base), float_tensors(self.data), self.steps)
+        return make_delta(base, self.data, find_weights(base), find_weights(self.data), self.steps)
 
 
 def snap(base: bytes, target: bytes, fraction: float, moments: Mapping[str, Array] | None = None) -> Snapped:
@@ -52,9 +52,9 @@ def snap(base: bytes, target: bytes, fraction: float, moments: Mapping[str, Arra
         fraction: step over the root mean square of a tensor's change.
         moments: tensor -> second moment of its input channels, see `cloud.learning.curvature`.
     """
-    held, made = float_tensors(base), bytearray(target)
+    held, made = find_weights(base), bytearray(target)
     steps: dict[str, int] = {}
-    for name, new in float_tensors(target).items():
+    for name, new in find_weights(target).items():
         old = held.get(name)
         if old is None or old.count != new.count:
             continue

@@ -149,7 +149,8 @@ def decode(camera_id: str, data: bytes) -> CameraMemory:
     """A file as a camera's memory.
 
     Raises:
-        WireError: not such a file, too large, another camera's, of another version, damaged, or with numbers that are none.
+        WireError: not such a file, too large, another camera's, of another version, damaged, or with values that are
+            not finite.
     """
     if len(data) > FILE_BYTES_MAX:
         raise WireError(f"it is larger than {FILE_BYTES_MAX} bytes")

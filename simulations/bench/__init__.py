@@ -36,7 +36,7 @@ def run_bench(name: str, *, quick: bool, as_json: bool) -> None:
     bench: Bench = getattr(importlib.import_module(f"{__name__}.{name}"), f"bench_{name}")
     figures = bench(quick=quick)
     if as_json:
-        typer.echo(json.dumps(figures))
+        typer.echo(json.dumps(figures, allow_nan=False))
         return
     table = Table("figure", "value")
     for key, value in figures.items():

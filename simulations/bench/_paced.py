@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,19 +43,22 @@ from simulations.rtsp import RtspServer, why_no_server
 CAMERAS: Final = 100
 """What a core is asked to carry."""
 CAMERAS_MAX: Final = 240
-FEW: Final = 4
-MAINS: Final = (2, 8)
-"""Cameras with a 1080p main stream only, in two processes: their difference gives the memory of one."""
-STEADY_S: Final = {True: 3.0, False: 15.0}
+MAINS: Final = 6
+"""Cameras with a 1080p main stream only, watched beside by another process, for their memory."""
+STEADY_S: Final = {True: 2.0, False: 20.0}
 """By `quick`: watched but not counted: gears settle, buffers fill."""
 WINDOW_S: Final = {True: 5.0, False: 40.0}
-CLIP_S: Final = {True: 22.0, False: 60.0}
+CLIP_S: Final = {True: 20.0, False: 60.0}
 MAIN_CLIP_S: Final = 4.0
 START_S: Final = 60.0
+OPEN_S: Final = 20.0
+"""A camera has no hundred others to serve, and answers sooner than this server when all are opened at once."""
 LATE_MS_MAX: Final = 200.0
 SUB_FPS: Final = MAIN_FPS // SUB_EVERY
 
 console = Console(stderr=True)
+processes = multiprocessing.get_context("forkserver")
+"""What is imported is imported once, for all watching processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,8 @@ class Watched:
     cores: float
     """CPU seconds of the process per second."""
     rss_bytes: int
+    rss_before_bytes: int
+    """With the model loaded and used, before the first camera."""
     late_ms: tuple[float, ...]
     looked_back: tuple[bool, ...]
     """For each of them, whether its frame was decoded after the fact."""
@@ -78,6 +84,11 @@ class Watched:
     def late_ms_p99(self) -> float:
         """Infinite when nothing was looked at."""
         return float(np.percentile(self.late_ms, 99)) if self.late_ms else float("inf")
+
+    @property
+    def mb_per_camera(self) -> float:
+        """Megabytes of memory that the cameras added, what is there once for all of them included."""
+        return (self.rss_bytes - self.rss_before_bytes) / self.cameras / 1e6
 
     @property
     def holds(self) -> bool:
@@ -94,7 +105,8 @@ class Task:
     layers: dict[str, Path]
     steady_s: float
     window_s: float
-    core: int | None
+    pins: dict[int, int]
+    """Process -> core it keeps to once all cameras are open (opening may use all of them); 0 is the watching one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +130,9 @@ class Looked:
 def watch(task: Task, pipe: Any) -> None:
     """The life of a watching process: open all cameras, let them settle, count, report."""
     model = load_model("bench", task.manifest, lambda name: task.layers[name], "bench")
-    cameras = tuple(CameraSettings(id=f"camera-{number}", source=url) for number, url in enumerate(task.urls))
+    cameras = tuple(
+        CameraSettings(id=f"camera-{number}", source=url, timeout_s=OPEN_S) for number, url in enumerate(task.urls)
+    )
     settings = EdgeSettings(
         gateway_id="bench",
         site_id="bench",
@@ -135,6 +149,9 @@ def watch(task: Task, pipe: Any) -> None:
             looks.append(Looked.now(frame))
 
     with one_thread_each():
+        side_px = model.backbone.input_px
+        model.look(np.zeros((side_px, side_px, 3), np.uint8))
+        rss_before_bytes = psutil.Process().memory_info().rss
         lookout = Lookout(settings, cameras, SystemClock(), accepted.append, on_look)
         lookout.hand_over(model)
         lookout.start()
@@ -144,8 +161,8 @@ def watch(task: Task, pipe: Any) -> None:
                 pipe.send(None)
                 return
             time.sleep(0.1)
-        if task.core is not None:  # opening may use both
-            _pin(os.getpid(), task.core)
+        for pid, core in task.pins.items():
+            _pin(pid or os.getpid(), core)
         time.sleep(task.steady_s)
         dropped = sum(state.dropped for state in lookout.states)
         counts.set()
@@ -161,6 +178,7 @@ def watch(task: Task, pipe: Any) -> None:
                 len(cameras),
                 cores,
                 rss_bytes,
+                rss_before_bytes,
                 tuple(late),
                 tuple(look.back for look in looks),
                 tuple(arrivals),
@@ -197,10 +215,8 @@ def _lateness(lookout: Lookout, looks: Sequence[Looked], since_ns: int) -> tuple
 @contextlib.contextmanager
 def _watching(task: Task) -> Iterator[Any]:
     """A process that watches; yields its pipe, and ends it."""
-    context = multiprocessing.get_context("forkserver")  # what is imported is imported once
-    context.set_forkserver_preload([__name__])
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=watch, args=(task, theirs), daemon=True)
+    ours, theirs = processes.Pipe(duplex=False)
+    process = processes.Process(target=watch, args=(task, theirs), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -242,25 +258,24 @@ def measure_paced(*, quick: bool) -> dict[str, Any]:
     if why := why_no_server():
         return {"paced": f"not measured: {why}"}
     began_s = time.monotonic()
+    processes.set_forkserver_preload([__name__])
+    forkserver.ensure_running()  # it imports while the clips are written
     with tempfile.TemporaryDirectory(prefix="headframe-paced-") as name, console.status("paced: footage") as status:
         stage = Stage.build(Path(name), quick=quick)
         stage.server.start()
         try:
-            others, core = _cores_apart(stage.server.pid)
+            alone, beside = _cores_apart(stage.server.pid)
             status.update(f"paced: {CAMERAS} cameras")
-            first, second = MAINS
-            many, few, *mains = _watch_all(
+            many, mains = _watch_all(
                 [
-                    stage.task(_spread("sub", CAMERAS), core),
-                    stage.task([f"few-{n}" for n in range(FEW)], others),
-                    stage.task([f"main-{n}" for n in range(first)], others),
-                    stage.task([f"main-{n}" for n in range(first, first + second)], others),
+                    stage.task(_spread("sub", CAMERAS), alone),
+                    stage.task([f"main-{n}" for n in range(MAINS)], beside),
                 ]
             )
             runs = [many]
             while not quick and runs[-1].holds and (more := _next(runs[-1])):
                 status.update(f"paced: {more} cameras")
-                runs += _watch_all([stage.task(_spread("sub", more), core)])
+                runs += _watch_all([stage.task(_spread("sub", more), alone)])
         finally:
             stage.server.stop()
     held = [run for run in runs if run.holds]
@@ -268,14 +283,14 @@ def measure_paced(*, quick: bool) -> dict[str, Any]:
     return {
         "paced_cameras_per_core": best.cameras if held else 0,
         "p99_lateness_ms": round(best.late_ms_p99, 1),
-        "mb_per_stream": round(_slope(few, many), 2),
-        "mb_per_main_stream": round(_slope(*mains), 2),
+        "mb_per_stream": round(many.mb_per_camera, 2),
+        "mb_per_main_stream": round(mains.mb_per_camera, 2),
         "paced": {
             "runs": [_row(run) for run in runs],
             "cameras_per_core_extrapolated": int(best.cameras / best.cores),
             "active_share": DUTY,
             "window_s": WINDOW_S[quick],
-            "core_of_its_own": core is not None,
+            "core_of_its_own": bool(alone),
             "seconds": round(time.monotonic() - began_s, 1),
         },
     }
@@ -286,6 +301,7 @@ class Stage:
     """A server with its clips, and the model that looks at them."""
 
     server: RtspServer
+    clips: dict[str, Path]
     manifest: Manifest
     layers: dict[str, Path]
     quick: bool
@@ -306,15 +322,14 @@ class Stage:
             for writing in done:
                 writing.result()
         mounts = {f"sub-{n}": ("sub", CLIP_S[quick] * n / CAMERAS_MAX) for n in range(CAMERAS_MAX)}
-        mounts |= {f"few-{n}": ("sub", CLIP_S[quick] * n / FEW) for n in range(FEW)}
-        mounts |= {f"main-{n}": ("main", 0.3 * n) for n in range(sum(MAINS))}
+        mounts |= {f"main-{n}": ("main", 0.3 * n) for n in range(MAINS)}
         layers = {layer_hash(path.read_bytes()): path for path in folder.glob("*.onnx")}
-        return cls(RtspServer(clips, mounts), manifest, layers, quick)
+        return cls(RtspServer(clips, mounts), clips, manifest, layers, quick)
 
-    def task(self, mounts: Sequence[str], core: int | None) -> Task:
-        """To watch some mounts, on a core of its own or wherever there is room."""
+    def task(self, mounts: Sequence[str], pins: dict[int, int]) -> Task:
+        """To watch some mounts."""
         urls = tuple(self.server.url(mount) for mount in mounts)
-        return Task(urls, self.manifest, self.layers, STEADY_S[self.quick], WINDOW_S[self.quick], core)
+        return Task(urls, self.manifest, self.layers, STEADY_S[self.quick], WINDOW_S[self.quick], pins)
 
 
 def _spread(kind: str, count: int) -> list[str]:
@@ -328,13 +343,13 @@ def _next(run: Watched) -> int:
     return more if more <= CAMERAS_MAX else 0
 
 
-def _cores_apart(server_pid: int) -> tuple[int | None, int | None]:
-    """A core for the server and what else runs, and one for the watching process; None, None where there is but one."""
+def _cores_apart(server_pid: int) -> tuple[dict[int, int], dict[int, int]]:
+    """Pins for the process that is measured, with the server on the other core, and for what runs beside it; none where
+    there is but one core."""
     if usable_cores() < 2 or not hasattr(os, "sched_getaffinity"):
-        return None, None
+        return {}, {}
     first, second, *_ = sorted(os.sched_getaffinity(0))
-    _pin(server_pid, first)
-    return first, second
+    return {0: second, server_pid: first}, {0: first}
 
 
 def _pin(pid: int, core: int) -> None:
@@ -342,11 +357,6 @@ def _pin(pid: int, core: int) -> None:
     for thread in psutil.Process(pid).threads():
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(thread.id, {core})
-
-
-def _slope(few: Watched, many: Watched) -> float:
-    """Megabytes of one more camera."""
-    return (many.rss_bytes - few.rss_bytes) / (many.cameras - few.cameras) / 1e6
 
 
 def _p99(values: Sequence[float]) -> float | None:

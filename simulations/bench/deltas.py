@@ -23,11 +23,11 @@ from cloud.learning.datasets import Item, read_folder, read_picture
 from cloud.learning.export import export_default_backbone, export_head
 from cloud.learning.heads import HeadWeights, calibrate, lift, principal_basis, solve_lda
 from cloud.learning.snapping import coarsest
-from cloud.learning.tensors import float_tensors
 from common.backbone import Backbone
 from common.delta import apply_delta, make_delta
 from common.ids import layer_hash
 from common.statistics import Array, Statistics
+from common.weights import find_weights
 from simulations.bench._finetune import Budget, fine_tune, scale_picture
 from simulations.bench.loop import find_data
 
@@ -58,7 +58,7 @@ def bench_deltas(*, quick: bool) -> dict[str, Any]:
     old_head = _solve(base, solving[: len(solving) // 2])
     new_head = _solve(base, solving)
     before, after = (export_head(head, "belt-defect", layer_hash(base)) for head in (old_head, new_head))
-    head_delta = make_delta(before, after, float_tensors(before), float_tensors(after))
+    head_delta = make_delta(before, after, find_weights(before), find_weights(after))
     exact &= apply_delta(before, head_delta, len(after)) == after
     sizes["head"] = len(head_delta) / len(base)
     table["head"] = {"headframe": sizes["head"]} | _comparators(before, after, len(base), quick=quick)
@@ -74,7 +74,7 @@ def bench_deltas(*, quick: bool) -> dict[str, Any]:
         sizes[kind] = len(delta) / len(base)
         fractions[kind] = snapped.fraction
         agreements[kind] = _agreement(head.predict(_embed(target, unseen)), head.predict(_embed(snapped.data, unseen)))
-        lossless = make_delta(base, target, float_tensors(base), float_tensors(target))
+        lossless = make_delta(base, target, find_weights(base), find_weights(target))
         exact &= apply_delta(base, lossless, len(target)) == target
         table[kind] = {"headframe": sizes[kind], "headframe, lossless": len(lossless) / len(base)}
         table[kind] |= _comparators(base, target, len(base), quick=quick)

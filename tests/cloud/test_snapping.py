@@ -9,10 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cloud.learning.curvature import input_moments
 from cloud.learning.snapping import FRACTIONS, coarsest, snap
-from cloud.learning.tensors import float_tensors
 from common import manifest as keys
 from common.delta import apply_delta
-from common.errors import OperatorError
 
 SIDE, CHANNELS, OUTPUTS = 8, 48, 96
 
@@ -55,21 +53,6 @@ def embed(model: bytes, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
 @pytest.fixture
 def pictures() -> NDArray[np.float32]:
     return np.random.default_rng(7).normal(0.5, 1, (16, 3, SIDE, SIDE)).astype(np.float32)
-
-
-def test_the_tensors_of_a_file_are_found_where_they_lie() -> None:
-    data = network(1)
-    expected = {item.name: numpy_helper.to_array(item) for item in onnx.load_model_from_string(data).graph.initializer}
-    found = float_tensors(data)
-    assert found.keys() == expected.keys()
-    for name, tensor in found.items():
-        assert np.array_equal(tensor.read(data), expected[name].ravel())
-
-
-@pytest.mark.parametrize("data", [b"\x3a\xff", b"not a model at all", b"\x3a\x05\x2a\x7f"])
-def test_what_is_no_model_is_refused(data: bytes) -> None:
-    with pytest.raises(OperatorError, match="not an ONNX file"):
-        float_tensors(data)
 
 
 def test_the_delta_makes_exactly_the_model_that_was_judged() -> None:

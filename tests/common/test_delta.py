@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from common.delta import STEP_MAX, STEP_MIN, Tensor, apply_delta, make_delta, snap_tensor, step_size
+from common.delta import STEP_MAX, STEP_MIN, apply_delta, make_delta, snap_tensor, step_size
 from common.errors import WireError
+from common.weights import Tensor
 
 Floats = NDArray[np.float32]
 any_floats = arrays.arrays(np.float32, st.integers(1, 40), elements=st.floats(width=32))
@@ -22,7 +23,7 @@ def file_of(*tensors: Floats, note: bytes = b"") -> tuple[bytes, dict[str, Tenso
     data, places = HEADER, {}
     for number, values in enumerate(tensors):
         data += f"tensor {number}".encode()
-        places[str(number)] = Tensor(len(data), values.size)
+        places[str(number)] = Tensor(len(data), values.shape)
         data += values.astype("<f4").tobytes()
     return data + note + FOOTER, places
 

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper, numpy_helper
 
 from common.errors import WireError
-from common.weights import read_weights
+from common.weights import find_weights, read_weights
 
 shapes = st.lists(st.integers(0, 5), min_size=0, max_size=4).map(tuple)
 tensors = st.dictionaries(
@@ -35,6 +35,14 @@ def test_every_float_tensor_is_read_as_the_onnx_package_reads_it(values: dict[st
     for name, array in values.items():
         assert found[name].shape == array.shape
         np.testing.assert_array_equal(found[name], array)
+
+
+@given(tensors)
+def test_every_float_tensor_is_found_where_it_lies(values: dict[str, np.ndarray]) -> None:
+    data = model_of([numpy_helper.from_array(array, name) for name, array in values.items()])
+    for name, tensor in find_weights(data).items():
+        assert data[tensor.offset : tensor.end] == values[name].tobytes()
+        np.testing.assert_array_equal(tensor.read(data), values[name].ravel())
 
 
 def test_what_is_not_float32_is_left_out() -> None:

@@ -1,5 +1,7 @@
 """What follows from a look: events from heads and from boxes within their zones, doubts, and what a release drops."""
 
+import numpy as np
+
 from common.manifest import SHARED, DetectorLayer, Layer, Manifest, Scenario
 from common.messages import Box, Prediction
 from edge.events import Phase
@@ -108,3 +110,37 @@ def test_events_can_be_switched_off_or_set_for_one_scenario() -> None:
     late.adopt(manifest("belt", "smoke"), 0)
     looks = [([head(1.0), head(1.0, "smoke")], [])] * 20
     assert turns(late, looks) == [("smoke", Phase.ENTER, "tear")]
+
+
+def test_a_blind_camera_closes_its_events_and_begins_none_until_it_sees_again() -> None:
+    judge = make_judge()
+    judge.adopt(manifest("belt", detectors=(PEOPLE,)), 0)
+    alarm = [head(1.0)], [seen(person(0.5))]
+    turns(judge, [alarm] * 10)
+    assert set(judge.open_events) == {"belt", "people"}
+    frozen = [judge.judge((10 + number) * S, *alarm, blind="frozen") for number in range(60)]
+    said = [(name, turn.phase, turn.cause) for verdict in frozen for name, turn in verdict.turns]
+    assert said == [("belt", Phase.CLEAR, "camera frozen"), ("people", Phase.CLEAR, "camera frozen")], "told once"
+    assert not any(verdict.insists for verdict in frozen)
+    again = [judge.judge(80 * S + number * S // 5, *alarm) for number in range(10)]
+    assert [(name, turn.phase) for verdict in again for name, turn in verdict.turns] == [
+        ("belt", Phase.ENTER),
+        ("people", Phase.ENTER),
+    ]
+
+
+def test_darkness_is_not_learnt_as_normal_however_long_it_lasts() -> None:
+    random = np.random.default_rng(0)
+    usual, black = random.normal(0, 1, (2, 200, 5, 6))
+
+    def patches(of: np.ndarray) -> np.ndarray:
+        return (of + random.normal(0, 0.1, of.shape)).astype(np.float32)
+
+    judge = make_judge()
+    judge.adopt(manifest("belt"), 0)
+    for number in range(60):
+        judge.judge(number * S, [head(0.0)], patches=patches(usual))
+    for number in range(60, 1560):
+        assert judge.judge(number * S, [head(0.0)], patches=patches(black), blind="dark").boxes == ()
+    assert judge.judge(1560 * S, [head(0.0)], patches=patches(black)).boxes, "what is black is still unusual"
+    assert judge.judge(1561 * S, [head(0.0)], patches=patches(usual)).boxes == (), "and the scene is not"
