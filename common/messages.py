@@ -153,6 +153,35 @@ class CameraState(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms_p99: float = 0.0
 
 
+class ReleaseHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """How a release does on this gateway since it began to run here (or beside the running one): counts, never pixels.
+
+    The centre's rollout judges by these; a newly active release counts as healthy only after enough frames.
+    """
+
+    release_id: str
+    phase: str
+    """fetching, testing, shadow, probation, committed, or rolled-back."""
+    reason: str = ""
+    """Why it was refused or rolled back."""
+    frames: int = 0
+    """Looks by this release."""
+    errors: int = 0
+    restarts: int = 0
+    """Starts of the agent since it began to run."""
+    flagged: int = 0
+    """Looks that were striking: an event, or a candidate above the selection's bar."""
+    score_sum: float = 0.0
+    score_squares: float = 0.0
+    """Sum and sum of squares of the top probability over `frames`: the centre compares distributions by them."""
+    latency_ms: float = 0.0
+    """Median of the recent looks."""
+    compared: int = 0
+    """Frames seen by the old release too (shadow)."""
+    disagreed: int = 0
+    """Of `compared`, those on which the two named another class."""
+
+
 class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
     """Reported state of a gateway: its heartbeat."""
 
@@ -187,6 +216,8 @@ class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
     cameras: tuple[CameraState, ...] = ()
     online: bool = True
     """False only in the last will."""
+    health: tuple[ReleaseHealth, ...] = ()
+    """Of the release that runs, and of one that is being installed or was just rolled back (at most 3)."""
 
 
 class Desired(msgspec.Struct, frozen=True, tag="desired", kw_only=True):
