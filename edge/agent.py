@@ -24,6 +24,7 @@ from edge.providers import COMPILED, Compute
 from edge.settings import EdgeSettings
 from edge.spool import Spool
 from edge.threads import usable_cores
+from edge.trust import SingleKey
 from edge.uplink import Uplink
 from edge.workers import Workers, worker_count
 
@@ -57,7 +58,7 @@ class Agent:
         self.uplink = Uplink(self._link, self.spool, settings.gateway_id, settings.uplink, self._clock, settings.share)
         self.installer = Installer(
             folder / RELEASES,
-            settings.release_key,
+            SingleKey(settings.release_key),
             settings.site_id,
             self._clock,
             lambda fetch: self._send("fetch", fetch),

@@ -14,6 +14,7 @@ from common.messages import Desired, Fetch, LayerPart
 from common.signing import Signer
 from edge.installer import Installer
 from edge.perception import Model
+from edge.trust import SingleKey
 
 NOW_NS = 1_790_000_000 * 10**9
 
@@ -75,7 +76,7 @@ class Gateway:
     def __init__(self, folder: Path, key: str) -> None:
         self.clock, self.asked, self.models = Clock(), [], []
         self.online = True
-        self.installer = Installer(folder, key, "north", self.clock, self._ask, self.models.append)
+        self.installer = Installer(folder, SingleKey(key), "north", self.clock, self._ask, self.models.append)
 
     asked: list[Fetch]
     models: list[Model]
