@@ -82,6 +82,13 @@ def make_machine(
         def parts_arrive(self, parts: int) -> None:
             self.survive(lambda: self.gateway.run(self.depot, steps=parts))
 
+        @rule(seed=st.integers(0, 5))
+        def a_release_comes_to_probation(self, seed: int) -> None:
+            self.a_release_is_desired(seed)
+            self.survive(lambda: self.gateway.run(self.depot))
+            self.gateway.stage.look(30)
+            self.survive(self.gateway.installer.step)
+
         @rule(frames=st.integers(0, 60))
         def frames_are_looked_at(self, frames: int) -> None:
             self.gateway.stage.look(frames)
@@ -159,4 +166,4 @@ def test_whatever_happens_a_whole_release_runs(
     disk = Disk()
     monkeypatch.setattr(slots, "write_atomically", disk.write)
     machine = make_machine(make_depot, make_gateway, disk)
-    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=30, stateful_step_count=30, deadline=None))
