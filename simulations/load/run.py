@@ -16,6 +16,8 @@ from simulations.load.gateway import VirtualGateway
 from simulations.load.pictures import Pictures
 
 TICK_S: Final = 0.02
+STORED_S: Final = 1.0
+"""From a state's arrival to its place in the store."""
 LATENCIES_MAX: Final = 200_000
 GATEWAYS_MAX: Final = 25_000
 """One address of the loopback has about 28,000 ports for connections to one broker."""
@@ -171,6 +173,8 @@ async def run_load(plan: LoadPlan, broker: Broker, note: Note = lambda _: None) 
     async with Load(plan, broker) as load:
         note(f"connecting {plan.gateways} gateways")
         await load.up()
+        reported_s = time.monotonic() + plan.heartbeat_s + STORED_S
         await load.feed(note)
         await load.drain(note)
+        await asyncio.sleep(reported_s - time.monotonic())  # every gateway has reported, however few the samples
         return load.figures(), load.ledger
