@@ -1,13 +1,14 @@
 """States, quarantine, contributions, runs, releases and the audit log in the store."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import delete, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from cloud.store.models import AuditRow, ContributionRow, QuarantineRow, ReleaseRow, RunRow, StateRow
@@ -25,8 +26,19 @@ class OperationTables(Sessions):
 
     def put_state(self, state: State) -> None:
         """Replace the last reported state of a gateway."""
+        self.put_states([state])
+
+    def put_states(self, states: Sequence[State]) -> None:
+        """Replace the last reported states of several gateways, each named once, in one transaction."""
+        rows = [{"gateway_id": state.gateway_id, "state": msgspec.json.encode(state)} for state in states]
+        if not rows:
+            return
+        insert = (postgresql if self._engine.dialect.name == "postgresql" else sqlite).insert(StateRow)
+        query = insert.on_conflict_do_update(
+            index_elements=[StateRow.gateway_id], set_={"state": insert.excluded.state}
+        )
         with self._write() as session:
-            session.merge(StateRow(gateway_id=state.gateway_id, state=msgspec.json.encode(state)))
+            session.execute(query, rows)
 
     def states(self) -> list[State]:
         """The last reported state of every gateway, by gateway."""
