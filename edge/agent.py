@@ -103,6 +103,15 @@ class Agent:
         model = self.lookout.model
         return {item.name: item.classes for item in model.manifest.scenarios} if model else {}
 
+    @property
+    def linked(self) -> bool:
+        """Whether the broker of the centre is connected."""
+        return self._link.connected
+
+    def last_look(self, camera_id: str) -> bytes | None:
+        """A small JPEG of what was looked at last of a camera; None when there is nothing."""
+        return self.lookout.last_look(camera_id)
+
     def start(self) -> None:
         """Start from the last good release; the network may come later."""
         model = self.installer.boot()

@@ -40,7 +40,7 @@ def run_agent(settings: EdgeSettings) -> None:
 
 def _run(settings: EdgeSettings, stop: threading.Event) -> None:
     agent = Agent(settings)
-    page = StatusPage(settings.status.host, settings.status.port, agent.state, agent.exemplars, agent.scenarios)
+    page = StatusPage(settings.status.host, settings.status.port, agent)
     page.start()
     write_atomically(settings.data_dir / "status.json", json.dumps({"port": page.port, "pid": os.getpid()}).encode())
     agent.start()

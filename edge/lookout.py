@@ -23,6 +23,7 @@ from edge.camera import Camera
 from edge.events import Phase, Turn
 from edge.frames import FileStill, Frame, Picture, Still, cut_zone
 from edge.judge import Judge, Verdict
+from edge.lastlook import LastLook
 from edge.outputs import snapshot
 from edge.perception import Model, View
 from edge.rationing import Rationing
@@ -89,7 +90,7 @@ class Lookout:
         self.looks_by_release: Counter[str] = Counter()
         self._judges = {camera.id: Judge(camera, settings.events) for camera in cameras}
         self._judged_release = ""
-        self._looked_at_ns: dict[str, int] = {}
+        self._last: dict[str, LastLook] = {}
         self._slots = FrameSlots()
         self.cameras = {camera.id: Camera(camera, self._slots, clock) for camera in cameras}
         self._rationing = Rationing({camera.id: camera.priority for camera in cameras})
@@ -155,6 +156,16 @@ class Lookout:
             self._next_model = model
             self._swap.notify_all()
 
+    def last_look(self, camera_id: str) -> bytes | None:
+        """A small JPEG of what was looked at last; None before the first look, or without this camera."""
+        last = self._last.get(camera_id)
+        return last.jpeg() if last else None
+
+    def _looked_at_ns(self, camera_id: str) -> int:
+        """When what was looked at last was captured; 0 before the first look."""
+        last = self._last.get(camera_id)
+        return last.captured_at_ns if last else 0
+
     def _take_model(self) -> Model | None:
         """The model for the next frame: the swap happens here, between two frames. Waits a little for the first."""
         with self._swap:
@@ -192,16 +203,17 @@ class Lookout:
         zone = camera.settings.zone
         if self._judged_release != model.release_id:
             self._adopt(model)
+        picture = frame.view(model.backbone.input_px, zone)
         view = model.look(
-            frame.view(model.backbone.input_px, zone),
+            picture,
             lambda side_px: frame.fit(side_px, zone),
             with_patches=camera.settings.heat,
         )
         self.looks_by_release[model.release_id] += 1
-        self._looked_at_ns[frame.camera_id] = frame.captured_at_ns
         verdict = self._judges[frame.camera_id].judge(
             frame.captured_at_ns, view.predictions, view.sightings, view.patches, camera.blind
         )
+        self._last[frame.camera_id] = LastLook.of(frame, picture, zone, verdict.boxes)
         camera.looked_at(frame, striking=verdict.striking, insists=verdict.insists)
         if self._on_look:
             self._on_look(frame, view)
@@ -221,7 +233,7 @@ class Lookout:
     def _adopt(self, model: Model) -> None:
         """Another release looks from now on: events of what it no longer watches are closed."""
         for name, judge in self._judges.items():
-            self._tell(name, judge.adopt(model.manifest, self._looked_at_ns.get(name, 0)), self._judged_release)
+            self._tell(name, judge.adopt(model.manifest, self._looked_at_ns(name)), self._judged_release)
         self._judged_release = model.release_id
         self._accept(self._selector.adopt(model.manifest.backbone.hash))
 
@@ -230,7 +242,7 @@ class Lookout:
         for name, camera in self.cameras.items():
             state = camera.state.state
             if self._judges[name].open_events and (camera.blind or state in ("failed", "ended")):
-                turns = self._judges[name].lose(self._looked_at_ns.get(name, 0), f"camera {state}")
+                turns = self._judges[name].lose(self._looked_at_ns(name), f"camera {state}")
                 self._tell(name, turns, self._judged_release)
 
     def _tell(

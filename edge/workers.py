@@ -6,12 +6,14 @@ queues up. A worker that dies is started anew with back-off, and its cameras are
 `Workers` has the face of one `Lookout`.
 """
 
+import contextlib
 import logging
 import multiprocessing
 import signal
 import threading
 import time
 from collections import Counter
+from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -58,6 +60,19 @@ class Stop(msgspec.Struct, tag="stop", frozen=True):
     """To a worker: end, and judge what is still held."""
 
 
+class Show(msgspec.Struct, tag="show", frozen=True):
+    """To a worker: somebody wants to see what was looked at last of a camera."""
+
+    camera_id: str
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """From a worker, in answer: a JPEG, empty when there is none."""
+
+    camera_id: str
+    jpeg: bytes
+
+
 class Report(msgspec.Struct, tag="report", frozen=True):
     """From a worker, twice a second."""
 
@@ -68,11 +83,15 @@ class Report(msgspec.Struct, tag="report", frozen=True):
     pictures_lost: int
 
 
-_order = msgspec.msgpack.Decoder(Load | Durable | Stop)
+Order = Load | Durable | Stop | Show
+_order = msgspec.msgpack.Decoder(Order)
+_shown = msgspec.msgpack.Decoder(Shown)
 _report = msgspec.msgpack.Decoder(Report)
 _encode = msgspec.msgpack.encode
-SAMPLE, REPORT, EVENT = b"s", b"r", b"e"
-"""First byte of what a worker sends: a sample as on the wire, a report, or an event as on the wire."""
+SAMPLE, REPORT, EVENT, PICTURE = b"s", b"r", b"e", b"p"
+"""First byte of what a worker sends: a sample as on the wire, a report, an event as on the wire, or a `Shown`."""
+SHOW_S: Final = 2.0
+"""Somebody who wants to see a camera waits so long for its worker."""
 
 
 CAMERAS_PER_WORKER: Final = 48
@@ -162,6 +181,11 @@ class Workers:
         """Process ids of the workers that live."""
         return [worker.pid for worker in self._workers if worker.pid]
 
+    def last_look(self, camera_id: str) -> bytes | None:
+        """A small JPEG of what was looked at last; None where there is nothing, or its worker does not answer."""
+        worker = next((worker for worker in self._workers if worker.has(camera_id)), None)
+        return worker.last_look(camera_id) if worker else None
+
     def start(self) -> None:
         """Start all processes; does not wait for them."""
         for worker in self._workers:
@@ -209,6 +233,9 @@ class _Worker:
         self.looks_before: Counter[str] = Counter()
         """Of the processes that died."""
         self.report = self._blank()
+        self._asked: dict[str, Future[bytes]] = {}
+        """What somebody wants to see, by camera; who asks for the same meanwhile gets the same."""
+        self._asking = threading.Lock()
         self._thread = threading.Thread(target=self._look_after, name=f"worker-{number}", daemon=True)
 
     def _blank(self) -> Report:
@@ -239,6 +266,22 @@ class _Worker:
         self._order = Load(model.release_id, model.manifest, model.backbone.hash)
         self._send(self._order)
 
+    def has(self, camera_id: str) -> bool:
+        return any(camera.id == camera_id for camera in self._cameras)
+
+    def last_look(self, camera_id: str) -> bytes | None:
+        with self._asking:
+            asked = self._asked.get(camera_id)
+            if asked is None:
+                asked = self._asked[camera_id] = Future()
+                self._send(Show(camera_id))
+        try:
+            return asked.result(SHOW_S) or None
+        except TimeoutError:
+            with self._asking:
+                self._asked.pop(camera_id, None)
+            return None
+
     def ask_to_stop(self) -> None:
         self._stopping.set()
         self._send(Stop())
@@ -250,7 +293,7 @@ class _Worker:
             self._process.kill()
             self._process.join(1)
 
-    def _send(self, order: Load | Durable | Stop) -> None:
+    def _send(self, order: Order) -> None:
         with self._sending:
             if self._pipe is None:
                 return
@@ -311,6 +354,13 @@ class _Worker:
                 return "has died"
             if data[:1] == REPORT:
                 self.report, self._fault = _report.decode(data[1:]), ""
+                continue
+            if data[:1] == PICTURE:
+                shown = _shown.decode(data[1:])
+                with self._asking:
+                    asked = self._asked.pop(shown.camera_id, None)
+                if asked:
+                    asked.set_result(shown.jpeg)
                 continue
             message = codec.decode(data[1:])
             if isinstance(message, Event):
@@ -384,6 +434,8 @@ class _Inside:
                     self._durable.set()
                 case Stop():
                     self._gone.set()
+                case Show():
+                    self._show(order.camera_id)
 
     def _load(self, order: Load) -> None:
         """The installer has verified and tried the release already, so that a failure here is the environment's."""
@@ -413,6 +465,11 @@ class _Inside:
     def _tell(self, event: Event) -> None:
         with self._sending:
             self._pipe.send_bytes(EVENT + codec.encode(event))
+
+    def _show(self, camera_id: str) -> None:
+        jpeg = self._lookout.last_look(camera_id) or b""
+        with self._sending, contextlib.suppress(OSError):  # the parent is gone: the next receipt of an order sees it
+            self._pipe.send_bytes(PICTURE + _encode(Shown(camera_id, jpeg)))
 
     def _report(self) -> None:
         model = self._lookout.model

@@ -125,6 +125,10 @@ def test_samples_of_all_workers_arrive_and_each_look_is_counted(
     by_camera = {name: sum(item.camera_id == name for item in samples) for name in ("camera-0", "camera-1")}
     assert min(by_camera.values()) > 10
     assert len({item.sample_id for item in samples}) == len(samples)
+    for name in by_camera:
+        seen = cv2.imdecode(np.frombuffer(workers.last_look(name) or b"", np.uint8), cv2.IMREAD_COLOR)
+        assert seen.shape == (240, 320, 3), "what was looked at last crosses the pipe on request"
+    assert workers.last_look("nobody") is None
 
 
 @pytest.mark.slow
