@@ -131,6 +131,9 @@ def _tiles(now: State, language: Language, linked: bool) -> list[str]:
     if now.compute:
         name, _, why = now.compute.partition(" (")
         tiles.insert(1, _tile(say("compute"), name, why.removesuffix(")")))
+    if now.config:
+        outcome, _, rest = now.config.partition(": ")
+        tiles.append(_tile(say("config"), outcome, rest, "bad" if outcome == "refused" else ""))
     if now.share == "updates":
         tiles.append(f"<div class=tile><a href=/label>{escape(say('label'))}</a></div>")
     return tiles

@@ -1,16 +1,19 @@
 """The agent's process as systemd sees it: ready, alive, stopping."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from configparser import RawConfigParser
 from pathlib import Path
+from typing import Any
 
 import cv2
+import httpx
 import numpy as np
 import pytest
 
@@ -101,3 +104,43 @@ def test_the_agent_is_ready_then_feeds_the_watchdog_then_stops(
     while said != b"STOPPING=1":
         said = supervisor.recv(100)
     assert agent.wait(30) == 0
+
+
+def reported(config: Path, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The state on the agent's page, once it is as wanted."""
+    port = json.loads((config.parent / "data" / "status.json").read_text())["port"]
+    deadline = time.monotonic() + 20
+    while True:
+        state: dict[str, Any] = httpx.get(f"http://127.0.0.1:{port}/api/state", timeout=10).json()
+        if holds(state):
+            return state
+        assert time.monotonic() < deadline, state
+        time.sleep(0.1)
+
+
+def test_on_sighup_cameras_come_and_go_and_a_wrong_file_changes_nothing(
+    agent: subprocess.Popen[bytes], supervisor: socket.socket, config: Path
+) -> None:
+    assert supervisor.recv(100) == b"READY=1"
+    frames = reported(config, lambda state: state["cameras"][0]["frames"] > 0)["cameras"][0]["frames"]
+    good = config.read_text()
+    camera = good[good.index("[[cameras]]") :]
+
+    config.write_text(good + "[[cameras]]\nid = 'gate'\nsource = 'elsewhere'\n")
+    agent.send_signal(signal.SIGHUP)
+    state = reported(config, lambda state: state["config"].startswith("refused"))
+    assert "camera ids are not unique: gate, gate" in state["config"]
+    assert [one["camera_id"] for one in state["cameras"]] == ["gate"]
+
+    config.write_text("heartbeat_s = 3\n" + good + camera.replace('"gate"', '"yard"'))
+    agent.send_signal(signal.SIGHUP)
+    state = reported(config, lambda state: len(state["cameras"]) == 2)
+    assert state["config"] == "applied: attached yard; at the next start: heartbeat_s"
+    state = reported(config, lambda state: state["cameras"][1]["frames"] > 0)
+    assert state["cameras"][0]["frames"] > frames
+    assert state["cameras"][0]["reconnects"] == 0
+    config.write_text(good.replace(camera, camera.replace('"gate"', '"yard"')))
+    agent.send_signal(signal.SIGHUP)
+    state = reported(config, lambda state: len(state["cameras"]) == 1)
+    assert state["config"] == "applied: detached gate"
+    assert agent.poll() is None
