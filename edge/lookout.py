@@ -9,7 +9,7 @@ to `accept`, which returns when somebody has made it durable.
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 from common.clock import Clock
@@ -46,6 +46,8 @@ OnLook = Callable[[Frame, View], None]
 
 MODEL_WAIT_S = 0.5
 FRAME_WAIT_S = 0.25
+OWED_MAX = 32
+"""Samples of the release before that are still to be made; beyond them the oldest is made at once."""
 RATION_S = 5.0
 """How often the looks of all cameras are weighed against what the box can do."""
 LEAVE_S = 10.0
@@ -100,6 +102,9 @@ class Lookout:
         self._flushed: set[str] = set()
         self._swap = threading.Condition()
         self._casting = Casting(self._swap, clock, settings.install.shadow_share)
+        self._owed: deque[Chosen] = deque()
+        """What another backbone chose before the swap: made into samples when no frame waits, so that the swap costs
+        the frames after it nothing."""
         self._again: Frame | None = None
         """A frame on which the thread before this one hung."""
         self._stopping = threading.Event()
@@ -279,16 +284,18 @@ class Lookout:
                     again, self._again = self._again, None
                     self._look(model, again)
                 waits_s = self._clock.monotonic_s()
-                frame = self._slots.take(FRAME_WAIT_S)
+                frame = self._slots.take(0.0 if self._owed else FRAME_WAIT_S)
                 now_s = self._clock.monotonic_s()
                 self._waited_s += now_s - waits_s
                 if now_s - self._weighed_s >= RATION_S:
                     self._weigh(now_s)
                 if frame is not None:
                     self._look(model, frame)
-                else:
+                if self._owed and (frame is None or len(self._owed) > OWED_MAX):
+                    self._accept([self._owed.popleft()])
+                elif frame is None:
                     self._flush_ended()
-            self._accept(self._selector.flush())
+            self._accept([*self._owed, *self._selector.flush()])
             self._keeper.keep_all(self._clock.monotonic_s())
         except AbandonedError:
             log.warning("a look that hung has ended; its frame was looked at by another release")
@@ -331,7 +338,7 @@ class Lookout:
         for name, judge in self._judges.items():
             self._tell(name, judge.adopt(model.manifest, self._looked_at_ns(name)), self._judged_release)
         self._judged_release = model.release_id
-        self._accept(self._selector.adopt(model.manifest.backbone.hash))
+        self._owed.extend(self._selector.adopt(model.manifest.backbone.hash))
 
     def _close_lost(self) -> None:
         """A camera that fails or is blind shows nothing: its open events are closed, and open anew when it is back."""

@@ -43,10 +43,10 @@ from simulations.clips import write_clip
 from simulations.processes import wait_for
 
 STREAMS: Final = 8
-LOOKS_PER_S: Final = 3.0
-"""Of each stream: 24 looks a second keep a core about half busy."""
+LOOKS_PER_S: Final = 4.0
+"""Of each stream: 32 looks a second keep a core about a quarter busy, and another quarter in shadow."""
 CLIP_S: Final = 12.0
-SWAPS: Final = {True: 4, False: 16}
+SWAPS: Final = {True: 3, False: 16}
 AROUND: Final = 50
 """Frames on each side of a swap that its median is of."""
 SPIKE: Final = 3
