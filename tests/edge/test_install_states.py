@@ -229,7 +229,7 @@ def test_a_release_that_brings_the_agent_down_while_it_is_tried_is_left(
 
     for _ in range(RULES.crashes_max):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("edge.installer.self_test", crash)
+            patch.setattr("edge.loading.self_test", crash)
             again = start_gateway()
             again.installer.boot()
             again.installer.on_desired(second[1])
