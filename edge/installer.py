@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 LAYERS: Final = "layers"
 """Folder of the layers within the installer's own."""
 BUILT_AT_NS: Final = 1_767_225_600 * 10**9  # 2026-01-01: no clock of a working box is earlier
-BOOT_AGAIN_S: Final = 1.0
-"""A slot that could not be read at the start is tried again after so long."""
+BOOT_AGAIN_S: Final = (1.0, 60.0)
+"""A slot that could not be read at the start is tried again after so long, and then ever less often."""
 
 
 class Phase(StrEnum):
@@ -146,6 +146,8 @@ class Installer:
         """A roll-back that the disk has not taken yet."""
         self._starts = 0
         self._boot_again_s: float | None = None
+        self._boot_delay_s = BOOT_AGAIN_S[0]
+        self._start_is_counted = self._stopped = False
         self._gone: ReleaseHealth | None = None
         """The release that went back last, as it was then."""
         self.outcome = ""
@@ -166,15 +168,20 @@ class Installer:
         with self._lock:
             self._boot_again_s = None
             try:
-                self._start_counted()
+                if not self._start_is_counted:
+                    self._count_start()
+                    self._start_is_counted = True
             except (EnvironmentFault, OSError) as error:
                 log.error("the start could not be counted, the release before is run: %s", error)
+                self._boot_again_s = self._clock.monotonic_s() + self._boot_delay_s
                 return self._boot_from((PREVIOUS, CURRENT))
             return self._boot_from((CURRENT, PREVIOUS))
 
     def on_desired(self, desired: Desired) -> None:
         """Take a signed manifest. A wrong one is refused with its reason; what runs goes on."""
         with self._lock:
+            if self._stopped:
+                return
             try:
                 self._take(desired)
             except (HeadframeError, OSError) as error:  # what is on its way already goes on
@@ -186,7 +193,7 @@ class Installer:
         """Take a part of the layer that is being fetched; anything else is ignored (late or duplicate)."""
         with self._lock:
             candidate = self._candidate
-            if candidate is None or candidate.phase is not Phase.FETCHING:
+            if self._stopped or candidate is None or candidate.phase is not Phase.FETCHING:
                 return
             try:
                 self.bytes_down += candidate.download.take(part)
@@ -198,8 +205,12 @@ class Installer:
     def step(self) -> None:
         """Go on as far as it goes now. Called at least each second."""
         with self._lock:
+            if self._stopped:
+                return
             now_s = self._clock.monotonic_s()
             if self._boot_again_s is not None and now_s >= self._boot_again_s:
+                self._drop_candidate()
+                self._boot_delay_s = min(2 * self._boot_delay_s, BOOT_AGAIN_S[1])
                 self.boot()
             try:
                 self._watch_probation()
@@ -209,8 +220,10 @@ class Installer:
                 self._refuse(self._candidate.name if self._candidate else "a step", error)
 
     def stop(self) -> None:
-        """The agent ends because it was told to: this start is not held against a release on trial."""
+        """The agent ends because it was told to: this start is not held against a release on trial. Nothing is
+        installed any more."""
         with self._lock:
+            self._stopped = True
             try:
                 self._slots.end_in_order()
             except EnvironmentFault as error:
@@ -234,7 +247,7 @@ class Installer:
 
     # Starting
 
-    def _start_counted(self) -> None:
+    def _count_start(self) -> None:
         """Count this start on a release that is on trial; after too many of them go back."""
         window_ns = round(self._settings.crash_window_s * 1e9)
         slot = self._slots.read(CURRENT)
@@ -280,7 +293,7 @@ class Installer:
             return slot, self._loader.load(self._recall(slot), self._model)
         except (HeadframeError, OSError) as error:
             if _passes(error):
-                self._boot_again_s = self._clock.monotonic_s() + BOOT_AGAIN_S
+                self._boot_again_s = self._clock.monotonic_s() + self._boot_delay_s
             self._say(f"could not start from {self._folder / name}: {error}")
             return None
 
@@ -298,7 +311,8 @@ class Installer:
         if self._candidate and self._candidate.manifest == manifest:
             return
         running = self._model.manifest if self._model else None
-        check_fit(manifest, self._site_id, running, self._slots.gone_back())
+        gone_back = (*self._slots.gone_back(), *([self._owed] if self._owed else []))
+        check_fit(manifest, self._site_id, running, gone_back)
         layers = manifest.layers_for(self._site_id)
         download = Download(layers, self._layers, self._clock, self._request)
         check_room(manifest, download.bytes_needed, self._folder)
@@ -381,7 +395,7 @@ class Installer:
         slot = Slot(candidate.desired.manifest, candidate.desired.signature, now_ns)
         self._slots.install(slot, self._slot)
         self._candidate, self._model, self._slot, self.variant = None, loaded.model, slot, loaded.variant
-        self._starts, self._gone = 0, None
+        self._starts, self._gone, self._boot_again_s = 0, None, None
         self._probation = _Probation(self._clock.monotonic_s(), before, old)
         self.outcome = f"installed {candidate.name}, on probation"
         log.info("%s", self.outcome)
@@ -523,4 +537,7 @@ def _health(
 
 def _passes(error: BaseException) -> bool:
     """Whether the same may well work later: the disk's fault, not the release's."""
-    return isinstance(error, EnvironmentFault | OSError) or isinstance(error.__cause__, OSError)
+    cause = error.__cause__ or error
+    return isinstance(error, EnvironmentFault) or (
+        isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+    )
