@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 
 from common.files import own_folder, write_atomically
 from common.logs import configure_logs
@@ -23,8 +24,11 @@ log = logging.getLogger(__name__)
 STEP_S = 0.5
 
 
-def run_agent(settings: EdgeSettings) -> None:
+def run_agent(settings: EdgeSettings, make_agent: Callable[[EdgeSettings], Agent] = Agent) -> None:
     """Run until a signal asks to stop.
+
+    Args:
+        make_agent: simulations give the agent other eyes.
 
     Raises:
         OperatorError: another agent works in the same data_dir.
@@ -35,11 +39,11 @@ def run_agent(settings: EdgeSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with own_folder(settings.data_dir), one_thread_each():
-        _run(settings, stop)
+        _run(make_agent(settings), stop)
 
 
-def _run(settings: EdgeSettings, stop: threading.Event) -> None:
-    agent = Agent(settings)
+def _run(agent: Agent, stop: threading.Event) -> None:
+    settings = agent.settings
     page = StatusPage(settings.status.host, settings.status.port, agent.state, agent.exemplars, agent.scenarios)
     page.start()
     write_atomically(settings.data_dir / "status.json", json.dumps({"port": page.port, "pid": os.getpid()}).encode())
