@@ -160,11 +160,12 @@ class OperationTables(Sessions):
             OperatorError: there is no such release; nothing changed.
         """
         with self._write() as session:
+            if status == "active":
+                make_active(session, release_id)
+                return
             row = session.get(ReleaseRow, release_id)
             if row is None:
                 raise OperatorError(f"there is no release {release_id}", "`headframe cloud releases` lists them.")
-            if status == "active":
-                _supersede(session)
             row.status = status
 
     def audit(self, actor: str, action: str, detail: Mapping[str, Any], at_ns: int) -> None:
@@ -182,6 +183,19 @@ class OperationTables(Sessions):
 def _supersede(session: Session) -> None:
     for row in session.scalars(select(ReleaseRow).where(ReleaseRow.status == "active")):
         row.status = "superseded"
+
+
+def make_active(session: Session, release_id: str) -> None:
+    """A release becomes the active one, and the one that was before is superseded, within the session's commit.
+
+    Raises:
+        OperatorError: there is no such release.
+    """
+    row = session.get(ReleaseRow, release_id)
+    if row is None:
+        raise OperatorError(f"there is no release {release_id}", "`headframe cloud releases` lists them.")
+    _supersede(session)
+    row.status = "active"
 
 
 def _release(row: ReleaseRow) -> Release:

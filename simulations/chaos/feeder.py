@@ -21,6 +21,7 @@ from common.settings import load_settings
 from edge.agent import Agent
 from edge.app import run_agent
 from edge.perception import Model
+from edge.roster import Roster
 from edge.settings import EdgeSettings
 from simulations.load.gateway import BACKBONE, EMBEDDING
 from simulations.load.pictures import Pictures
@@ -55,6 +56,13 @@ class Feed:
     @property
     def states(self) -> tuple[CameraState, ...]:
         return (CameraState(camera_id=self._camera, state="live"),)
+
+    def watch(self, _roster: Roster) -> None:
+        """It has no cameras to change."""
+
+    def last_look(self, _camera_id: str) -> bytes | None:
+        """Nothing was looked at."""
+        return None
 
     def hand_over(self, model: Model) -> None:
         """It has no use for a model."""
@@ -120,7 +128,7 @@ def main() -> None:
             return Feed(self.settings, SystemClock(), self._accept, given.journal, given.per_s)
 
     os.umask(0o077)
-    run_agent(load_settings(EdgeSettings, given.config), FedAgent)
+    run_agent(load_settings(EdgeSettings, given.config), make_agent=FedAgent)
 
 
 def read_journal(journal: Path) -> set[bytes]:
