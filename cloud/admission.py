@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from cloud.settings import IngestSettings
-from common.errors import WireError
+from common.errors import BoundError, ForgeryError, WireError
 from common.ids import check_name, sample_id
 from common.messages import Sample, Scores
 
@@ -32,17 +32,19 @@ def check_sample(sample: Sample, gateway_id: str, settings: IngestSettings) -> N
     """Check a sample that came on the topic of `gateway_id`.
 
     Raises:
-        WireError: says which rule was broken.
+        ForgeryError: it says that it is of another gateway.
+        BoundError: the picture is larger than it may be, or would be when decoded.
+        WireError: says which other rule was broken.
         OperatorError: an id has characters that are not allowed.
     """
     if sample.gateway_id != gateway_id:
-        raise WireError(f"a sample that says it is of {sample.gateway_id!r} came on the topic of {gateway_id!r}")
+        raise ForgeryError(f"a sample that says it is of {sample.gateway_id!r} came on the topic of {gateway_id!r}")
     check_name("site", sample.site_id)
     check_name("camera", sample.camera_id)
     if not 0 <= sample.captured_at_ns <= TIME_NS_MAX:
         raise WireError(f"capture time {sample.captured_at_ns} is out of bounds")
     if len(sample.jpeg) > settings.jpeg_bytes_max:
-        raise WireError(f"picture of {len(sample.jpeg)} bytes is over the bound of {settings.jpeg_bytes_max}")
+        raise BoundError(f"picture of {len(sample.jpeg)} bytes is over the bound of {settings.jpeg_bytes_max}")
     if sample.sample_id != sample_id(sample.jpeg, sample.gateway_id, sample.camera_id, sample.captured_at_ns):
         raise WireError("the sample id is not the hash of the content")
     for name, length_max in TEXTS.items():
@@ -102,7 +104,7 @@ def _check_picture(sample: Sample, settings: IngestSettings) -> None:
     if (width, height) != (sample.width_px, sample.height_px):
         raise WireError(f"picture of {width} x {height} pixels is said to be {sample.width_px} x {sample.height_px}")
     if width * height > settings.pixels_max:
-        raise WireError(f"picture of {width} x {height} pixels is over the bound of {settings.pixels_max}")
+        raise BoundError(f"picture of {width} x {height} pixels is over the bound of {settings.pixels_max}")
     if not sample.jpeg.endswith(_END_OF_IMAGE):  # a decoder fills what is missing with grey and says nothing
         raise WireError("the picture is cut off")
     try:

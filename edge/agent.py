@@ -12,8 +12,19 @@ import msgspec
 from common import AGENT_VERSION, codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import EnvironmentFault
-from common.messages import Desired, Event, FlowerFrame, LayerPart, Message, Receipt, Sample, State
+from common.messages import (
+    Certificate,
+    Desired,
+    Event,
+    FlowerFrame,
+    LayerPart,
+    Message,
+    Receipt,
+    Sample,
+    State,
+)
 from common.mqtt import MqttLink
+from edge.enrolment import FLAG, Renewer, renews_itself
 from edge.events import Phase
 from edge.exemplars import Exemplars
 from edge.installer import LAYERS, Installer
@@ -71,6 +82,7 @@ class Agent:
             lambda data: self._send("flower", FlowerFrame(message=data)),
             share=settings.share,
         )
+        self.renewer = self._make_renewer()
         outputs = settings.outputs
         self.outputs = SiteOutputs(outputs, settings.gateway_id, settings.site_id) if outputs.broker.enabled else None
         self._alarms: dict[str, str] = {}
@@ -86,6 +98,19 @@ class Agent:
             return Lookout(self.settings, self.settings.cameras, self._clock, self._accept, on_event=self._on_event)
         layers = self.settings.data_dir / RELEASES / LAYERS
         return Workers(self.settings, self._clock, self._accept, layers, count, self._on_event)
+
+    def _make_renewer(self) -> Renewer | None:
+        broker = self.settings.broker
+        if not renews_itself(self.settings) or broker.cert_file is None or broker.ca_file is None:
+            return None
+        return Renewer(
+            broker.cert_file,
+            broker.ca_file,
+            self.settings.data_dir / FLAG,
+            self._clock,
+            lambda renewal: self._send("renew", renewal),
+            self._link.reload_certificate,
+        )
 
     @property
     def release_id(self) -> str:
@@ -124,6 +149,8 @@ class Agent:
         if not self.lookout.alive:
             raise RuntimeError("the look loop has died; see the log above")
         self.installer.step()
+        if self.renewer:
+            self.renewer.step()
         if self.outputs:
             self._announce(self.outputs)
         now_s = self._clock.monotonic_s()
@@ -237,6 +264,8 @@ class Agent:
                 self.installer.on_layer(message)
             case FlowerFrame():
                 self.learner.on_frame(message.message)
+            case Certificate() if self.renewer:
+                self.renewer.on_certificate(message)
             case _:
                 log.warning("message on %s is not for a gateway: %s", topic, type(message).__name__)
 
