@@ -6,16 +6,19 @@ A refused sample is dropped by its gateway, so only what no repetition can mend 
 import math
 
 import cv2
+import msgspec
 import numpy as np
 
 from cloud.settings import IngestSettings
 from common.errors import BoundError, ForgeryError, WireError
 from common.ids import check_name, sample_id
-from common.messages import Sample, Scores
+from common.messages import Event, Sample, Scores, State
 
 EMBEDDING_BYTES_MAX = 64 * 1024
 TIME_NS_MAX = 2**63 - 1
 BOXES_MAX = 1000
+STATE_PARTS_MAX = 50_000  # of a gateway with 256 cameras, many times over
+STATE_TEXT_MAX = 2000
 TEXT_MAX = 120
 TEXTS = {
     "release_id": 80,
@@ -53,6 +56,52 @@ def check_sample(sample: Sample, gateway_id: str, settings: IngestSettings) -> N
             raise WireError(f"{name} {text[:40]!r} is not one line of at most {length_max} characters")
     _check_numbers(sample)
     _check_picture(sample, settings)
+
+
+def check_state(state: State) -> None:
+    """Check a heartbeat before it is kept and shown: one that holds a NaN could never be read again as JSON.
+
+    Raises:
+        WireError: a number that is not finite, or a text that is too long.
+        BoundError: too many parts.
+        OperatorError: an id has characters that are not allowed.
+    """
+    check_name("site", state.site_id)
+    _check_plain("a state", msgspec.to_builtins(state, builtin_types=(bytes,)), STATE_PARTS_MAX)
+
+
+def check_event(event: Event) -> None:
+    """Check an event before it is kept and shown.
+
+    Raises:
+        WireError: a number that is not finite, or a text that is too long.
+        BoundError: too many parts.
+        OperatorError: an id has characters that are not allowed.
+    """
+    for kind, name in (("site", event.site_id), ("camera", event.camera_id), ("scenario", event.scenario)):
+        check_name(kind, name)
+    if event.jpeg:
+        read_jpeg_size(event.jpeg)
+    _check_plain("an event", msgspec.to_builtins(event, builtin_types=(bytes,)), STATE_PARTS_MAX)
+
+
+def _check_plain(what: str, tree: object, parts_max: int) -> None:
+    """Every number finite, every text a short one, and not too many of them."""
+    waiting = [tree]
+    for _ in range(parts_max):
+        if not waiting:
+            return
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise WireError(f"{what} holds a number that is not finite")
+        elif isinstance(value, str) and len(value) > STATE_TEXT_MAX:
+            raise WireError(f"{what} holds a text of {len(value)} characters")
+    if waiting:
+        raise BoundError(f"{what} has more than {parts_max} parts")
 
 
 def read_jpeg_size(jpeg: bytes) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from cloud.admission import check_event, check_state
 from cloud.events import Events
 from cloud.federation.grid import MqttGrid
 from cloud.federation.server_app import run_round
@@ -118,10 +119,12 @@ class Service:
             case State():
                 if message.gateway_id != gateway_id:
                     raise ForgeryError(f"state of {message.gateway_id!r} came on the topic of {gateway_id!r}")
+                check_state(message)
                 self._on_state(message)
             case Event():
                 if message.gateway_id != gateway_id:
                     raise ForgeryError(f"event of {message.gateway_id!r} came on the topic of {gateway_id!r}")
+                check_event(message)
                 self.events.add(message)
             case Fetch():
                 self._publish(topics.down(gateway_id, "layer"), self.registry.part(message))

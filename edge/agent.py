@@ -13,17 +13,14 @@ from common import AGENT_VERSION, codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import EnvironmentFault
 from common.messages import (
-    Certificate,
-    Desired,
     Event,
     FlowerFrame,
-    LayerPart,
     Message,
-    Receipt,
     Sample,
     State,
 )
 from common.mqtt import MqttLink
+from edge.downward import Downward
 from edge.enrolment import FLAG, Renewer, renews_itself
 from edge.events import Phase
 from edge.exemplars import Exemplars
@@ -83,6 +80,13 @@ class Agent:
             share=settings.share,
         )
         self.renewer = self._make_renewer()
+        self.downward = Downward(
+            on_receipt=self.uplink.on_receipt,
+            on_desired=self.installer.on_desired,
+            on_layer=self.installer.on_layer,
+            on_flower=self.learner.on_frame,
+            on_certificate=self.renewer.on_certificate if self.renewer else None,
+        )
         outputs = settings.outputs
         self.outputs = SiteOutputs(outputs, settings.gateway_id, settings.site_id) if outputs.broker.enabled else None
         self._alarms: dict[str, str] = {}
@@ -254,20 +258,7 @@ class Agent:
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         """One message from the centre, on the link's thread."""
-        message = codec.decode(payload)
-        match message:
-            case Receipt():
-                self.uplink.on_receipt(message)
-            case Desired():
-                self.installer.on_desired(message)
-            case LayerPart():
-                self.installer.on_layer(message)
-            case FlowerFrame():
-                self.learner.on_frame(message.message)
-            case Certificate() if self.renewer:
-                self.renewer.on_certificate(message)
-            case _:
-                log.warning("message on %s is not for a gateway: %s", topic, type(message).__name__)
+        self.downward.take(topic, payload)
 
     def _accept(self, sample: Sample) -> None:
         """Into the spool before anything else happens; a full disk is waited out, the sample kept in memory."""
