@@ -2,7 +2,6 @@
 
 import datetime as dt
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,16 +22,13 @@ from common.certificates import Identity, new_key
 from common.errors import EnvironmentFault, OperatorError
 from common.mqtt import Broker, MqttLink
 from common.topics import down_filter
+from simulations.mosquitto import find_mosquitto
+from simulations.processes import free_port
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "mosquitto"
 HOST = "127.0.0.1"
 START_S = 15.0
 Reload = Callable[[], None]
-
-
-def find_mosquitto() -> str | None:
-    """Debian puts it where only root looks."""
-    return shutil.which("mosquitto", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
 
 @dataclass
@@ -163,14 +159,6 @@ def _await_port(port: int, process: subprocess.Popen[bytes]) -> None:
                 return
         time.sleep(0.05)
     raise EnvironmentFault("mosquitto did not start", "Run it by hand with the same file to see why.")
-
-
-def free_port() -> int:
-    """A port of the loopback that is free now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def now() -> dt.datetime:

@@ -31,7 +31,8 @@ from common.messages import Certificate, Sample
 from common.mqtt import MqttLink
 from simulations.bench._messages import made_sample, made_state
 from simulations.bench._process import Peak
-from simulations.bench._secured import SecuredCentre, find_mosquitto, now, secured_centre
+from simulations.bench._secured import SecuredCentre, now, secured_centre
+from simulations.mosquitto import find_mosquitto
 
 WAIT_S = 8.0
 QUIET_S = 0.25
@@ -205,6 +206,7 @@ def _others_identity(attack: Attack) -> None:
     with attack.row("a state in another gateway's name", Kind.IDENTITY, "centre", "north-1") as outcome:
         attack.send("state", codec.encode(made_state(1, "south-1")))
         time.sleep(QUIET_S)
+        attack.centre.service.reported.flush()
         outcome.refused = "south-1" not in {state.gateway_id for state in attack.centre.service.store.states()}
 
 

@@ -75,6 +75,7 @@ def fuzz_centre(count: int, seed: int) -> dict[str, Any]:
                 deadline = time.monotonic() + 30
                 while service.store.sample(valid.sample_id) is None and time.monotonic() < deadline:
                     time.sleep(0.05)
+            service.store.states()  # what is kept can be read
             alive = service.ingest.alive and service.store.sample(valid.sample_id) is not None
         finally:
             service.ingest.stop(30)
@@ -151,6 +152,7 @@ class _Centre(Service):
         def act() -> str | None:
             self._reason = ""
             self._on_message(topic, payload)
+            self.reported.flush()
             return self._reason or None
 
         self._tally.note(act)

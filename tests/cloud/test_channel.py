@@ -20,8 +20,9 @@ from common.messages import Certificate, Desired
 from common.mqtt import Broker, MqttLink
 from common.tls import client_context
 from edge.enrolment import FLAG, NEXT_KEY, Renewer
-from simulations.bench._secured import SecuredCentre, find_mosquitto, now, secured_centre
+from simulations.bench._secured import SecuredCentre, now, secured_centre
 from simulations.bench.channel import as_markdown, try_all
+from simulations.mosquitto import find_mosquitto
 
 Record = Callable[[str, object], None]
 

@@ -85,6 +85,7 @@ def test_any_value_in_any_field_is_stored_or_refused_and_what_is_kept_can_be_rea
     names = sorted(tree["m"])
     tree["m"][names[field % len(names)]] = value
     centre._on_message(topics.up(GATEWAY, kind), msgspec.msgpack.encode(tree))
+    centre.reported.flush()
     centre.store.states()
     centre.events.latest(10)
 
@@ -116,6 +117,7 @@ def test_a_state_that_could_not_be_shown_is_not_kept(centre: Service, state: Sta
     before = centre.guard.attempts.counts()
     centre._on_message(topics.up(GATEWAY, "state"), codec.encode(state))
     assert sum(centre.guard.attempts.counts().values()) == sum(before.values()) + 1
+    centre.reported.flush()
     assert all(known.chosen != state.chosen or known.cameras != state.cameras for known in centre.store.states())
 
 
