@@ -46,7 +46,7 @@ def uncertainty(prediction: Prediction) -> float:
         return 0.0
     # without numpy: a head has a handful of classes, and forty heads are asked at each look
     try:
-        total = sum(map(mul, shares, map(math.log, shares)))
+        total: float = sum(map(mul, shares, map(math.log, shares)))
     except ValueError:  # a zero, or less
         total = sum(share * math.log(share) for share in shares if share > 0)
     return -total / math.log(len(shares))
@@ -66,7 +66,8 @@ def spread(prediction: Prediction) -> float:
         logs = [math.log(max(share, SHARE_MIN)) for share in shares]
     mean = sum(logs) / len(logs)
     # hundreds in size at most: the squares lose nothing that counts
-    return max(0.0, sum(map(mul, logs, logs)) / len(logs) - mean * mean)
+    squares: float = sum(map(mul, logs, logs))
+    return max(0.0, squares / len(logs) - mean * mean)
 
 
 @dataclass(frozen=True, slots=True)
