@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from cloud import keys_cli
 from cloud.settings import CloudSettings
 from common.errors import OperatorError
 from common.ids import check_name
@@ -30,6 +31,7 @@ config_app = typer.Typer(no_args_is_help=True, help="The configuration file clou
 labels_app = typer.Typer(no_args_is_help=True, help="Labels in and out, as CSV or COCO.")
 dataset_app = typer.Typer(no_args_is_help=True, help="Labelled pictures that the group already has.")
 detector_app = typer.Typer(no_args_is_help=True, help="Detectors of your own, beside the backbone.")
+app.add_typer(keys_cli.app, name="keys")
 app.add_typer(detector_app, name="detector")
 app.add_typer(config_app, name="config")
 app.add_typer(labels_app, name="labels")
@@ -48,16 +50,6 @@ def run(config: ConfigOption) -> None:
     from cloud.app import run_centre
 
     run_centre(load_settings(CloudSettings, config))
-
-
-@app.command()
-def key(config: ConfigOption) -> None:
-    """Print the public key that gateways put into `release_key`."""
-    from common.signing import Signer
-
-    settings = load_settings(CloudSettings, config)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    typer.echo(Signer.open(settings.data_dir / "release.key").public_hex)
 
 
 @app.command()

@@ -1,14 +1,23 @@
-"""Releases at the centre: layers by hash in a folder, signed manifests in the store, parts of layers on request."""
+"""Releases at the centre: layers by hash in a folder, manifests in the store, parts of layers on request.
+
+Decides what a release is made of and which one is active. Leaves to `cloud.trust` who stands behind it, to
+`cloud.lineage` where its layers come from, to `cloud.retention` how long they stay.
+"""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from cloud.learning.export import default_backbone, set_default_backbone
-from cloud.store import Store
-from common.clock import Clock
+from cloud.settings import CloudSettings
+from cloud.store import Assignment, Release, Store
+from cloud.trust import Repository
+from cloud.trust.repository import LIFETIME_S, RENEW_S
+from common import trust
+from common.clock import Clock, SystemClock
 from common.delta import make_delta
 from common.errors import OperatorError, WireError
 from common.files import write_atomically
@@ -24,12 +33,13 @@ from common.manifest import (
     release_id,
 )
 from common.messages import Desired, Fetch, LayerPart
-from common.signing import Signer
 from common.weights import find_weights
 
 log = logging.getLogger(__name__)
 
-LIFETIME_NS = 400 * 24 * 3600 * 10**9
+LIFETIME_NS = LIFETIME_S[trust.TARGETS] * 10**9  # as long as the word of those who signed it
+STAGED = "staged"
+BUNDLES_MAX = 8  # releases that gateways are told of at the same time, in two rollouts and their roll-backs
 PART_BYTES_MAX = 1024 * 1024
 BASES_MAX = 16  # of what a gateway names
 DELTA_LAYER_BYTES_MAX = 1024 * 1024
@@ -45,15 +55,29 @@ def delta_of(base: bytes, target: bytes) -> bytes:
     return make_delta(base, target, find_weights(base), find_weights(target))
 
 
+@contextmanager
+def open_registry(settings: CloudSettings) -> Iterator["Registry"]:
+    """The registry of a centre that may be running, for one command."""
+    folder, clock = settings.data_dir, SystemClock()
+    store = Store.open(settings.database or f"sqlite:///{folder / 'headframe.db'}", folder / "blobs")
+    try:
+        yield Registry(folder / "layers", store, Repository.open(folder / "trust", clock), clock)
+    finally:
+        store.close()
+
+
 class Registry:
     """All releases of the group, and their layers.
 
     Args:
         folder: layers, one file each, named by hash.
+        repository: the signed metadata that stands behind releases.
     """
 
-    def __init__(self, folder: Path, store: Store, signer: Signer, clock: Clock) -> None:
-        self._folder, self._store, self._signer, self._clock = folder, store, signer, clock
+    def __init__(self, folder: Path, store: Store, repository: Repository, clock: Clock) -> None:
+        self._folder, self._store, self.repository, self._clock = folder, store, repository, clock
+        self._bundles: dict[str, tuple[int, Desired]] = {}
+        """Release -> the state of the metadata, and what every gateway gets with it."""
         folder.mkdir(parents=True, exist_ok=True)
 
     def backbone(self) -> tuple[Layer, Path]:
@@ -127,7 +151,10 @@ class Registry:
         note: str,
         variants: tuple[Variant, ...] = (),
     ) -> str:
-        """Sign a release, make it the active one, and return its id; it carries the detectors that are chosen now.
+        """Have a release signed, make it the active one, and return its id; it carries the detectors chosen now.
+
+        When it needs keys that are not here it is staged instead, and becomes active when they have signed
+        (`headframe cloud keys import`).
 
         Args:
             variants: of the backbone, those on which these heads have passed the drift gate.
@@ -146,10 +173,31 @@ class Registry:
             variants=variants,
         )
         data, name = encode_manifest(manifest), release_id(manifest)
+        base = self.repository.base_of(row.manifest for row in releases if not row.base)
+        live = {row.release_id for row in releases if row.status == "active"} | self._store.assigned()
+        signed = self.repository.add(data, base, live)
+        whole = not signed or self.repository.is_whole(data)
         self._store.add_release(
-            name, manifest.sequence, data, self._signer.sign(data), dict(gate), status="active", at_ns=now_ns
+            name,
+            manifest.sequence,
+            data,
+            b"",
+            dict(gate),
+            status="active" if signed else STAGED,
+            at_ns=now_ns,
+            base="" if whole else release_id(decode_manifest(base)),
         )
+        if not signed:
+            log.warning("release %s waits for signatures: `headframe cloud keys stage`", name)
         return name
+
+    def activate_signed(self) -> list[str]:
+        """Make active what was staged and is signed now; returns those releases, the last one is active."""
+        staged = [row for row in self._store.releases() if row.status == STAGED]
+        signed = [row for row in reversed(staged) if self.repository.is_whole(row.manifest)]
+        for row in signed:
+            self._store.set_release_status(row.release_id, "active")
+        return [row.release_id for row in signed]
 
     def roll_back(self, name: str, note: str) -> str:
         """Publish an earlier release's layers again, under a new sequence number.
@@ -165,12 +213,40 @@ class Registry:
         gate = {**earlier.gate, "rolled_back_to": name}
         return self.publish(manifest.scenarios, manifest.backbone, gate, note, manifest.variants)
 
-    def desired(self) -> Desired | None:
-        """What gateways are told to run."""
-        for release in self._store.releases():
-            if release.status == "active":
-                return Desired(manifest=release.manifest, signature=release.signature)
-        return None
+    def desired(self, gateway_id: str, release: Release | None = None) -> Desired | None:
+        """What a gateway is told to run: a release, by default the active one, and all that proves it."""
+        chosen = release or next((row for row in self._store.releases() if row.status == "active"), None)
+        if chosen is None:
+            return None
+        shared = self._proved(chosen)
+        assigned = self._store.assignment(gateway_id)
+        now_ns = self._clock.wall_ns()
+        if (
+            assigned is None
+            or assigned.release_id != chosen.release_id
+            or assigned.renew_at_ns <= now_ns
+            or not self.repository.stands_behind_assignment(assigned.signed)
+        ):
+            sequence = assigned.sequence + 1 if assigned else 1
+            signed = self.repository.assign(gateway_id, chosen.manifest, sequence)
+            renew_at_ns = now_ns + RENEW_S[trust.ASSIGNMENTS] * 10**9
+            assigned = Assignment(gateway_id, chosen.release_id, sequence, renew_at_ns, signed)
+            self._store.put_assignments([assigned])
+        return msgspec.structs.replace(shared, assignment=assigned.signed)
+
+    def _proved(self, release: Release) -> Desired:
+        """What is the same for every gateway; made anew when the metadata has changed."""
+        state = self.repository.state()
+        known = self._bundles.get(release.release_id)
+        if known is None or known[0] != state:
+            base = self._store.release(release.base) if release.base else None
+            under = base.manifest if base else b""
+            made = Desired(
+                manifest=release.manifest, base=under, metadata=self.repository.bundle(release.manifest, under)
+            )
+            known = state, made
+            self._bundles = dict(list(self._bundles.items())[-BUNDLES_MAX:]) | {release.release_id: known}
+        return known[1]
 
     def part(self, fetch: Fetch) -> LayerPart:
         """Answer a gateway's request, by a delta where there is one; what is not held is said by `total_bytes` 0."""

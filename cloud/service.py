@@ -23,12 +23,12 @@ from cloud.learning.training import Trainer
 from cloud.registry import Registry
 from cloud.settings import CloudSettings
 from cloud.store import Run, Store
+from cloud.trust import Repository
 from common import codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import HeadframeError, OperatorError
 from common.messages import Desired, Event, Fetch, FlowerFrame, Message, State
 from common.mqtt import Broker, MqttLink
-from common.signing import Signer
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ class Service:
         folder = settings.data_dir
         folder.mkdir(parents=True, exist_ok=True)
         self.store = Store.open(settings.database or f"sqlite:///{folder / 'headframe.db'}", folder / "blobs")
-        self.signer = Signer.open(folder / "release.key")
-        self.registry = Registry(folder / "layers", self.store, self.signer, self.clock)
+        self.repository = Repository.open(folder / "trust", self.clock)
+        self.registry = Registry(folder / "layers", self.store, self.repository, self.clock)
         self.catalogue = Catalogue(folder / "datasets")
         self.trainer = Trainer(self.store, self.catalogue, self.registry, settings.learning)
         self.link = MqttLink(
@@ -58,7 +58,7 @@ class Service:
         self.events = Events()
         self.grid = MqttGrid(self._send_flower, self.online)
         self._seen_at_s: dict[str, float] = {}
-        self._desired_at_s: dict[str, tuple[float, bytes]] = {}
+        self._desired_at_s: dict[str, tuple[float, Desired | None]] = {}
         self._rounds: queue.Queue[str] = queue.Queue(ROUNDS_WAITING_MAX)
         self._stopping = threading.Event()
         self._learner = threading.Thread(target=self._learn_on, name="learning", daemon=True)
@@ -74,7 +74,8 @@ class Service:
         self.link.start()
 
     def step(self) -> None:
-        """Keep gateways told what to run, and start a round when enough new labels have come."""
+        """Keep gateways told what to run, the metadata fresh, and start a round when enough new labels have come."""
+        self.repository.refresh()
         for gateway_id in self.online():
             self._tell(gateway_id)
         every = self.settings.learning.new_labels
@@ -137,19 +138,19 @@ class Service:
 
     def _tell(self, gateway_id: str) -> None:
         """Publish the desired release, retained, when it is new to the gateway; again while it is not reported."""
-        desired = self.registry.desired()
+        desired = self.registry.desired(gateway_id)
         if desired is None:
             return
-        told_s, told = self._desired_at_s.get(gateway_id, (float("-inf"), b""))
+        told_s, told = self._desired_at_s.get(gateway_id, (float("-inf"), None))
         now_s = self.clock.monotonic_s()
-        if told == desired.signature and now_s - told_s < DESIRED_AGAIN_S:
+        if told == desired and now_s - told_s < DESIRED_AGAIN_S:
             return
         active = next((r.release_id for r in self.store.releases() if r.status == "active"), "")
         running = next((s.release_id for s in self.store.states() if s.gateway_id == gateway_id), "")
-        if told == desired.signature and running == active:
+        if told == desired and running == active:
             return
         if self._publish(topics.down(gateway_id, "desired"), desired, retain=True):
-            self._desired_at_s[gateway_id] = (now_s, desired.signature)
+            self._desired_at_s[gateway_id] = (now_s, desired)
 
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> bool:
         return self.link.publish(topic, codec.encode(message), retain=retain or isinstance(message, Desired))

@@ -6,12 +6,13 @@ Frames → one model → selection → spool → uplink; releases come the other
 import logging
 import threading
 from collections import Counter
+from pathlib import Path
 
 import msgspec
 
 from common import AGENT_VERSION, codec, topics
 from common.clock import Clock, SystemClock
-from common.errors import EnvironmentFault
+from common.errors import EnvironmentFault, OperatorError
 from common.messages import Desired, Event, FlowerFrame, LayerPart, Message, Receipt, Sample, State
 from common.mqtt import MqttLink
 from edge.events import Phase
@@ -19,12 +20,12 @@ from edge.exemplars import Exemplars
 from edge.installer import LAYERS, Installer
 from edge.learner import Learner
 from edge.lookout import Lookout
+from edge.metadata import TrustedMetadata
 from edge.outputs import SiteOutputs
 from edge.providers import COMPILED, Compute
 from edge.settings import EdgeSettings
 from edge.spool import Spool
 from edge.threads import usable_cores
-from edge.trust import SingleKey
 from edge.uplink import Uplink
 from edge.workers import Workers, worker_count
 
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 DISK_RETRY_S = 1.0
 RELEASES = "releases"
 """Folder of the installer within `data_dir`."""
+TRUST = "trust"
+"""Folder of what is trusted within `data_dir`."""
 
 
 class Agent:
@@ -58,7 +61,7 @@ class Agent:
         self.uplink = Uplink(self._link, self.spool, settings.gateway_id, settings.uplink, self._clock, settings.share)
         self.installer = Installer(
             folder / RELEASES,
-            SingleKey(settings.release_key),
+            TrustedMetadata(folder / TRUST, _read_root(settings.release_root), settings.gateway_id),
             settings.site_id,
             self._clock,
             lambda fetch: self._send("fetch", fetch),
@@ -252,3 +255,13 @@ class Agent:
                 if not self._stopping.wait(DISK_RETRY_S):
                     continue
             return
+
+
+def _read_root(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OperatorError(
+            f"cannot read release_root {path}: {error.strerror}",
+            "Copy the file that `headframe cloud keys root` writes.",
+        ) from error

@@ -74,11 +74,11 @@ class Demo:
         began_s = time.monotonic()
         self.centre = Centre(self.out / "centre")
         self.screen.note("training the first release on the seen sites")
-        first, key = self._first_release()
+        first, root = self._first_release()
         before = self._accuracies({site.name: first for site in self.world.sites})
         self.screen.accuracies("before", before)
         try:
-            self._start(key)
+            self._start(root)
             for number in range(ROUNDS):
                 self._watch(number)
                 self._round(number)
@@ -87,8 +87,8 @@ class Demo:
             for managed in [*self.gateways.values(), self.centre.managed]:
                 managed.stop()
 
-    def _first_release(self) -> tuple[str, str]:
-        """Train on what the group already has; returns (release id, public key)."""
+    def _first_release(self) -> tuple[str, Path]:
+        """Train on what the group already has; returns (release id, file of the root of trust)."""
         service = Service(load_settings(CloudSettings, self.centre.config), Broker())
         try:
             _, path = service.registry.backbone()
@@ -98,23 +98,25 @@ class Demo:
             outcome = service.trainer.run("demo: first release")
             if not outcome.release_id:
                 raise EnvironmentFault("the first release did not pass its gate", json.dumps(outcome.record["gate"]))
-            return outcome.release_id, service.signer.public_hex
+            root = self.out / "root.json"
+            root.write_bytes(service.repository.root())
+            return outcome.release_id, root.resolve()
         finally:
             service.store.close()
 
-    def _start(self, key: str) -> None:
+    def _start(self, root: Path) -> None:
         self.centre.start()
         for number, site in enumerate(self.world.sites):
-            values = self._edge_values(site, key, "both" if number == len(self.world.sites) - 1 else "samples")
+            values = self._edge_values(site, root, "both" if number == len(self.world.sites) - 1 else "samples")
             self.gateways[site.name] = make_gateway(self.out / "gateways" / site.name, values)
             self.gateways[site.name].start()
         self._wait_release()
 
-    def _edge_values(self, site: SitePlan, key: str, share: str) -> dict[str, Any]:
+    def _edge_values(self, site: SitePlan, root: Path, share: str) -> dict[str, Any]:
         return {
             "gateway_id": f"gw-{site.name}",
             "site_id": site.name,
-            "release_key": key,
+            "release_root": root,
             "share": share,
             "heartbeat_s": 1.0,
             "broker": {"port": self.centre.where["mqtt_port"]},

@@ -61,8 +61,8 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "new_class": ("New class", "新类别"),
     "new_class_name": ("Name of the new class", "新类别的名称"),
     "no_gateways": (
-        "No gateway has reported yet. Put the key of `headframe cloud key` into edge.toml and start the agent.",
-        "还没有网关上线。把 headframe cloud key 打印的公钥填入 edge.toml，然后启动边缘代理。",
+        "No gateway has reported yet. Give it the root of trust (`headframe cloud keys root`) and start the agent.",
+        "还没有网关上线。把 headframe cloud keys root 生成的信任根文件交给它，然后启动边缘代理。",
     ),
     "skip": ("Skip", "跳过"),
     "undo": ("Undo", "撤销"),

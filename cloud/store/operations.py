@@ -112,6 +112,7 @@ class OperationTables(Sessions):
         *,
         status: str,
         at_ns: int,
+        base: str = "",
     ) -> None:
         """Record a release; when it is the active one, the one that was before is superseded in the same commit."""
         with self._write() as session:
@@ -126,6 +127,7 @@ class OperationTables(Sessions):
                     gate=dict(gate),
                     status=status,
                     created_at_ns=at_ns,
+                    base=base or None,
                 )
             )
 
@@ -173,7 +175,8 @@ def _supersede(session: Session) -> None:
 
 
 def _release(row: ReleaseRow) -> Release:
-    return Release(row.release_id, row.sequence, row.manifest, row.signature, row.gate, row.status, row.created_at_ns)
+    parts = row.release_id, row.sequence, row.manifest, row.signature, row.gate, row.status, row.created_at_ns
+    return Release(*parts, row.base or "")
 
 
 def _fields(run: Run) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def run_ours(footage: Footage, model: Model, *, substream: bool, gears: GearSett
     settings = EdgeSettings(
         gateway_id="bench",
         site_id="bench",
-        release_key="0" * 64,
+        release_root=Path("root.json"),
         cameras=(camera,),
         selection=SelectionSettings(samples_per_hour=SAMPLES_PER_HOUR),
     )

@@ -160,6 +160,8 @@ class Arm:
         self._stack.callback(broker.stop)
         self._port = broker.broker.port
         self._service = Service(_settings(self._folder, self._port), broker.broker)
+        self._root = self._folder / "root.json"
+        self._root.write_bytes(self._service.repository.root())
         self._service.start()
         self._stack.callback(self._service.stop)
         self._service.link.wait_connected(20)
@@ -190,7 +192,7 @@ class Arm:
             gateway_id=f"gw-{scene}",
             site_id=scene,
             data_dir=self._folder / "gateways" / scene,
-            release_key=self._service.signer.public_hex,
+            release_root=self._root,
             heartbeat_s=0.5,
             broker=BrokerSection(port=self._port),
             cameras=(CameraSettings(id="camera-1", source=str(camera), looks_per_s=1, picture_fps=1, paced=False),),

@@ -34,7 +34,7 @@ MANIFEST = Manifest(
 EDGE = """
 gateway_id = "north-1"
 site_id = "north"
-release_key = "00"
+release_root = "root.json"
 [[cameras]]
 id = "belt"
 source = "clip.mp4"

@@ -1,0 +1,532 @@
+"""The centre's signed metadata: which keys are trusted, which releases they stand behind, which gateway runs which.
+
+Decides versions, expiry and the order in which files appear (the timestamp last: whoever reads sees a consistent set,
+after a crash too). What online keys may sign is signed at once; what needs offline keys is staged for a ceremony
+(`cloud.trust.ceremony`). Leaves to `cloud.registry` what a release is.
+"""
+
+import fcntl
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import (
+    DelegatedRole,
+    Delegations,
+    Metadata,
+    MetaFile,
+    Root,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
+from tuf.api.serialization.json import JSONSerializer
+
+from cloud.trust.keys import Keys
+from common import trust
+from common.clock import Clock
+from common.errors import OperatorError, TrustError
+from common.files import write_atomically
+from common.manifest import Manifest, decode_manifest, release_id
+
+DAY_S: Final = 24 * 3600
+LIFETIME_S: Final = {
+    trust.ROOT: 1100 * DAY_S,  # renewed by a ceremony; three years, and `keys status` says so in time
+    trust.TARGETS: 400 * DAY_S,  # as a release
+    trust.SNAPSHOT: 60 * DAY_S,
+    trust.TIMESTAMP: 30 * DAY_S,  # how long a gateway may be told nothing new without noticing
+    trust.ASSIGNMENTS: 60 * DAY_S,
+}
+RENEW_S: Final = {trust.SNAPSHOT: 30 * DAY_S, trust.TIMESTAMP: DAY_S, trust.ASSIGNMENTS: 20 * DAY_S}
+"""Age at which what online keys sign is signed anew."""
+THRESHOLDS: Final = {trust.ROOT: (2, 3), trust.TARGETS: (2, 2)}
+"""Of the offline roles: how many keys must sign, of how many."""
+ONLINE: Final = (trust.SNAPSHOT, trust.TIMESTAMP)
+KEPT: Final = 16
+"""Releases that stay listed: what a gateway may be told to run. Older ones are signed for no more."""
+STAGED: Final = "staged"
+_COMPACT: Final = JSONSerializer(compact=True)
+
+AnyMetadata = Metadata[Root] | Metadata[Targets] | Metadata[Snapshot] | Metadata[Timestamp]
+
+
+@dataclass(frozen=True, slots=True)
+class RoleStatus:
+    """What `headframe cloud keys status` says about a role."""
+
+    role: str
+    version: int
+    expires_at_s: int
+    threshold: int
+    keys: int
+    here: int
+    """Of `keys`, those whose private half is on this machine."""
+
+
+class Repository:
+    """The metadata in a folder, and the keys that are within reach.
+
+    Args:
+        folder: holds `N.role.json` of every version that a gateway may still ask for, `timestamp.json`, and `staged/`.
+    """
+
+    def __init__(self, folder: Path, keys: Keys, clock: Clock) -> None:
+        self.folder, self.keys, self._clock = folder, keys, clock
+        self._thread_lock = threading.RLock()
+
+    @classmethod
+    def open(cls, folder: Path, clock: Clock) -> "Repository":
+        """The repository of a centre; a new one gets development keys, all of them on this machine."""
+        made = cls(folder / "metadata", Keys([folder / "keys"]), clock)
+        if not made.exists:
+            made.create([])
+        return made
+
+    @property
+    def exists(self) -> bool:
+        """Whether keys were ever made here."""
+        return (self.folder / "timestamp.json").is_file()
+
+    def create(self, folders: Sequence[Path]) -> None:
+        """Make all keys and the first metadata.
+
+        Args:
+            folders: where the offline keys of root and targets go, in turn; none: to the others, for development.
+
+        Raises:
+            OperatorError: there is metadata already: gateways trust it.
+        """
+        if self.exists:
+            raise OperatorError(
+                f"{self.folder} has a root of trust already", "Change its keys: `headframe cloud keys rotate root`."
+            )
+        marks = {} if folders else {trust.DEVELOPMENT: True}
+        root = Root(
+            version=1, expires=self._expiry(trust.ROOT), consistent_snapshot=True, unrecognized_fields=dict(marks)
+        )
+        for role, (threshold, count) in THRESHOLDS.items():
+            for number in range(count):
+                root.add_key(self.keys.make(role, folders[number % len(folders)] if folders else None), role)
+            root.roles[role].threshold = threshold
+        for role in ONLINE:
+            root.add_key(self.keys.make(role), role)
+        targets = Targets(version=1, expires=self._expiry(trust.TARGETS), delegations=Delegations({}, {}))
+        for role in (trust.ASSIGNMENTS, trust.BACKBONE, trust.DETECTORS):
+            self._delegate(targets, role)
+        signed = Metadata(root)
+        self._sign(signed, root.roles[trust.ROOT].keyids)
+        self._write(trust.ROOT, signed)
+        first = Metadata(targets)
+        self._sign(first, root.roles[trust.TARGETS].keyids)
+        self._publish({trust.TARGETS: first})
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other thread and no other process (a command beside the running centre) changes the metadata."""
+        with self._thread_lock, (self.folder.parent / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    # --- releases -----------------------------------------------------------------------------
+
+    def add(self, data: bytes, base: bytes, live: Iterable[str]) -> bool:
+        """Have a release signed: by the roles of its changed parts where their keys are here, else by targets.
+
+        Args:
+            data: the manifest.
+            base: the manifest of a release that targets lists, on which it may stand; empty: none.
+            live: releases that stay listed, beside the newest.
+
+        Returns:
+            Whether gateways accept it now; False: it waits for offline keys (`headframe cloud keys stage`).
+        """
+        with self._alone():
+            manifest = decode_manifest(data)
+            roles = self._parts(manifest, base)
+            if roles:
+                self._publish({role: self._listing(role, manifest, data, live) for role in roles})
+                return True
+            return self._whole(manifest, data, live)
+
+    def base_of(self, candidates: Iterable[bytes]) -> bytes:
+        """The first of these manifests that targets lists; empty when none is."""
+        listed = self._top().signed.targets
+        for data in candidates:
+            target = listed.get(trust.release_path(release_id(decode_manifest(data))))
+            if target is not None and target.hashes["sha256"] == trust.digest(data).hex():
+                return data
+        return b""
+
+    def is_whole(self, data: bytes) -> bool:
+        """Whether targets itself lists this manifest."""
+        return self.base_of([data]) == data
+
+    def _parts(self, manifest: Manifest, base: bytes) -> tuple[str, ...]:
+        """The roles that can sign this release at once; none when it needs targets."""
+        if not base:
+            return ()
+        try:
+            roles = trust.roles_behind(decode_manifest(base), manifest)
+        except TrustError:
+            return ()
+        known = _delegated(self._top().signed)
+        reachable = all(r in known and len(self.keys.signers(known[r].keyids)) >= known[r].threshold for r in roles)
+        return roles if reachable else ()
+
+    def _listing(self, role: str, manifest: Manifest, data: bytes, live: Iterable[str]) -> Metadata[Targets]:
+        path = self._file(role)
+        old = Metadata[Targets].from_file(str(path)) if path else None
+        new = Metadata(Targets(version=old.signed.version + 1 if old else 1, expires=self._expiry(trust.TARGETS)))
+        if old:
+            new.signed.targets = old.signed.targets
+        _list(new.signed, trust.part_path(role, release_id(manifest)), data, live)
+        self._sign(new, _delegated(self._top().signed)[role].keyids)
+        return new
+
+    def _whole(self, manifest: Manifest, data: bytes, live: Iterable[str]) -> bool:
+        new = self._next_top()
+        for role in trust.part_roles(manifest):
+            if role not in _delegated(new.signed):
+                self._delegate(new.signed, role)
+        _list(new.signed, trust.release_path(release_id(manifest)), data, live)
+        return self._finish({trust.TARGETS: new})
+
+    def _delegate(self, targets: Targets, role: str) -> None:
+        _delegated(targets)[role] = DelegatedRole(role, [], 1, True, [trust.paths_of(role)])
+        targets.add_key(self.keys.make(role), role)
+
+    # --- what gateways get --------------------------------------------------------------------
+
+    def bundle(self, data: bytes, base: bytes) -> dict[str, bytes]:
+        """The metadata that proves a manifest: every root, timestamp, snapshot, targets, and roles of changed parts."""
+        with self._alone():
+            timestamp = self._timestamp().signed
+            snapshot = self._snapshot().signed
+            names = [f"{number}.root.json" for number in range(2, self.root_version() + 1)]
+            names += [f"{timestamp.snapshot_meta.version}.snapshot.json"]
+            names += [f"{snapshot.meta['targets.json'].version}.targets.json"]
+            if not self.is_whole(data) and base:
+                roles = trust.roles_behind(decode_manifest(base), decode_manifest(data))
+                found = ((role, snapshot.meta.get(f"{role}.json")) for role in roles)
+                names += [_file_name(role, meta.version) for role, meta in found if meta]
+            files = {name: (self.folder / name).read_bytes() for name in names}
+            return files | {"timestamp.json": (self.folder / "timestamp.json").read_bytes()}
+
+    def assign(self, gateway_id: str, data: bytes, sequence: int) -> bytes:
+        """The signed word that a gateway is to run a manifest; it holds until a higher sequence comes."""
+        target = TargetFile.from_data(trust.assignment_path(gateway_id), data, ["sha256"])
+        signed = Metadata(
+            Targets(version=sequence, expires=self._expiry(trust.ASSIGNMENTS), targets={target.path: target})
+        )
+        self._sign(signed, _delegated(self._top().signed)[trust.ASSIGNMENTS].keyids)
+        return signed.to_bytes(_COMPACT)
+
+    def stands_behind_assignment(self, signed: bytes) -> bool:
+        """Whether the role that assigns still has the key that signed this."""
+        assignment = Metadata[Targets].from_bytes(signed)
+        try:
+            self._top().signed.verify_delegate(trust.ASSIGNMENTS, assignment.signed_bytes, assignment.signatures)
+        except RepositoryError:
+            return False
+        return True
+
+    def state(self) -> int:
+        """Changes whenever any metadata does."""
+        return (self.folder / "timestamp.json").stat().st_mtime_ns
+
+    def refresh(self) -> bool:
+        """Sign anew what online keys keep fresh, when it is due; whether anything changed."""
+        with self._alone():
+            now_s = self._now_s()
+            timestamp, snapshot = self._timestamp().signed, self._snapshot().signed
+            snapshot_at_s = snapshot.expires.timestamp() - LIFETIME_S[trust.SNAPSHOT]
+            timestamp_at_s = timestamp.expires.timestamp() - LIFETIME_S[trust.TIMESTAMP]
+            if now_s - snapshot_at_s >= RENEW_S[trust.SNAPSHOT]:
+                self._publish({})
+            elif now_s - timestamp_at_s >= RENEW_S[trust.TIMESTAMP]:
+                self._stamp(timestamp.version + 1, timestamp.snapshot_meta)
+            else:
+                return False
+            return True
+
+    def root(self) -> bytes:
+        """The newest root: what a gateway is enrolled with."""
+        return (self.folder / f"{self.root_version()}.root.json").read_bytes()
+
+    def top(self) -> bytes:
+        """The targets metadata in force."""
+        return self._top().to_bytes(_COMPACT)
+
+    def root_version(self) -> int:
+        """Of the newest root."""
+        return max(int(path.name.split(".")[0]) for path in self.folder.glob("*.root.json"))
+
+    # --- keys -----------------------------------------------------------------------------------
+
+    def status(self) -> list[RoleStatus]:
+        """Every role with its keys, and how many of them are on this machine."""
+        root, top = self._root(), self._top().signed
+        found = []
+        for role in (trust.ROOT, trust.TARGETS, *ONLINE):
+            signed = self._current(role).signed
+            found.append(self._status(role, signed.version, signed.expires.timestamp(), root.signed.roles[role]))
+        for role, delegated in sorted(_delegated(top).items()):
+            path = self._file(role)
+            signed = Metadata[Targets].from_file(str(path)).signed if path else top
+            version = signed.version if path else 0
+            found.append(self._status(role, version, signed.expires.timestamp(), delegated))
+        return found
+
+    @property
+    def is_development(self) -> bool:
+        """Whether this machine alone can sign what gateways accept as root."""
+        role = self._root().signed.roles[trust.ROOT]
+        return len(self.keys.signers(role.keyids)) >= role.threshold
+
+    def rotate(self, role: str, folders: Sequence[Path] = ()) -> bool:
+        """Replace all keys of a role by new ones; whatever the old ones sign is refused from then on.
+
+        Args:
+            folders: for root and targets: where the new keys go.
+
+        Returns:
+            Whether it is in force; False: it waits for offline keys.
+        """
+        with self._alone():
+            if role in (trust.ROOT, trust.TARGETS, *ONLINE):
+                return self._rotate_top(role, folders)
+            new = self._next_top()
+            delegated = _delegated(new.signed)
+            if role not in delegated:
+                names = ", ".join(status.role for status in self.status())
+                raise OperatorError(f"there is no role {role!r}", f"There are {names}.")
+            for old in list(delegated[role].keyids):
+                new.signed.revoke_key(old, role)
+            new.signed.add_key(self.keys.make(role), role)
+            return self._finish({trust.TARGETS: new})
+
+    def _rotate_top(self, role: str, folders: Sequence[Path]) -> bool:
+        old = self._root()
+        new = Metadata(deepcopy(old.signed))
+        new.signed.version, new.signed.expires = old.signed.version + 1, self._expiry(trust.ROOT)
+        threshold, count = THRESHOLDS.get(role, (1, 1))
+        for name in list(new.signed.roles[role].keyids):
+            new.signed.revoke_key(name, role)
+        for number in range(count):
+            new.signed.add_key(self.keys.make(role, folders[number % len(folders)] if folders else None), role)
+        new.signed.roles[role].threshold = threshold
+        if folders and role == trust.ROOT:
+            new.signed.unrecognized_fields.pop(trust.DEVELOPMENT, None)
+        staged: dict[str, AnyMetadata] = {trust.ROOT: new}
+        if role == trust.TARGETS:
+            staged[trust.TARGETS] = self._next_top()
+        return self._finish(staged)
+
+    def renew(self) -> bool:
+        """Sign root and targets again for another term; whether it is in force, else it waits for offline keys."""
+        with self._alone():
+            root = Metadata(deepcopy(self._root().signed))
+            root.signed.version, root.signed.expires = root.signed.version + 1, self._expiry(trust.ROOT)
+            return self._finish({trust.ROOT: root, trust.TARGETS: self._next_top()})
+
+    # --- staging --------------------------------------------------------------------------------
+
+    def staged(self, role: str) -> Metadata[Root] | Metadata[Targets] | None:
+        """What waits for signatures."""
+        path = self.folder / STAGED / f"{role}.json"
+        if not path.is_file():
+            return None
+        data = path.read_bytes()
+        return Metadata[Root].from_bytes(data) if role == trust.ROOT else Metadata[Targets].from_bytes(data)
+
+    def adopt(self, signed: Mapping[str, AnyMetadata]) -> bool:
+        """Add signatures to what is staged; when enough have come, it is in force.
+
+        Raises:
+            TrustError: it is not what is staged here.
+        """
+        with self._alone():
+            merged: dict[str, AnyMetadata] = {}
+            for role, theirs in signed.items():
+                mine = self.staged(role)
+                if mine is None or mine.signed_bytes != theirs.signed_bytes:
+                    raise TrustError(
+                        f"the {role} metadata in this file is not what is staged here",
+                        "Stage it again (`headframe cloud keys stage`) and have that file signed.",
+                    )
+                mine.signatures.update(theirs.signatures)
+                merged[role] = mine
+            return self._finish(merged)
+
+    def _finish(self, new: dict[str, AnyMetadata]) -> bool:
+        """Sign with what is within reach; in force when every threshold is met, else staged."""
+        old = self._root()
+        staged = new.get(trust.ROOT) or self.staged(trust.ROOT)
+        root = staged.signed if staged and isinstance(staged.signed, Root) else old.signed
+        for role, metadata in new.items():
+            names = {*root.roles[role].keyids, *(old.signed.roles[role].keyids if role == trust.ROOT else ())}
+            self._sign(metadata, sorted(names - metadata.signatures.keys()))
+        complete = all(self._holds(role, metadata, old.signed, root) for role, metadata in new.items())
+        for role, metadata in new.items():
+            write_atomically(self.folder / STAGED / f"{role}.json", metadata.to_bytes(_COMPACT))
+        if complete:
+            if trust.ROOT in new:
+                self._write(trust.ROOT, new[trust.ROOT])
+            self._publish({role: item for role, item in new.items() if role != trust.ROOT} | self._resigned(new))
+            for role in new:
+                (self.folder / STAGED / f"{role}.json").unlink(missing_ok=True)
+        return complete
+
+    def _resigned(self, new: Mapping[str, AnyMetadata]) -> dict[str, AnyMetadata]:
+        """What the parts' roles list, signed again where a new targets metadata has given them other keys."""
+        top = new.get(trust.TARGETS)
+        if top is None or not isinstance(top.signed, Targets):
+            return {}
+        found: dict[str, AnyMetadata] = {}
+        for role, delegated in _delegated(top.signed).items():
+            path = self._file(role)
+            if path is None:
+                continue
+            listing = Metadata[Targets].from_file(str(path))
+            try:
+                top.signed.verify_delegate(role, listing.signed_bytes, listing.signatures)
+            except RepositoryError:
+                listing.signed.version += 1
+                listing.signatures.clear()
+                self._sign(listing, delegated.keyids)
+                found[role] = listing
+        return found
+
+    @staticmethod
+    def _holds(role: str, metadata: AnyMetadata, old: Root, new: Root) -> bool:
+        try:
+            for root in (old, new) if role == trust.ROOT else (new,):
+                root.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+        except RepositoryError:
+            return False
+        return True
+
+    # --- files ----------------------------------------------------------------------------------
+
+    def _publish(self, changed: Mapping[str, AnyMetadata]) -> None:
+        """Write new versions, then the snapshot that names them, then the timestamp that names the snapshot."""
+        known = self._snapshot().signed if self.exists else None
+        meta = dict(known.meta) if known else {}
+        for role, metadata in changed.items():
+            data = self._write(role, metadata)
+            meta[f"{role}.json"] = MetaFile.from_data(metadata.signed.version, data, ["sha256"])
+        snapshot = Metadata(
+            Snapshot(version=known.version + 1 if known else 1, expires=self._expiry(trust.SNAPSHOT), meta=meta)
+        )
+        self._sign(snapshot, self._root().signed.roles[trust.SNAPSHOT].keyids)
+        data = self._write(trust.SNAPSHOT, snapshot)
+        version = self._timestamp().signed.version + 1 if self.exists else 1
+        self._stamp(version, MetaFile.from_data(snapshot.signed.version, data, ["sha256"]))
+        self._sweep(snapshot.signed)
+
+    def _sweep(self, snapshot: Snapshot) -> None:
+        """Remove versions that nobody is told of any more; roots stay, a gateway may have slept through many."""
+        wanted = {_file_name(name.removesuffix(".json"), item.version) for name, item in snapshot.meta.items()}
+        wanted |= {f"{snapshot.version}.snapshot.json", "timestamp.json"}
+        for path in self.folder.glob("*.json"):
+            if path.name not in wanted and not path.name.endswith(".root.json"):
+                path.unlink()
+
+    def _stamp(self, version: int, snapshot: MetaFile) -> None:
+        signed_at: dict[str, Any] = {trust.SIGNED_AT: self._now_s()}
+        timestamp = Metadata(
+            Timestamp(
+                version=version,
+                expires=self._expiry(trust.TIMESTAMP),
+                snapshot_meta=snapshot,
+                unrecognized_fields=signed_at,
+            )
+        )
+        self._sign(timestamp, self._root().signed.roles[trust.TIMESTAMP].keyids)
+        write_atomically(self.folder / "timestamp.json", timestamp.to_bytes(_COMPACT))
+
+    def _write(self, role: str, metadata: AnyMetadata) -> bytes:
+        data = metadata.to_bytes(_COMPACT)
+        write_atomically(self.folder / _file_name(role, metadata.signed.version), data)
+        return data
+
+    def _sign(self, metadata: AnyMetadata, names: Iterable[str]) -> None:
+        for signer in self.keys.signers(names):
+            metadata.sign(signer, append=True)
+
+    def _file(self, role: str) -> Path | None:
+        """The file of a delegated role, of the version that the snapshot names; None before its first release."""
+        meta = self._snapshot().signed.meta.get(f"{role}.json")
+        return self.folder / _file_name(role, meta.version) if meta else None
+
+    def _current(self, role: str) -> AnyMetadata:
+        if role == trust.ROOT:
+            return self._root()
+        if role == trust.TARGETS:
+            return self._top()
+        return self._snapshot() if role == trust.SNAPSHOT else self._timestamp()
+
+    def _root(self) -> Metadata[Root]:
+        return Metadata[Root].from_bytes(self.root())
+
+    def _timestamp(self) -> Metadata[Timestamp]:
+        return Metadata[Timestamp].from_file(str(self.folder / "timestamp.json"))
+
+    def _snapshot(self) -> Metadata[Snapshot]:
+        version = self._timestamp().signed.snapshot_meta.version
+        return Metadata[Snapshot].from_file(str(self.folder / f"{version}.snapshot.json"))
+
+    def _top(self) -> Metadata[Targets]:
+        version = self._snapshot().signed.meta["targets.json"].version
+        return Metadata[Targets].from_file(str(self.folder / f"{version}.targets.json"))
+
+    def _next_top(self) -> Metadata[Targets]:
+        """The next version of targets, unsigned; of what is staged where something is."""
+        staged = self.staged(trust.TARGETS)
+        if staged is not None and isinstance(staged.signed, Targets):
+            return Metadata(deepcopy(staged.signed))
+        new = Metadata(deepcopy(self._top().signed))
+        new.signed.version, new.signed.expires = new.signed.version + 1, self._expiry(trust.TARGETS)
+        return new
+
+    def _status(self, role: str, version: int, expires_at_s: float, of: Any) -> RoleStatus:
+        here = len(self.keys.signers(of.keyids))
+        return RoleStatus(role, version, int(expires_at_s), of.threshold, len(of.keyids), here)
+
+    def _expiry(self, role: str) -> Any:
+        return trust.moment((self._now_s() + LIFETIME_S[role]) * 10**9)
+
+    def _now_s(self) -> int:
+        return self._clock.wall_ns() // 10**9
+
+
+def _delegated(targets: Targets) -> dict[str, DelegatedRole]:
+    """The roles that targets delegates to, by name; they may be added to."""
+    if targets.delegations is None or targets.delegations.roles is None:
+        raise OperatorError("the targets metadata delegates to nobody", "Restore it from its backup.")
+    return targets.delegations.roles
+
+
+def _list(targets: Targets, path: str, data: bytes, live: Iterable[str]) -> None:
+    """Add a manifest to what a role lists; the oldest beyond those kept and those that are live are taken off."""
+    kept = set(live)
+    names = sorted((name for name in targets.targets if name.rpartition("/")[2] not in kept), key=_sequence)
+    for name in names[: max(0, len(names) - KEPT + 1)]:
+        del targets.targets[name]
+    targets.targets[path] = TargetFile.from_data(path, data, ["sha256"])
+
+
+def _sequence(path: str) -> int:
+    number = path.rpartition("/")[2].removeprefix("r").partition("-")[0]
+    return int(number) if number.isdigit() else 0
+
+
+def _file_name(role: str, version: int) -> str:
+    return f"{version}.{quote(role, safe='')}.json"
