@@ -124,7 +124,7 @@ class Registry:
         if active is None or active.detectors == detectors:
             return ""
         gate = next(release.gate for release in self._store.releases() if release.status == "active")
-        return self.publish(active.scenarios, active.backbone, gate, note, active.variants)
+        return self.publish(active.scenarios, active.backbone, gate, note, active.variants, active.golden)
 
     def layer_path(self, name: str) -> Path:
         return self._folder / name
@@ -150,6 +150,7 @@ class Registry:
         gate: Mapping[str, object],
         note: str,
         variants: tuple[Variant, ...] = (),
+        golden: Layer | None = None,
     ) -> str:
         """Have a release signed, make it the active one, and return its id; it carries the detectors chosen now.
 
@@ -158,6 +159,7 @@ class Registry:
 
         Args:
             variants: of the backbone, those on which these heads have passed the drift gate.
+            golden: what its models answer to drawn inputs (`cloud.learning.golden`).
         """
         releases = self._store.releases()
         now_ns = self._clock.wall_ns()
@@ -171,6 +173,7 @@ class Registry:
             note=note,
             detectors=self.detectors(),
             variants=variants,
+            golden=golden,
         )
         data, name = encode_manifest(manifest), release_id(manifest)
         base = self.repository.base_of(row.manifest for row in releases if not row.base)
@@ -211,7 +214,7 @@ class Registry:
         manifest = decode_manifest(earlier.manifest)
         write_atomically(self._folder / DETECTORS, msgspec.json.encode(manifest.detectors))
         gate = {**earlier.gate, "rolled_back_to": name}
-        return self.publish(manifest.scenarios, manifest.backbone, gate, note, manifest.variants)
+        return self.publish(manifest.scenarios, manifest.backbone, gate, note, manifest.variants, manifest.golden)
 
     def desired(self, gateway_id: str, release: Release | None = None) -> Desired | None:
         """What a gateway is told to run: a release, by default the active one, and all that proves it."""

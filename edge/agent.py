@@ -65,7 +65,8 @@ class Agent:
             settings.site_id,
             self._clock,
             lambda fetch: self._send("fetch", fetch),
-            self.lookout.hand_over,
+            self.lookout,
+            settings.install,
             self.compute.open,
             settings.compute.precision,
         )
@@ -109,9 +110,7 @@ class Agent:
 
     def start(self) -> None:
         """Start from the last good release; the network may come later."""
-        model = self.installer.boot()
-        if model:
-            self.lookout.hand_over(model)
+        self.installer.boot()
         self.lookout.start()
         self.learner.start()
         self.uplink.start()
@@ -138,6 +137,7 @@ class Agent:
     def stop(self, timeout_s: float = 10.0) -> None:
         """Stop in the order of the flow, so that what was accepted is on disk and what can leave has left."""
         self._stopping.set()
+        self.installer.stop()
         self.lookout.stop(timeout_s)
         self.learner.stop(timeout_s)
         self.uplink.stop(timeout_s)
@@ -179,6 +179,7 @@ class Agent:
             alarms=tuple(sorted(self._alarms)),
             local_labels=self.exemplars.counts().get("labels", 0),
             cameras=self.lookout.states,
+            health=self.installer.health(),
         )
 
     def _runs_on(self) -> str:

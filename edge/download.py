@@ -5,6 +5,7 @@ layers are wanted is told, and a layer is there when its bytes have its hash.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,7 @@ from typing import Final
 from common.clock import Clock
 from common.delta import apply_delta
 from common.errors import WireError
-from common.files import disk_fault, write_atomically
+from common.files import disk_fault, sync_folder, write_atomically
 from common.ids import layer_hash
 from common.manifest import Layer
 from common.messages import Fetch, LayerPart
@@ -84,6 +85,8 @@ class Download:
         self._whole: set[str] = set()
         """Layers whose delta did not work out here."""
         self._offset = 0
+        self._resumed = False
+        """It began behind bytes that an earlier attempt left: they may be torn."""
         self._asked_at_s = float("-inf")
         self._resume()
 
@@ -91,6 +94,14 @@ class Download:
     def done(self) -> bool:
         """All layers are here."""
         return not self._missing
+
+    @property
+    def bytes_needed(self) -> int:
+        """What the disk must hold more than now, at the most: all that is missing, and once more the largest of it,
+        since a delta and what it makes are there at the same time. At most twice the model."""
+        sizes = [layer.size_bytes for layer in self._missing]
+        here = sum(size for layer in self._missing for _, size in self._folder.parts(layer))
+        return max(0, sum(sizes) + max(sizes, default=0) - here)
 
     def step(self) -> None:
         """Ask for the next part when nothing is under way."""
@@ -134,10 +145,11 @@ class Download:
             return
         layer = self._missing[0]
         self._base, self._offset, self._asked_at_s = "", 0, float("-inf")
+        self._resumed = False
         for base, size in self._folder.parts(layer):
             usable = not base or (self._folder.path(base).is_file() and layer.hash not in self._whole)
             if usable and size > self._offset:
-                self._base, self._offset = base, size
+                self._base, self._offset, self._resumed = base, size, True
 
     def _append(self, part: LayerPart) -> None:
         layer = self._missing[0]
@@ -156,33 +168,43 @@ class Download:
             raise disk_fault(path, error) from error
         self._offset += len(part.data)
         self._asked_at_s = float("-inf")
-        if self._offset < part.total_bytes:
-            return
+        if self._offset >= part.total_bytes:
+            self._end_layer(path, layer, part.base)
+
+    def _end_layer(self, path: Path, layer: Layer, base: str) -> None:
+        """All of a layer has come into `path`: it is the layer, or it is fetched again, or the centre is wrong."""
         try:
-            data = self._complete(path, layer, part.base)
+            self._complete(path, layer, base)
         except WireError as error:
-            if not part.base:
+            if not base and not self._resumed:
+                path.unlink(missing_ok=True)
                 raise
-            log.warning("the delta of layer %s does not work here (%s); fetching the file", layer.hash[:12], error)
+            kind = "delta" if base else "part that an earlier attempt left"
+            log.warning("the %s of layer %s does not work here (%s)", kind, layer.hash[:12], error)
             self._begin_again()
             return
-        write_atomically(self._folder.path(layer.hash), data)
         self._missing.pop(0)
         self._resume()
 
     def _begin_again(self) -> None:
-        """Fetch the whole file of the layer under way instead of its delta."""
+        """Fetch the whole file of the layer under way, from its beginning."""
         layer = self._missing[0]
         self._folder.part_path(layer, self._base).unlink(missing_ok=True)
         self._whole.add(layer.hash)
         self._resume()
 
-    def _complete(self, path: Path, layer: Layer, base: str) -> bytes:
-        """The layer's bytes of what was fetched into `path`, checked against the hash that was signed."""
+    def _complete(self, path: Path, layer: Layer, base: str) -> None:
+        """Make the layer of what was fetched into `path`, whole and durable, if it has the hash that was signed."""
         data = path.read_bytes()
-        path.unlink()
         if base:
             data = apply_delta(self._folder.path(base).read_bytes(), data, layer.size_bytes)
         if layer_hash(data) != layer.hash:
             raise WireError(f"layer {layer.hash[:12]} does not match its hash")
-        return data
+        if base:
+            write_atomically(self._folder.path(layer.hash), data)
+            path.unlink()
+            return
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        path.replace(self._folder.path(layer.hash))
+        sync_folder(self._folder.folder)

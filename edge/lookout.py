@@ -1,17 +1,20 @@
 """The look loop: frames of some cameras in, samples worth keeping out. One thread, one model, many cameras.
 
 Owns what may live in a worker process of its own: cameras, slots, the running model, the selector. Knows no spool, no
-link and no installer: a release is handed in and swapped between two frames, and a chosen sample goes to `accept`,
-which returns when somebody has made it durable.
+link and no installer: a release is handed in and swapped between two frames, with another that looks beside it, and a
+chosen sample goes to `accept`, which returns when somebody has made it durable. A release on trial that raises or
+answers with numbers that are none is left at once: the one beside it looks at the very frame.
 """
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,6 +34,8 @@ from edge.sampler import FrameSlots
 from edge.selection import Candidate, Chosen, Selector
 from edge.selection.keeping import Keeper
 from edge.settings import CameraSettings, EdgeSettings
+from edge.shadow import Shadow
+from edge.tally import Observation, Pair, Tally, asks_attention, is_finite
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +52,24 @@ MODEL_WAIT_S = 0.5
 FRAME_WAIT_S = 0.25
 RATION_S = 5.0
 """How often the looks of all cameras are weighed against what the box can do."""
+ERRORS_MAX = 20
+"""After so many looks in a row that raised, the loop ends and with it the process: a start anew may help."""
+RELEASES_MAX = 8
+"""Releases whose looks are counted apart; the oldest are forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Who looks: the release that runs, and one that looks at some of the frames beside it."""
+
+    runs: Model | None
+    beside: Model | None = None
+    on_trial: bool = False
+    """`beside` takes over when `runs` fails."""
+
+
+class _Abandoned(Exception):
+    """The look of this thread hung, and another thread has taken over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +125,24 @@ class Lookout:
         clips = settings.outputs.clips
         self._recorder = Recorder(clips, settings.data_dir / "clips", clock) if clips.enabled else None
         self._flushed: set[str] = set()
-        self._next_model: Model | None = None
-        self._model: Model | None = None
+        self._next: Cast | None = None
+        self._cast = Cast(None)
+        self._shadow: Shadow | None = None
+        self._tallies: dict[str, Tally] = {}
+        self._failed = ""
+        """Why this loop went back to the release beside, since the last order."""
+        self._errors = 0
+        """Looks in a row that raised."""
+        self._under_way: tuple[Frame, float] | None = None
+        """The frame that is being looked at, and since when (monotonic)."""
         self._swap = threading.Condition()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._look_on, name="lookout", daemon=True)
+        self._thread = self._make_thread()
 
     @property
     def model(self) -> Model | None:
         """What looks now; None on a box that never had a release."""
-        return self._model
+        return self._cast.runs
 
     @property
     def alive(self) -> bool:
@@ -145,32 +176,88 @@ class Lookout:
             camera.join(timeout_s)
         with self._swap:
             self._swap.notify_all()
+            if self._shadow:
+                self._shadow.stop()
         self._thread.join(timeout_s)
         if self._recorder:
             self._recorder.stop(timeout_s)
 
-    def hand_over(self, model: Model) -> None:
-        """A release to run: the look loop takes it before its next frame. Never blocks, from any thread."""
+    def hand_over(
+        self, model: Model | None, beside: Model | None = None, *, on_trial: bool = False, rescue: bool = False
+    ) -> None:
+        """A release to run: the look loop takes it before its next frame. Never blocks, from any thread.
+
+        Args:
+            model: what runs; None: nothing may look any more.
+            beside: looks at some of the frames too, at the share of a core that is set.
+            on_trial: `beside` takes over when `model` fails on a frame.
+            rescue: the look under way hangs: its thread is left to itself, and a new one goes on with the same frame.
+        """
         with self._swap:
-            self._next_model = model
+            self._next = Cast(model, beside, on_trial)
+            if rescue and self._under_way:
+                self._thread = self._make_thread(self._under_way[0])
+                self._under_way = None
+                self._thread.start()
             self._swap.notify_all()
+
+    def observe(self) -> Observation:
+        """What has been counted of the releases that look or looked here."""
+        with self._swap:
+            shadow, cast, under_way = self._shadow, self._next or self._cast, self._under_way
+            tallies = {name: msgspec.structs.replace(tally) for name, tally in self._tallies.items()}
+            running = self._cast.runs
+            failed = "" if self._next else self._failed
+        pair, beside_stuck_s = Pair(), 0.0
+        if shadow and shadow.model is cast.beside:
+            pair, beside_stuck_s = msgspec.structs.replace(shadow.pair), shadow.stuck_s
+            tallies.setdefault(shadow.model.release_id, msgspec.structs.replace(shadow.tally))
+        return Observation(
+            running=running.release_id if running else "",
+            tallies=tallies,
+            pair=pair,
+            stuck_s=self._clock.monotonic_s() - under_way[1] if under_way else 0.0,
+            beside_stuck_s=beside_stuck_s,
+            failed=failed,
+        )
+
+    def _make_thread(self, again: Frame | None = None) -> threading.Thread:
+        return threading.Thread(target=self._look_on, args=(again,), name="lookout", daemon=True)
 
     def _take_model(self) -> Model | None:
         """The model for the next frame: the swap happens here, between two frames. Waits a little for the first."""
         with self._swap:
-            if self._model is None and self._next_model is None:
+            if self._cast.runs is None and self._next is None:
                 self._swap.wait(MODEL_WAIT_S)
-            if self._next_model is not None:
-                self._model, self._next_model = self._next_model, None
-            return self._model
+            if self._next is not None:
+                self._failed = ""
+                self._turn_to(self._next)
+                self._next = None
+            return self._cast.runs
 
-    def _look_on(self) -> None:
-        """The thread. An exception ends it, and with it the process (`Agent.step` sees that it is not alive)."""
+    def _turn_to(self, cast: Cast) -> None:
+        """Another cast from now on; the lock is held."""
+        self._cast, self._errors = cast, 0
+        if self._shadow and self._shadow.model is not cast.beside:
+            self._shadow.stop()
+            self._shadow = None
+        if cast.beside and self._shadow is None:
+            self._shadow = Shadow(cast.beside, self._settings.install.shadow_share)
+
+    def _look_on(self, again: Frame | None) -> None:
+        """The thread. An exception ends it, and with it the process (`Agent.step` sees that it is not alive).
+
+        Args:
+            again: a frame on which the thread before this one hung.
+        """
         try:
             while not self._stopping.is_set():
                 model = self._take_model()
                 if model is None:
                     continue
+                if again is not None:
+                    self._look(model, again)
+                    again = None
                 waits_s = self._clock.monotonic_s()
                 frame = self._slots.take(FRAME_WAIT_S)
                 now_s = self._clock.monotonic_s()
@@ -183,6 +270,8 @@ class Lookout:
                     self._flush_ended()
             self._accept(self._selector.flush())
             self._keeper.keep_all(self._clock.monotonic_s())
+        except _Abandoned:
+            log.warning("a look that hung has ended; its frame was looked at by another release")
         except Exception:
             log.exception("the look loop failed")
             raise
@@ -190,13 +279,14 @@ class Lookout:
     def _look(self, model: Model, frame: Frame) -> None:
         camera = self.cameras[frame.camera_id]
         zone = camera.settings.zone
+        view = self._see(model, frame, camera)
+        if view is None and self._cast.runs is not model and self._cast.runs is not None:
+            model = self._cast.runs  # the one on trial has failed: no frame is lost by that
+            view = self._see(model, frame, camera)
+        if view is None:
+            return
         if self._judged_release != model.release_id:
             self._adopt(model)
-        view = model.look(
-            frame.view(model.backbone.input_px, zone),
-            lambda side_px: frame.fit(side_px, zone),
-            with_patches=camera.settings.heat,
-        )
         self.looks_by_release[model.release_id] += 1
         self._looked_at_ns[frame.camera_id] = frame.captured_at_ns
         verdict = self._judges[frame.camera_id].judge(
@@ -217,6 +307,65 @@ class Lookout:
         if camera.held_bytes > camera.settings.memory_bytes_max // 2:
             # the memory for pictures is full: the frames compete within a shorter window
             self._accept(self._selector.flush(frame.camera_id))
+        if self._shadow:
+            flagged = asks_attention(model.manifest, view.predictions, view.sightings)
+            self._shadow.offer(frame, zone, view.predictions, flagged=flagged)
+
+    def _see(self, model: Model, frame: Frame, camera: Camera) -> View | None:
+        """One look, counted; None when it failed."""
+        zone = camera.settings.zone
+        tally = self._tally(model)
+        self._under_way = frame, self._clock.monotonic_s()
+        began_s = time.perf_counter()
+        try:
+            view = model.look(
+                frame.view(model.backbone.input_px, zone),
+                lambda side_px: frame.fit(side_px, zone),
+                with_patches=camera.settings.heat,
+            )
+        except Exception as error:  # ONNX Runtime's errors share no public base but Exception
+            self._end_look()
+            log.exception("a look of release %s failed", model.release_id)
+            self._fault(tally, f"a look failed: {error}")
+            if self._errors >= ERRORS_MAX:
+                raise
+            return None
+        took_ms = 1e3 * (time.perf_counter() - began_s)
+        self._end_look()
+        self._errors = 0
+        if not is_finite(view.embedding, view.predictions):
+            self._fault(tally, "it answers with numbers that are none")
+            return None if self._cast.runs is not model else view  # else the selection refuses it, and says so
+        flagged = asks_attention(model.manifest, view.predictions, view.sightings)
+        tally.count(view.predictions, flagged=flagged, took_ms=took_ms)
+        return view
+
+    def _end_look(self) -> None:
+        """Raises _Abandoned on a thread that another has replaced meanwhile."""
+        with self._swap:
+            if threading.current_thread() is not self._thread:
+                raise _Abandoned
+            self._under_way = None
+
+    def _tally(self, model: Model) -> Tally:
+        """That of the release; it begins anew with each time it is handed over."""
+        with self._swap:
+            tally = self._tallies.get(model.release_id)
+            if tally is None:
+                tally = self._tallies[model.release_id] = Tally()
+                while len(self._tallies) > RELEASES_MAX:
+                    del self._tallies[next(iter(self._tallies))]
+            return tally
+
+    def _fault(self, tally: Tally, why: str) -> None:
+        """A look gave no answer: on trial, the release beside takes over with this frame."""
+        with self._swap:
+            tally.errors += 1
+            self._errors += 1
+            if self._cast.on_trial and self._cast.beside:
+                log.error("the release on trial is left: %s", why)
+                self._failed = why
+                self._turn_to(Cast(self._cast.beside))
 
     def _adopt(self, model: Model) -> None:
         """Another release looks from now on: events of what it no longer watches are closed."""
@@ -336,7 +485,7 @@ class Lookout:
 
     def _embedding(self, choice: Chosen, seen: _Seen, image: Picture) -> NDArray[np.float32]:
         """Of the picture that is sent, where that is not what was looked at: who has the JPEG gets the same numbers."""
-        model = self._model
+        model = self._cast.runs
         looked_at_it = seen.still is None or isinstance(seen.still, FileStill)
         if looked_at_it or model is None or model.backbone.hash != (seen.variant or seen.backbone):
             return choice.candidate.embedding

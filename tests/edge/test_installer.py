@@ -14,6 +14,7 @@ from common.messages import Desired, Fetch, LayerPart
 from common.signing import Signer
 from edge.installer import Installer
 from edge.perception import Model
+from edge.tally import Observation, Pair, Tally
 from edge.trust import SingleKey
 
 NOW_NS = 1_790_000_000 * 10**9
@@ -70,16 +71,56 @@ class Depot:
         return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=len(data), data=part, base=base)
 
 
+class HandStage:
+    """A stage whose looks the test makes: every release that is handed over to run, and what was counted."""
+
+    def __init__(self) -> None:
+        self.models: list[Model] = []
+        self.runs: Model | None = None
+        self.beside: Model | None = None
+        self.on_trial = self.rescued = False
+        self.seen = Observation()
+
+    def hand_over(
+        self, model: Model | None, beside: Model | None = None, *, on_trial: bool = False, rescue: bool = False
+    ) -> None:
+        if model and model is not self.runs:
+            self.models.append(model)
+        self.runs, self.beside, self.on_trial, self.rescued = model, beside, on_trial, rescue
+        self.seen = Observation(running=model.release_id if model else "", tallies=self.seen.tallies)
+
+    def observe(self) -> Observation:
+        return self.seen
+
+    def look(self, frames: int, **changes: object) -> None:
+        """Both have looked at so many frames more; other figures as the test says."""
+        pair, tallies = self.seen.pair, dict(self.seen.tallies)
+        for model in filter(None, (self.runs, self.beside)):
+            before = tallies.get(model.release_id, Tally())
+            tallies[model.release_id] = Tally(frames=before.frames + frames, took_ms=[10.0] * frames)
+        if self.beside:
+            pair = Pair(compared=pair.compared + frames)
+        self.seen = msgspec.structs.replace(self.seen, tallies=tallies, pair=pair)
+        self.seen = msgspec.structs.replace(self.seen, **changes)
+
+
 class Gateway:
-    """An installer with a link that the test turns by hand."""
+    """An installer with a link and a stage that the test turns by hand."""
 
     def __init__(self, folder: Path, key: str) -> None:
-        self.clock, self.asked, self.models = Clock(), [], []
+        self.clock, self.stage = Clock(), HandStage()
+        self.asked: list[Fetch] = []
+        self.models = self.stage.models
         self.online = True
-        self.installer = Installer(folder, SingleKey(key), "north", self.clock, self._ask, self.models.append)
+        self.installer = Installer(
+            folder, SingleKey(key), "north", self.clock, self._ask, self.stage, aside=lambda work: work()
+        )
 
-    asked: list[Fetch]
-    models: list[Model]
+    def proves_itself(self) -> None:
+        """Enough healthy frames for whatever the release has to show."""
+        for _ in range(2):
+            self.stage.look(100)
+            self.installer.step()
 
     def _ask(self, fetch: Fetch) -> bool:
         if self.online:
@@ -89,8 +130,14 @@ class Gateway:
     def run(self, depot: Depot, steps: int = 1000) -> None:
         for _ in range(steps):
             if not self.asked:
-                return
+                break
             self.installer.on_layer(depot.answer(self.asked.pop(0)))
+
+    def install(self, depot: Depot, desired: Desired) -> None:
+        """From desired to committed."""
+        self.installer.on_desired(desired)
+        self.run(depot)
+        self.proves_itself()
 
 
 @pytest.fixture
@@ -106,21 +153,18 @@ def gateway(tmp_path: Path, depot: Depot) -> Gateway:
 def test_a_new_gateway_fetches_verifies_and_runs_the_release(gateway: Gateway, depot: Depot) -> None:
     manifest, desired = depot.release(1)
     assert gateway.installer.boot() is None
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
+    gateway.install(depot, desired)
     assert [model.release_id for model in gateway.models] == [release_id(manifest)]
     view = gateway.models[0].look(np.zeros((20, 30, 3), np.uint8))
     assert view.predictions[0].classes == ("normal", "tear")
-    assert gateway.installer.outcome == f"installed {release_id(manifest)}"
+    assert gateway.installer.outcome == f"committed {release_id(manifest)}"
 
 
 def test_a_head_only_release_fetches_the_head_alone(gateway: Gateway, depot: Depot) -> None:
-    gateway.installer.on_desired(depot.release(1)[1])
-    gateway.run(depot)
+    gateway.install(depot, depot.release(1)[1])
     before = gateway.installer.bytes_down
     second, desired = depot.release(2, seed=1)
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
+    gateway.install(depot, desired)
     assert gateway.models[-1].release_id == release_id(second)
     assert gateway.installer.bytes_down - before == second.scenarios[0].heads[SHARED].size_bytes
 
@@ -129,8 +173,7 @@ def test_after_a_restart_the_last_release_runs_before_any_network(
     gateway: Gateway, depot: Depot, tmp_path: Path
 ) -> None:
     manifest, desired = depot.release(1)
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
+    gateway.install(depot, desired)
     again = Gateway(tmp_path / "releases", depot.signer.public_hex)
     model = again.installer.boot()
     assert model is not None
@@ -139,11 +182,9 @@ def test_after_a_restart_the_last_release_runs_before_any_network(
 
 def test_a_broken_current_release_falls_back_to_the_one_before(gateway: Gateway, depot: Depot, tmp_path: Path) -> None:
     first, desired = depot.release(1)
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
+    gateway.install(depot, desired)
     second, desired = depot.release(2, seed=1)
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
+    gateway.install(depot, desired)
     gateway.installer.layer_path(second.scenarios[0].heads[SHARED].hash).write_bytes(b"torn")
     again = Gateway(tmp_path / "releases", depot.signer.public_hex)
     model = again.installer.boot()
@@ -186,8 +227,7 @@ def test_while_the_link_is_down_nothing_is_lost_and_it_asks_again(gateway: Gatew
 def test_a_manifest_that_must_not_run_is_refused_with_its_reason(
     gateway: Gateway, depot: Depot, changes: dict[str, object], reason: str
 ) -> None:
-    gateway.installer.on_desired(depot.release(5)[1])
-    gateway.run(depot)
+    gateway.install(depot, depot.release(5)[1])
     values = {"sequence": 6, "seed": 1, **changes}
     gateway.installer.on_desired(depot.release(**values)[1])  # type: ignore[arg-type]
     gateway.run(depot)
@@ -214,8 +254,7 @@ def test_bytes_that_do_not_match_the_hash_are_thrown_away(gateway: Gateway, depo
     _, desired = depot.release(1)
     name = depot.backbone.hash
     depot.layers[name] = depot.layers[name][:-1] + bytes([depot.layers[name][-1] ^ 1])
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
+    gateway.install(depot, desired)
     assert gateway.models == []
     assert "does not match its hash" in gateway.installer.outcome
     assert not gateway.installer.layer_path(name).exists()
@@ -224,12 +263,10 @@ def test_bytes_that_do_not_match_the_hash_are_thrown_away(gateway: Gateway, depo
 def test_a_head_for_another_backbone_is_refused_and_the_old_release_goes_on(
     gateway: Gateway, depot: Depot, tiny_head: Callable[..., bytes]
 ) -> None:
-    gateway.installer.on_desired(depot.release(1)[1])
-    gateway.run(depot)
+    gateway.install(depot, depot.release(1)[1])
     foreign = depot.put(tiny_head("f" * 64))
     scenario = Scenario("belt", ("normal", "tear"), "normal", {SHARED: foreign})
-    gateway.installer.on_desired(depot.release(2, scenarios=(scenario,))[1])
-    gateway.run(depot)
+    gateway.install(depot, depot.release(2, scenarios=(scenario,))[1])
     assert len(gateway.models) == 1
     assert "backbone" in gateway.installer.outcome
 
@@ -237,8 +274,7 @@ def test_a_head_for_another_backbone_is_refused_and_the_old_release_goes_on(
 def test_a_layer_that_is_no_onnx_is_refused_by_name(gateway: Gateway, depot: Depot) -> None:
     garbage = depot.put(b"this is no model")
     scenario = Scenario("belt", ("normal", "tear"), "normal", {SHARED: garbage})
-    gateway.installer.on_desired(depot.release(1, scenarios=(scenario,))[1])
-    gateway.run(depot)
+    gateway.install(depot, depot.release(1, scenarios=(scenario,))[1])
     assert gateway.models == []
     assert garbage.hash[:12] in gateway.installer.outcome
     assert "ONNX" in gateway.installer.outcome
@@ -248,8 +284,7 @@ def test_a_layer_that_is_no_onnx_is_refused_by_name(gateway: Gateway, depot: Dep
 def upgrade(gateway: Gateway, depot: Depot) -> tuple[Manifest, Desired, Layer]:
     """A gateway on release 1, a release 2 with another head, and a delta between the heads."""
     first, desired = depot.release(1)
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
+    gateway.install(depot, desired)
     second, desired = depot.release(2, seed=1)
     old, new = (release.scenarios[0].heads[SHARED] for release in (first, second))
     depot.deltas[old.hash, new.hash] = make_delta(depot.layers[old.hash], depot.layers[new.hash], {}, {})
@@ -261,8 +296,7 @@ def test_a_layer_comes_as_a_delta_of_one_that_is_here(
 ) -> None:
     manifest, desired, layer = upgrade
     before = gateway.installer.bytes_down
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
+    gateway.install(depot, desired)
     assert gateway.models[-1].release_id == release_id(manifest)
     assert gateway.installer.layer_path(layer.hash).read_bytes() == depot.layers[layer.hash]
     assert gateway.installer.bytes_down - before == sum(map(len, depot.deltas.values())) < layer.size_bytes
@@ -280,8 +314,7 @@ def test_a_delta_that_does_not_work_out_is_replaced_by_the_whole_file(
             "flipped": delta[:-20] + bytes([delta[-20] ^ 1]) + delta[-19:],
             "garbage": b"no delta at all",
         }[damage]
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
+    gateway.install(depot, desired)
     assert gateway.models[-1].release_id == release_id(manifest)
 
 
@@ -296,6 +329,7 @@ def test_a_delta_cut_in_the_middle_goes_on_where_it_stopped(
     again.installer.on_desired(desired)
     assert again.asked[0].offset == 100
     again.run(depot)
+    again.proves_itself()
     assert again.models[-1].release_id == release_id(manifest)
 
 
