@@ -176,21 +176,19 @@ class Registry:
             golden=golden,
         )
         data, name = encode_manifest(manifest), release_id(manifest)
-        base = self.repository.base_of(row.manifest for row in releases if not row.base)
         live = {row.release_id for row in releases if row.status == "active"} | self._store.assigned()
-        signed = self.repository.add(data, base, live)
-        whole = not signed or self.repository.is_whole(data)
+        signed = self.repository.add(data, [row.manifest for row in releases if not row.base], live)
         self._store.add_release(
             name,
             manifest.sequence,
             data,
             b"",
             dict(gate),
-            status="active" if signed else STAGED,
+            status="active" if signed.in_force else STAGED,
             at_ns=now_ns,
-            base="" if whole else release_id(decode_manifest(base)),
+            base=release_id(decode_manifest(signed.base)) if signed.base else "",
         )
-        if not signed:
+        if not signed.in_force:
             log.warning("release %s waits for signatures: `headframe cloud keys stage`", name)
         return name
 

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import quote
 
+import msgspec
+
 from common.errors import TrustError
 from common.manifest import Manifest, release_id
 
@@ -41,6 +43,14 @@ SNAPSHOT_BYTES_MAX: Final = 64 * 1024
 TARGETS_BYTES_MAX: Final = 256 * 1024
 ASSIGNMENT_BYTES_MAX: Final = 4 * 1024
 MANIFEST_BYTES_MAX: Final = 4 * 1024 * 1024  # a personal head for each of 10,000 sites
+
+AHEAD_MAX: Final = 10_000
+"""Releases that may follow one which targets has listed; without a bound a stolen key of a part could use up all
+sequence numbers, and no honest release would be newer again."""
+
+_PARTS: Final = ("backbone", "minimum_agent", "variants", "detectors", "scenarios")
+_FREE: Final = ("sequence", "created_at_ns", "expires_at_ns", "note", "golden")
+"""What any part's release says anew: `golden` is what it is tested with, it can only be refused by it."""
 
 
 def scenario_role(name: str) -> str:
@@ -79,6 +89,11 @@ def roles_behind(base: Manifest, manifest: Manifest) -> tuple[str, ...]:
             f"release {release_id(manifest)} has other scenarios than {release_id(base)}, on which it is based",
             "A new scenario is signed by the targets role: `headframe cloud keys stage`.",
         )
+    if not 0 <= manifest.sequence - base.sequence <= AHEAD_MAX:
+        raise TrustError(f"release {release_id(manifest)} is not within {AHEAD_MAX} of {release_id(base)}, its base")
+    kept = {field: getattr(base, field) for field in (*_FREE, *_PARTS)}
+    if msgspec.structs.replace(manifest, **kept) != base:  # a field that is younger than this agent, perhaps
+        raise TrustError(f"release {release_id(manifest)} differs from {release_id(base)} in more than its parts")
     roles = []
     same_core = (base.backbone, base.minimum_agent) == (manifest.backbone, manifest.minimum_agent)
     if not same_core or not set(manifest.variants) <= set(base.variants):  # leaving a variant out is no new code

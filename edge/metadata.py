@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, RepositoryError
 from tuf.api.metadata import Metadata, Root, Targets, Timestamp
+from tuf.api.serialization import DeserializationError
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from common import trust
@@ -243,5 +244,5 @@ def _collect(folder: Path) -> dict[str, bytes]:
 
 
 def _words(error: Exception) -> str:
-    cause = error.__cause__ if isinstance(error, DownloadError) and error.__cause__ else error
-    return str(cause) or type(error).__name__
+    inner = error.__cause__ if isinstance(error, DownloadError | DeserializationError) else None
+    return str(inner or error) or type(error).__name__

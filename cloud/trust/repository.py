@@ -70,6 +70,16 @@ class RoleStatus:
     """Of `keys`, those whose private half is on this machine."""
 
 
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """How a release came to be trusted."""
+
+    in_force: bool
+    """Gateways accept it now; False: it waits for offline keys (`headframe cloud keys stage`)."""
+    base: bytes = b""
+    """The whole release of which it changes parts; empty: it is whole itself."""
+
+
 class Repository:
     """The metadata in a folder, and the keys that are within reach.
 
@@ -118,8 +128,9 @@ class Repository:
         for role in ONLINE:
             root.add_key(self.keys.make(role), role)
         targets = Targets(version=1, expires=self._expiry(trust.TARGETS), delegations=Delegations({}, {}))
-        for role in (trust.ASSIGNMENTS, trust.BACKBONE, trust.DETECTORS):
-            self._delegate(targets, role)
+        self._delegate(targets, trust.ASSIGNMENTS)
+        for number, role in enumerate((trust.BACKBONE, trust.DETECTORS)):  # rare, and they reach every scenario
+            self._delegate(targets, role, folders[number % len(folders)] if folders else None)
         signed = Metadata(root)
         self._sign(signed, root.roles[trust.ROOT].keyids)
         self._write(trust.ROOT, signed)
@@ -136,42 +147,30 @@ class Repository:
 
     # --- releases -----------------------------------------------------------------------------
 
-    def add(self, data: bytes, base: bytes, live: Iterable[str]) -> bool:
+    def add(self, data: bytes, bases: Iterable[bytes], live: Iterable[str]) -> Signed:
         """Have a release signed: by the roles of its changed parts where their keys are here, else by targets.
 
         Args:
             data: the manifest.
-            base: the manifest of a release that targets lists, on which it may stand; empty: none.
+            bases: manifests of whole releases on which it may stand, best first.
             live: releases that stay listed, beside the newest.
-
-        Returns:
-            Whether gateways accept it now; False: it waits for offline keys (`headframe cloud keys stage`).
         """
         with self._alone():
             manifest = decode_manifest(data)
-            roles = self._parts(manifest, base)
-            if roles:
-                self._publish({role: self._listing(role, manifest, data, live) for role in roles})
-                return True
-            return self._whole(manifest, data, live)
-
-    def base_of(self, candidates: Iterable[bytes]) -> bytes:
-        """The first of these manifests that targets lists; empty when none is."""
-        listed = self._top().signed.targets
-        for data in candidates:
-            target = listed.get(trust.release_path(release_id(decode_manifest(data))))
-            if target is not None and target.hashes["sha256"] == trust.digest(data).hex():
-                return data
-        return b""
+            for base in filter(self.is_whole, bases):
+                roles = self._parts(manifest, base)
+                if roles:
+                    self._publish({role: self._listing(role, manifest, data, live) for role in roles})
+                    return Signed(in_force=True, base=base)
+            return Signed(in_force=self._whole(manifest, data, live))
 
     def is_whole(self, data: bytes) -> bool:
         """Whether targets itself lists this manifest."""
-        return self.base_of([data]) == data
+        target = self._top().signed.targets.get(trust.release_path(release_id(decode_manifest(data))))
+        return target is not None and target.hashes["sha256"] == trust.digest(data).hex()
 
     def _parts(self, manifest: Manifest, base: bytes) -> tuple[str, ...]:
         """The roles that can sign this release at once; none when it needs targets."""
-        if not base:
-            return ()
         try:
             roles = trust.roles_behind(decode_manifest(base), manifest)
         except TrustError:
@@ -198,9 +197,9 @@ class Repository:
         _list(new.signed, trust.release_path(release_id(manifest)), data, live)
         return self._finish({trust.TARGETS: new})
 
-    def _delegate(self, targets: Targets, role: str) -> None:
+    def _delegate(self, targets: Targets, role: str, folder: Path | None = None) -> None:
         _delegated(targets)[role] = DelegatedRole(role, [], 1, True, [trust.paths_of(role)])
-        targets.add_key(self.keys.make(role), role)
+        targets.add_key(self.keys.make(role, folder), role)
 
     # --- what gateways get --------------------------------------------------------------------
 
@@ -294,7 +293,7 @@ class Repository:
         """Replace all keys of a role by new ones; whatever the old ones sign is refused from then on.
 
         Args:
-            folders: for root and targets: where the new keys go.
+            folders: where new offline keys go, in turn; none: beside the database.
 
         Returns:
             Whether it is in force; False: it waits for offline keys.
@@ -309,7 +308,7 @@ class Repository:
                 raise OperatorError(f"there is no role {role!r}", f"There are {names}.")
             for old in list(delegated[role].keyids):
                 new.signed.revoke_key(old, role)
-            new.signed.add_key(self.keys.make(role), role)
+            new.signed.add_key(self.keys.make(role, folders[0] if folders else None), role)
             return self._finish({trust.TARGETS: new})
 
     def _rotate_top(self, role: str, folders: Sequence[Path]) -> bool:

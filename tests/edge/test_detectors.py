@@ -319,9 +319,12 @@ def test_the_agent_finds_the_worker_and_sends_the_boxes_along(
     )
     agent = Agent(settings)
     data = encode_manifest(manifest)
-    repository.add(data, b"", ())
+    repository.add(data, (), ())
     proof = {"metadata": repository.bundle(data, b""), "assignment": repository.assign("gw-1", data, 1)}
     agent.installer.on_desired(Desired(manifest=data, **proof))
+    until = time.monotonic() + 30
+    while not agent.installer.outcome and time.monotonic() < until:
+        time.sleep(0.02)
     assert agent.installer.outcome.startswith("installed"), agent.installer.outcome
     agent.start()
     deadline = time.monotonic() + 60

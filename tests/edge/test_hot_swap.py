@@ -49,7 +49,7 @@ class Depot:
             scenarios=(scenario,),
         )
         data = encode_manifest(manifest)
-        self.repository.add(data, b"", ())
+        self.repository.add(data, (), ())
         desired = Desired(
             manifest=data,
             metadata=self.repository.bundle(data, b""),
