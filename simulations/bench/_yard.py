@@ -159,7 +159,7 @@ class Gateway:
         self.installer.outcome = ""
         self.installer.on_desired(desired)
 
-    def serve(self, centre: Centre, parts_max: int = 200) -> None:
+    def serve(self, centre: Centre, parts_max: int = 2000) -> None:
         """Whatever it asks for is answered, until it asks for no more."""
         for _ in range(parts_max):
             if not self.asked:

@@ -142,10 +142,10 @@ class Siege:
 
     def _is_harmless(self, gateway: Gateway) -> bool:
         """Whether the honest release was installed after all, to the bit: nothing of what is signed was changed."""
-        if gateway is not self.gateway or self._next is None:
+        if self._next is None or gateway.runs != release_id(self.centre.manifests[-1]) or not gateway.intact():
             return False
-        if gateway.runs != release_id(self.centre.manifests[-1]) or not gateway.intact():
-            return False
+        if gateway is not self.gateway:
+            return True
         self._history.mine.append(self._next)
         self._next = None
         return True
@@ -160,8 +160,9 @@ class Siege:
     def without_keys(self, *, mutated: int, mixed: int) -> None:
         """Replay, mix, damage and flood."""
         rng = self._rng
+        for _, message in rollbacks(self._history, self.honest, rng):  # on copies: they know nothing of the new set yet
+            self.play("rollback", message, self.spare())
         for what, messages in (
-            ("rollback", rollbacks(self._history, self.honest, rng)),
             ("mix and match", islice(mixtures(self._history, self.honest, rng), mixed)),
             ("assignment", assignments(self.centre, self._history, self.honest, rng)),
             ("endless data", floods(self.honest, rng)),
