@@ -15,7 +15,7 @@ from cloud.learning.export import default_backbone, set_default_backbone
 from cloud.settings import CloudSettings
 from cloud.store import Assignment, Release, Store
 from cloud.trust import Repository
-from cloud.trust.repository import LIFETIME_S, RENEW_S
+from cloud.trust.sets import LIFETIME_S, RENEW_S
 from common import trust
 from common.clock import Clock, SystemClock
 from common.delta import make_delta

@@ -149,8 +149,8 @@ def check_root(data: bytes) -> int:
     """
     try:
         root = Metadata[Root].from_bytes(data)
-        root.verify_delegate(trust.ROOT, root)
-    except (RepositoryError, ValueError) as error:
+        root.signed.verify_delegate(trust.ROOT, root.signed_bytes, root.signatures)
+    except (RepositoryError, ValueError, AttributeError) as error:  # other metadata has nobody to delegate to
         raise OperatorError(
             f"release_root is not a root of trust: {error}", "Copy the file that `headframe cloud keys root` writes."
         ) from error

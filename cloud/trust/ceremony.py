@@ -13,7 +13,8 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, Targets
 
 from cloud.trust.keys import Keys
-from cloud.trust.repository import AnyMetadata, Repository
+from cloud.trust.repository import Repository
+from cloud.trust.sets import AnyMetadata
 from common import trust
 from common.errors import OperatorError, WireError
 from common.files import READABLE, write_atomically

@@ -36,7 +36,8 @@ class Keys:
 
     def __init__(self, folders: Sequence[Path], passphrase: str = "") -> None:
         self._folders, self._passphrase = tuple(folders), passphrase
-        self._signers: dict[str, CryptoSigner] | None = None
+        self._made: dict[str, CryptoSigner] = {}
+        self._read: dict[Path, dict[str, CryptoSigner]] | None = None
 
     def make(self, role: str, folder: Path | None = None) -> Key:
         """Make a key, write it, and return its public half."""
@@ -44,23 +45,20 @@ class Keys:
         signer = CryptoSigner(private)
         path = (folder or self._folders[0]) / f"{role}-{signer.public_key.keyid[:NAME_DIGITS]}{ENDING}"
         write_atomically(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, self._encryption(folder)))
-        self._all()[signer.public_key.keyid] = signer
+        self._made[signer.public_key.keyid] = signer
         return signer.public_key
 
     def signers(self, names: Iterable[str]) -> list[CryptoSigner]:
         """The signers within reach among these key ids."""
         wanted = list(names)
         if not self._all().keys() >= set(wanted):
-            self._signers = None  # another process may have made it since
+            self._read = None  # another process may have made it since
         known = self._all()
         return [known[name] for name in wanted if name in known]
 
-    def forget(self, name: str) -> None:
-        """Remove a key that is no longer trusted from the folders within reach."""
-        self._all().pop(name, None)
-        for folder in self._folders:
-            for path in folder.glob(f"*-{name[:NAME_DIGITS]}{ENDING}"):
-                path.unlink(missing_ok=True)
+    def here(self, names: Iterable[str]) -> int:
+        """How many of these keys lie in the centre's own folder."""
+        return len(_read_folder(self._folders[0], self._passphrase).keys() & set(names))
 
     def _encryption(self, folder: Path | None) -> KeySerializationEncryption:
         """The centre's own keys must open by themselves after a power cut."""
@@ -69,11 +67,17 @@ class Keys:
         return BestAvailableEncryption(self._passphrase.encode())
 
     def _all(self) -> dict[str, CryptoSigner]:
-        if self._signers is None:
-            paths = [path for folder in self._folders for path in sorted(folder.glob(f"*{ENDING}"))]
-            made = [_open(path, self._passphrase) for path in paths]
-            self._signers = {signer.public_key.keyid: signer for signer in made}
-        return self._signers
+        if self._read is None:
+            self._read = {folder: _read_folder(folder, self._passphrase) for folder in self._folders}
+        found = dict(self._made)
+        for signers in self._read.values():
+            found |= signers
+        return found
+
+
+def _read_folder(folder: Path, passphrase: str) -> dict[str, CryptoSigner]:
+    made = [_open(path, passphrase) for path in sorted(folder.glob(f"*{ENDING}"))]
+    return {signer.public_key.keyid: signer for signer in made}
 
 
 def _open(path: Path, passphrase: str) -> CryptoSigner:

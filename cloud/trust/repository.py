@@ -1,60 +1,30 @@
-"""The centre's signed metadata: which keys are trusted, which releases they stand behind, which gateway runs which.
+"""Which keys are trusted, which releases they stand behind, which gateway runs which.
 
-Decides versions, expiry and the order in which files appear (the timestamp last: whoever reads sees a consistent set,
-after a crash too). What online keys may sign is signed at once; what needs offline keys is staged for a ceremony
-(`cloud.trust.ceremony`). Leaves to `cloud.registry` what a release is.
+What online keys may sign is signed at once; what needs offline keys is staged for a ceremony (`cloud.trust.ceremony`).
+Leaves the files to `cloud.trust.sets`, and to `cloud.registry` what a release is.
 """
 
-import fcntl
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import (
-    DelegatedRole,
-    Delegations,
-    Metadata,
-    MetaFile,
-    Root,
-    Snapshot,
-    TargetFile,
-    Targets,
-    Timestamp,
-)
-from tuf.api.serialization.json import JSONSerializer
+from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, TargetFile, Targets
 
 from cloud.trust.keys import Keys
+from cloud.trust.sets import COMPACT, LIFETIME_S, RENEW_S, STAGED, AnyMetadata, SignedSet, delegated_by, file_name
 from common import trust
 from common.clock import Clock
 from common.errors import OperatorError, TrustError
 from common.files import write_atomically
 from common.manifest import Manifest, decode_manifest, release_id
 
-DAY_S: Final = 24 * 3600
-LIFETIME_S: Final = {
-    trust.ROOT: 1100 * DAY_S,  # renewed by a ceremony; three years, and `keys status` says so in time
-    trust.TARGETS: 400 * DAY_S,  # as a release
-    trust.SNAPSHOT: 60 * DAY_S,
-    trust.TIMESTAMP: 30 * DAY_S,  # how long a gateway may be told nothing new without noticing
-    trust.ASSIGNMENTS: 60 * DAY_S,
-}
-RENEW_S: Final = {trust.SNAPSHOT: 30 * DAY_S, trust.TIMESTAMP: DAY_S, trust.ASSIGNMENTS: 20 * DAY_S}
-"""Age at which what online keys sign is signed anew."""
 THRESHOLDS: Final = {trust.ROOT: (2, 3), trust.TARGETS: (2, 2)}
 """Of the offline roles: how many keys must sign, of how many."""
 ONLINE: Final = (trust.SNAPSHOT, trust.TIMESTAMP)
 KEPT: Final = 16
 """Releases that stay listed: what a gateway may be told to run. Older ones are signed for no more."""
-STAGED: Final = "staged"
-_COMPACT: Final = JSONSerializer(compact=True)
-
-AnyMetadata = Metadata[Root] | Metadata[Targets] | Metadata[Snapshot] | Metadata[Timestamp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +50,8 @@ class Signed:
     """The whole release of which it changes parts; empty: it is whole itself."""
 
 
-class Repository:
-    """The metadata in a folder, and the keys that are within reach.
-
-    Args:
-        folder: holds `N.role.json` of every version that a gateway may still ask for, `timestamp.json`, and `staged/`.
-    """
-
-    def __init__(self, folder: Path, keys: Keys, clock: Clock) -> None:
-        self.folder, self.keys, self._clock = folder, keys, clock
-        self._thread_lock = threading.RLock()
+class Repository(SignedSet):
+    """Who stands behind which release, and who may."""
 
     @classmethod
     def open(cls, folder: Path, clock: Clock) -> "Repository":
@@ -98,11 +60,6 @@ class Repository:
         if not made.exists:
             made.create([])
         return made
-
-    @property
-    def exists(self) -> bool:
-        """Whether keys were ever made here."""
-        return (self.folder / "timestamp.json").is_file()
 
     def create(self, folders: Sequence[Path]) -> None:
         """Make all keys and the first metadata.
@@ -138,13 +95,6 @@ class Repository:
         self._sign(first, root.roles[trust.TARGETS].keyids)
         self._publish({trust.TARGETS: first})
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other thread and no other process (a command beside the running centre) changes the metadata."""
-        with self._thread_lock, (self.folder.parent / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
     # --- releases -----------------------------------------------------------------------------
 
     def add(self, data: bytes, bases: Iterable[bytes], live: Iterable[str]) -> Signed:
@@ -175,7 +125,7 @@ class Repository:
             roles = trust.roles_behind(decode_manifest(base), manifest)
         except TrustError:
             return ()
-        known = _delegated(self._top().signed)
+        known = delegated_by(self._top().signed)
         reachable = all(r in known and len(self.keys.signers(known[r].keyids)) >= known[r].threshold for r in roles)
         return roles if reachable else ()
 
@@ -186,19 +136,19 @@ class Repository:
         if old:
             new.signed.targets = old.signed.targets
         _list(new.signed, trust.part_path(role, release_id(manifest)), data, live)
-        self._sign(new, _delegated(self._top().signed)[role].keyids)
+        self._sign(new, delegated_by(self._top().signed)[role].keyids)
         return new
 
     def _whole(self, manifest: Manifest, data: bytes, live: Iterable[str]) -> bool:
         new = self._next_top()
         for role in trust.part_roles(manifest):
-            if role not in _delegated(new.signed):
+            if role not in delegated_by(new.signed):
                 self._delegate(new.signed, role)
         _list(new.signed, trust.release_path(release_id(manifest)), data, live)
         return self._finish({trust.TARGETS: new})
 
     def _delegate(self, targets: Targets, role: str, folder: Path | None = None) -> None:
-        _delegated(targets)[role] = DelegatedRole(role, [], 1, True, [trust.paths_of(role)])
+        delegated_by(targets)[role] = DelegatedRole(role, [], 1, True, [trust.paths_of(role)])
         targets.add_key(self.keys.make(role, folder), role)
 
     # --- what gateways get --------------------------------------------------------------------
@@ -214,7 +164,7 @@ class Repository:
             if not self.is_whole(data) and base:
                 roles = trust.roles_behind(decode_manifest(base), decode_manifest(data))
                 found = ((role, snapshot.meta.get(f"{role}.json")) for role in roles)
-                names += [_file_name(role, meta.version) for role, meta in found if meta]
+                names += [file_name(role, meta.version) for role, meta in found if meta]
             files = {name: (self.folder / name).read_bytes() for name in names}
             return files | {"timestamp.json": (self.folder / "timestamp.json").read_bytes()}
 
@@ -224,8 +174,8 @@ class Repository:
         signed = Metadata(
             Targets(version=sequence, expires=self._expiry(trust.ASSIGNMENTS), targets={target.path: target})
         )
-        self._sign(signed, _delegated(self._top().signed)[trust.ASSIGNMENTS].keyids)
-        return signed.to_bytes(_COMPACT)
+        self._sign(signed, delegated_by(self._top().signed)[trust.ASSIGNMENTS].keyids)
+        return signed.to_bytes(COMPACT)
 
     def stands_behind_assignment(self, signed: bytes) -> bool:
         """Whether the role that assigns still has the key that signed this."""
@@ -236,10 +186,6 @@ class Repository:
             return False
         return True
 
-    def state(self) -> int:
-        """Changes whenever any metadata does."""
-        return (self.folder / "timestamp.json").stat().st_mtime_ns
-
     def refresh(self) -> bool:
         """Sign anew what online keys keep fresh, when it is due; whether anything changed."""
         with self._alone():
@@ -247,25 +193,13 @@ class Repository:
             timestamp, snapshot = self._timestamp().signed, self._snapshot().signed
             snapshot_at_s = snapshot.expires.timestamp() - LIFETIME_S[trust.SNAPSHOT]
             timestamp_at_s = timestamp.expires.timestamp() - LIFETIME_S[trust.TIMESTAMP]
-            if now_s - snapshot_at_s >= RENEW_S[trust.SNAPSHOT]:
+            if now_s - snapshot_at_s >= RENEW_S[trust.SNAPSHOT] or not self._is_sealed():
                 self._publish({})
             elif now_s - timestamp_at_s >= RENEW_S[trust.TIMESTAMP]:
                 self._stamp(timestamp.version + 1, timestamp.snapshot_meta)
             else:
                 return False
             return True
-
-    def root(self) -> bytes:
-        """The newest root: what a gateway is enrolled with."""
-        return (self.folder / f"{self.root_version()}.root.json").read_bytes()
-
-    def top(self) -> bytes:
-        """The targets metadata in force."""
-        return self._top().to_bytes(_COMPACT)
-
-    def root_version(self) -> int:
-        """Of the newest root."""
-        return max(int(path.name.split(".")[0]) for path in self.folder.glob("*.root.json"))
 
     # --- keys -----------------------------------------------------------------------------------
 
@@ -276,7 +210,7 @@ class Repository:
         for role in (trust.ROOT, trust.TARGETS, *ONLINE):
             signed = self._current(role).signed
             found.append(self._status(role, signed.version, signed.expires.timestamp(), root.signed.roles[role]))
-        for role, delegated in sorted(_delegated(top).items()):
+        for role, delegated in sorted(delegated_by(top).items()):
             path = self._file(role)
             signed = Metadata[Targets].from_file(str(path)).signed if path else top
             version = signed.version if path else 0
@@ -287,7 +221,7 @@ class Repository:
     def is_development(self) -> bool:
         """Whether this machine alone can sign what gateways accept as root."""
         role = self._root().signed.roles[trust.ROOT]
-        return len(self.keys.signers(role.keyids)) >= role.threshold
+        return self.keys.here(role.keyids) >= role.threshold
 
     def rotate(self, role: str, folders: Sequence[Path] = ()) -> bool:
         """Replace all keys of a role by new ones; whatever the old ones sign is refused from then on.
@@ -302,7 +236,7 @@ class Repository:
             if role in (trust.ROOT, trust.TARGETS, *ONLINE):
                 return self._rotate_top(role, folders)
             new = self._next_top()
-            delegated = _delegated(new.signed)
+            delegated = delegated_by(new.signed)
             if role not in delegated:
                 names = ", ".join(status.role for status in self.status())
                 raise OperatorError(f"there is no role {role!r}", f"There are {names}.")
@@ -312,9 +246,7 @@ class Repository:
             return self._finish({trust.TARGETS: new})
 
     def _rotate_top(self, role: str, folders: Sequence[Path]) -> bool:
-        old = self._root()
-        new = Metadata(deepcopy(old.signed))
-        new.signed.version, new.signed.expires = old.signed.version + 1, self._expiry(trust.ROOT)
+        new = self._next_root()
         threshold, count = THRESHOLDS.get(role, (1, 1))
         for name in list(new.signed.roles[role].keyids):
             new.signed.revoke_key(name, role)
@@ -331,19 +263,9 @@ class Repository:
     def renew(self) -> bool:
         """Sign root and targets again for another term; whether it is in force, else it waits for offline keys."""
         with self._alone():
-            root = Metadata(deepcopy(self._root().signed))
-            root.signed.version, root.signed.expires = root.signed.version + 1, self._expiry(trust.ROOT)
-            return self._finish({trust.ROOT: root, trust.TARGETS: self._next_top()})
+            return self._finish({trust.ROOT: self._next_root(), trust.TARGETS: self._next_top()})
 
     # --- staging --------------------------------------------------------------------------------
-
-    def staged(self, role: str) -> Metadata[Root] | Metadata[Targets] | None:
-        """What waits for signatures."""
-        path = self.folder / STAGED / f"{role}.json"
-        if not path.is_file():
-            return None
-        data = path.read_bytes()
-        return Metadata[Root].from_bytes(data) if role == trust.ROOT else Metadata[Targets].from_bytes(data)
 
     def adopt(self, signed: Mapping[str, AnyMetadata]) -> bool:
         """Add signatures to what is staged; when enough have come, it is in force.
@@ -374,7 +296,7 @@ class Repository:
             self._sign(metadata, sorted(names - metadata.signatures.keys()))
         complete = all(self._holds(role, metadata, old.signed, root) for role, metadata in new.items())
         for role, metadata in new.items():
-            write_atomically(self.folder / STAGED / f"{role}.json", metadata.to_bytes(_COMPACT))
+            write_atomically(self.folder / STAGED / f"{role}.json", metadata.to_bytes(COMPACT))
         if complete:
             if trust.ROOT in new:
                 self._write(trust.ROOT, new[trust.ROOT])
@@ -389,7 +311,7 @@ class Repository:
         if top is None or not isinstance(top.signed, Targets):
             return {}
         found: dict[str, AnyMetadata] = {}
-        for role, delegated in _delegated(top.signed).items():
+        for role, delegated in delegated_by(top.signed).items():
             path = self._file(role)
             if path is None:
                 continue
@@ -412,105 +334,9 @@ class Repository:
             return False
         return True
 
-    # --- files ----------------------------------------------------------------------------------
-
-    def _publish(self, changed: Mapping[str, AnyMetadata]) -> None:
-        """Write new versions, then the snapshot that names them, then the timestamp that names the snapshot."""
-        known = self._snapshot().signed if self.exists else None
-        meta = dict(known.meta) if known else {}
-        for role, metadata in changed.items():
-            data = self._write(role, metadata)
-            meta[f"{role}.json"] = MetaFile.from_data(metadata.signed.version, data, ["sha256"])
-        snapshot = Metadata(
-            Snapshot(version=known.version + 1 if known else 1, expires=self._expiry(trust.SNAPSHOT), meta=meta)
-        )
-        self._sign(snapshot, self._root().signed.roles[trust.SNAPSHOT].keyids)
-        data = self._write(trust.SNAPSHOT, snapshot)
-        version = self._timestamp().signed.version + 1 if self.exists else 1
-        self._stamp(version, MetaFile.from_data(snapshot.signed.version, data, ["sha256"]))
-        self._sweep(snapshot.signed)
-
-    def _sweep(self, snapshot: Snapshot) -> None:
-        """Remove versions that nobody is told of any more; roots stay, a gateway may have slept through many."""
-        wanted = {_file_name(name.removesuffix(".json"), item.version) for name, item in snapshot.meta.items()}
-        wanted |= {f"{snapshot.version}.snapshot.json", "timestamp.json"}
-        for path in self.folder.glob("*.json"):
-            if path.name not in wanted and not path.name.endswith(".root.json"):
-                path.unlink()
-
-    def _stamp(self, version: int, snapshot: MetaFile) -> None:
-        signed_at: dict[str, Any] = {trust.SIGNED_AT: self._now_s()}
-        timestamp = Metadata(
-            Timestamp(
-                version=version,
-                expires=self._expiry(trust.TIMESTAMP),
-                snapshot_meta=snapshot,
-                unrecognized_fields=signed_at,
-            )
-        )
-        self._sign(timestamp, self._root().signed.roles[trust.TIMESTAMP].keyids)
-        write_atomically(self.folder / "timestamp.json", timestamp.to_bytes(_COMPACT))
-
-    def _write(self, role: str, metadata: AnyMetadata) -> bytes:
-        data = metadata.to_bytes(_COMPACT)
-        write_atomically(self.folder / _file_name(role, metadata.signed.version), data)
-        return data
-
-    def _sign(self, metadata: AnyMetadata, names: Iterable[str]) -> None:
-        for signer in self.keys.signers(names):
-            metadata.sign(signer, append=True)
-
-    def _file(self, role: str) -> Path | None:
-        """The file of a delegated role, of the version that the snapshot names; None before its first release."""
-        meta = self._snapshot().signed.meta.get(f"{role}.json")
-        return self.folder / _file_name(role, meta.version) if meta else None
-
-    def _current(self, role: str) -> AnyMetadata:
-        if role == trust.ROOT:
-            return self._root()
-        if role == trust.TARGETS:
-            return self._top()
-        return self._snapshot() if role == trust.SNAPSHOT else self._timestamp()
-
-    def _root(self) -> Metadata[Root]:
-        return Metadata[Root].from_bytes(self.root())
-
-    def _timestamp(self) -> Metadata[Timestamp]:
-        return Metadata[Timestamp].from_file(str(self.folder / "timestamp.json"))
-
-    def _snapshot(self) -> Metadata[Snapshot]:
-        version = self._timestamp().signed.snapshot_meta.version
-        return Metadata[Snapshot].from_file(str(self.folder / f"{version}.snapshot.json"))
-
-    def _top(self) -> Metadata[Targets]:
-        version = self._snapshot().signed.meta["targets.json"].version
-        return Metadata[Targets].from_file(str(self.folder / f"{version}.targets.json"))
-
-    def _next_top(self) -> Metadata[Targets]:
-        """The next version of targets, unsigned; of what is staged where something is."""
-        staged = self.staged(trust.TARGETS)
-        if staged is not None and isinstance(staged.signed, Targets):
-            return Metadata(deepcopy(staged.signed))
-        new = Metadata(deepcopy(self._top().signed))
-        new.signed.version, new.signed.expires = new.signed.version + 1, self._expiry(trust.TARGETS)
-        return new
-
     def _status(self, role: str, version: int, expires_at_s: float, of: Any) -> RoleStatus:
-        here = len(self.keys.signers(of.keyids))
+        here = self.keys.here(of.keyids)
         return RoleStatus(role, version, int(expires_at_s), of.threshold, len(of.keyids), here)
-
-    def _expiry(self, role: str) -> Any:
-        return trust.moment((self._now_s() + LIFETIME_S[role]) * 10**9)
-
-    def _now_s(self) -> int:
-        return self._clock.wall_ns() // 10**9
-
-
-def _delegated(targets: Targets) -> dict[str, DelegatedRole]:
-    """The roles that targets delegates to, by name; they may be added to."""
-    if targets.delegations is None or targets.delegations.roles is None:
-        raise OperatorError("the targets metadata delegates to nobody", "Restore it from its backup.")
-    return targets.delegations.roles
 
 
 def _list(targets: Targets, path: str, data: bytes, live: Iterable[str]) -> None:
@@ -525,7 +351,3 @@ def _list(targets: Targets, path: str, data: bytes, live: Iterable[str]) -> None
 def _sequence(path: str) -> int:
     number = path.rpartition("/")[2].removeprefix("r").partition("-")[0]
     return int(number) if number.isdigit() else 0
-
-
-def _file_name(role: str, version: int) -> str:
-    return f"{version}.{quote(role, safe='')}.json"
