@@ -4,6 +4,7 @@ Decides what to ask for next and whether what came is the layer that was signed.
 layers are wanted is told, and a layer is there when its bytes have its hash.
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -61,10 +62,10 @@ class LayerFolder:
         return found
 
     def sweep(self, wanted: Iterable[str]) -> None:
-        """Remove everything but the layers of these hashes."""
+        """Remove everything but the layers of these hashes, and what has come of them."""
         keep = set(wanted)
         for path in self.folder.iterdir():
-            if path.name not in keep:
+            if path.name.partition(".")[0] not in keep:
                 path.unlink(missing_ok=True)
 
 
@@ -148,7 +149,7 @@ class Download:
         self._resumed = False
         for base, size in self._folder.parts(layer):
             usable = not base or (self._folder.path(base).is_file() and layer.hash not in self._whole)
-            if usable and size > self._offset:
+            if usable and self._offset < size <= layer.size_bytes:
                 self._base, self._offset, self._resumed = base, size, True
 
     def _append(self, part: LayerPart) -> None:
@@ -158,9 +159,10 @@ class Download:
         if part.base and part.base not in self._folder.held():
             raise WireError(f"layer {layer.hash[:12]} came as a delta of {part.base[:12]!r}, which is not here")
         fits = 0 < part.total_bytes <= layer.size_bytes if part.base else part.total_bytes == layer.size_bytes
-        if not fits or part.offset + len(part.data) > part.total_bytes or not part.data:
+        ends = part.offset + len(part.data)
+        if not fits or ends > part.total_bytes or (not part.data and ends < part.total_bytes):
             raise WireError(f"layer {layer.hash[:12]} came with another size than the manifest declares")
-        path = self._folder.part_path(layer, part.base)
+        path = self._folder.part_path(layer, part.base)  # may be whole already: an earlier attempt went no further
         try:
             with path.open("ab") as file:
                 file.write(part.data)
@@ -183,6 +185,10 @@ class Download:
             log.warning("the %s of layer %s does not work here (%s)", kind, layer.hash[:12], error)
             self._begin_again()
             return
+        except OSError:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)  # what a disk has failed to keep once is not trusted to be kept
+            raise
         self._missing.pop(0)
         self._resume()
 

@@ -185,8 +185,8 @@ class Installer:
         with self._lock:
             try:
                 self._take(desired)
-            except (HeadframeError, OSError) as error:
-                self._refuse("a manifest", error)
+            except (HeadframeError, OSError) as error:  # what is on its way already goes on
+                self._say(f"refused a manifest: {error}")
                 return
         self.step()
 
@@ -214,7 +214,7 @@ class Installer:
                 while self._candidate and self._advance(self._candidate):
                     pass
             except (EnvironmentFault, OSError) as error:
-                self._refuse(self._candidate.name if self._candidate else "nothing", error)
+                self._refuse(self._candidate.name if self._candidate else "a step", error)
 
     def stop(self) -> None:
         """The agent ends because it was told to: this start is not held against a release on trial."""
@@ -254,9 +254,8 @@ class Installer:
         self._slots.remember(GoneBack(release_id(manifest), manifest.sequence, why, self._believed_ns(slot)))
         self._slots.go_back()
         self._starts = 0
-        self.outcome = f"rolled back {release_id(manifest)}: {why}"
         self._gone = _health(release_id(manifest), Phase.ROLLED_BACK, Tally(), None, reason=why)
-        log.error("%s", self.outcome)
+        self._say(f"rolled back {release_id(manifest)}: {why}")
 
     def _boot_from(self, names: tuple[str, str]) -> Model | None:
         for name in names:
@@ -292,8 +291,7 @@ class Installer:
         except (HeadframeError, OSError) as error:
             if _passes(error):
                 self._boot_again_s = self._clock.monotonic_s() + BOOT_AGAIN_S
-            self.outcome = f"could not start from {self._folder / name}: {error}"
-            log.error("%s", self.outcome)
+            self._say(f"could not start from {self._folder / name}: {error}")
             return None
 
     # What is desired
@@ -454,12 +452,12 @@ class Installer:
         """First on disk, on trial, then between two frames. Nothing changes when the disk does not take it."""
         old, now_ns = self._model, self._believed_ns(self._slot)
         slot = Slot(candidate.desired.manifest, candidate.desired.signature, now_ns)
-        self._slots.install(slot)
+        self._slots.install(slot, self._slot)
         self._candidate, self._model, self._slot, self.variant = None, model, slot, candidate.variant
         self._starts, self._gone = 0, None
         self._probation = _Probation(self._clock.monotonic_s(), before, old)
         self.outcome = f"installed {candidate.name}, on probation"
-        log.info("release %s runs, on probation", candidate.name)
+        log.info("%s", self.outcome)
         self._stage.hand_over(model, beside=old, on_trial=True)
 
     # Probation
@@ -488,7 +486,7 @@ class Installer:
         self._starts = 0
         self._stage.hand_over(model)
         self.outcome = f"committed {model.release_id}"
-        log.info("release %s is committed", model.release_id)
+        log.info("%s", self.outcome)
         self._sweep(model.manifest)
 
     def _roll_back(self, probation: _Probation, model: Model, reason: str, seen: Observation) -> None:
@@ -498,13 +496,14 @@ class Installer:
         self._gone = _health(
             model.release_id, Phase.ROLLED_BACK, tally, seen.pair, reason=reason, restarts=self._starts
         )
-        self.outcome = f"rolled back {model.release_id}: {reason}"
-        log.error("%s", self.outcome)
+        self._say(f"rolled back {model.release_id}: {reason}")
         at_ns = self._believed_ns(self._slot)
         self._owed = GoneBack(model.release_id, model.manifest.sequence, reason, at_ns)
         self._model, self._probation, self._starts = probation.old, None, 0
         self._slot = None
         self._write_roll_back(self._owed)
+        if self._model is None:  # there is nothing to go back to, or it could not be loaded when the agent started
+            self._boot_again_s = self._clock.monotonic_s()
 
     def _write_roll_back(self, gone: GoneBack) -> None:
         try:
@@ -541,22 +540,32 @@ class Installer:
             seen.pair if seen.pair.compared else None,
             reason,
         )
-        self.outcome = f"refused {candidate.name}: {reason}"
-        log.error("%s", self.outcome)
+        self._say(f"refused {candidate.name}: {reason}")
         at_ns = self._believed_ns(self._slot)
-        self._slots.remember(GoneBack(candidate.name, candidate.manifest.sequence, reason, at_ns))
-        self._slots.end_attempt()
+        try:
+            self._slots.remember(GoneBack(candidate.name, candidate.manifest.sequence, reason, at_ns))
+        except EnvironmentFault as error:
+            log.error("that is not on disk, so it will be tried once more: %s", error)
 
     def _drop_candidate(self) -> None:
         candidate, self._candidate = self._candidate, None
-        if candidate and candidate.phase is Phase.SHADOW:
+        if candidate is None or candidate.phase is Phase.FETCHING:
+            return
+        if candidate.phase is Phase.SHADOW:
             self._stage.hand_over(self._model)
+        try:
+            self._slots.end_attempt()
+        except EnvironmentFault as error:
+            log.warning("%s", error)
 
     def _refuse(self, what: str, error: Exception) -> None:
         """Not now; it is tried again when the centre desires it again."""
         self._drop_candidate()
-        self.outcome = f"refused {what}: {error}"
-        log.error("%s", self.outcome)
+        self._say(f"refused {what}: {error}")
+
+    def _say(self, what_went_wrong: str) -> None:
+        self.outcome = what_went_wrong
+        log.error("%s", what_went_wrong)
 
     def _choose(self, manifest: Manifest) -> VariantChoice:
         among = manifest.backbone, manifest.variants

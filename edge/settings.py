@@ -227,7 +227,7 @@ class InstallSettings(Section):
     )
     hang_s: float = Field(2.5, gt=0, description="On probation, a look that has not ended after so long hangs.")
     crashes_max: int = Field(
-        3, ge=1, description="Starts (or attempts to load) on a release that is not committed, before it is left."
+        2, ge=1, description="Starts (or attempts to load) on a release that is not committed, before it is left."
     )
     crash_window_s: float = Field(3600.0, gt=0, description="Within so long.")
 

@@ -70,11 +70,10 @@ class Slots:
         """
         return self._read(name, Slot)
 
-    def install(self, slot: Slot) -> None:
-        """Put a release into `current`, on trial; what was committed there is kept as `previous`."""
-        before = self.read(CURRENT)
-        if before and not before.on_trial:
-            self._write(PREVIOUS, before)
+    def install(self, slot: Slot, running: Slot | None) -> None:
+        """Put a release into `current`, on trial; the one that runs now is kept as `previous`."""
+        if running:
+            self._write(PREVIOUS, msgspec.structs.replace(running, on_trial=False, starts_ns=()))
         self._write(CURRENT, msgspec.structs.replace(slot, on_trial=True, starts_ns=()))
         self._remove(ATTEMPT)
 

@@ -1,153 +1,21 @@
-"""Releases on the gateway: what is installed, what is refused, and what a crash leaves."""
+"""Releases on the gateway: what is fetched, what is refused, and what a crash leaves."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
 from common.delta import make_delta
-from common.ids import layer_hash
 from common.manifest import SHARED, Layer, Manifest, Scenario, encode_manifest, release_id
-from common.messages import Desired, Fetch, LayerPart
+from common.messages import Desired
 from common.signing import Signer
-from edge.installer import Installer
-from edge.perception import Model
-from edge.tally import Observation, Pair, Tally
-from edge.trust import SingleKey
 
+Depot = Gateway = Any  # of conftest.py
+StartGateway = Callable[[], Gateway]
 NOW_NS = 1_790_000_000 * 10**9
-
-
-class Clock:
-    """A clock that stands still until it is told."""
-
-    def __init__(self) -> None:
-        self.now_ns, self.now_s = NOW_NS, 0.0
-
-    def wall_ns(self) -> int:
-        return self.now_ns
-
-    def monotonic_s(self) -> float:
-        return self.now_s
-
-
-class Depot:
-    """The centre as the installer sees it: layers by hash, answered part by part."""
-
-    def __init__(self, folder: Path, backbone: bytes, head: Callable[..., bytes]) -> None:
-        self.signer = Signer.open(folder / "release.key")
-        self.layers: dict[str, bytes] = {}
-        self.deltas: dict[tuple[str, str], bytes] = {}
-        self.backbone = self.put(backbone)
-        self.make_head = head
-
-    def put(self, data: bytes) -> Layer:
-        self.layers[layer_hash(data)] = data
-        return Layer(layer_hash(data), len(data))
-
-    def release(self, sequence: int, seed: int = 0, **changes: object) -> tuple[Manifest, Desired]:
-        head = self.put(self.make_head(self.backbone.hash, seed=seed))
-        values = {
-            "sequence": sequence,
-            "created_at_ns": NOW_NS,
-            "expires_at_ns": NOW_NS + 10**15,
-            "minimum_agent": "0.1.0",
-            "backbone": self.backbone,
-            "scenarios": (Scenario("belt", ("normal", "tear"), "normal", {SHARED: head}),),
-            **changes,
-        }
-        manifest = Manifest(**values)  # type: ignore[arg-type]
-        data = encode_manifest(manifest)
-        return manifest, Desired(manifest=data, signature=self.signer.sign(data))
-
-    def answer(self, fetch: Fetch, length: int = 1000) -> LayerPart:
-        data, base = self.layers.get(fetch.layer, b""), ""
-        for held in fetch.bases:
-            if (held, fetch.layer) in self.deltas:
-                data, base = self.deltas[held, fetch.layer], held
-        part = data[fetch.offset : fetch.offset + min(fetch.length, length)]
-        return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=len(data), data=part, base=base)
-
-
-class HandStage:
-    """A stage whose looks the test makes: every release that is handed over to run, and what was counted."""
-
-    def __init__(self) -> None:
-        self.models: list[Model] = []
-        self.runs: Model | None = None
-        self.beside: Model | None = None
-        self.on_trial = self.rescued = False
-        self.seen = Observation()
-
-    def hand_over(
-        self, model: Model | None, beside: Model | None = None, *, on_trial: bool = False, rescue: bool = False
-    ) -> None:
-        if model and model is not self.runs:
-            self.models.append(model)
-        self.runs, self.beside, self.on_trial, self.rescued = model, beside, on_trial, rescue
-        self.seen = Observation(running=model.release_id if model else "", tallies=self.seen.tallies)
-
-    def observe(self) -> Observation:
-        return self.seen
-
-    def look(self, frames: int, **changes: object) -> None:
-        """Both have looked at so many frames more; other figures as the test says."""
-        pair, tallies = self.seen.pair, dict(self.seen.tallies)
-        for model in filter(None, (self.runs, self.beside)):
-            before = tallies.get(model.release_id, Tally())
-            tallies[model.release_id] = Tally(frames=before.frames + frames, took_ms=[10.0] * frames)
-        if self.beside:
-            pair = Pair(compared=pair.compared + frames)
-        self.seen = msgspec.structs.replace(self.seen, tallies=tallies, pair=pair)
-        self.seen = msgspec.structs.replace(self.seen, **changes)
-
-
-class Gateway:
-    """An installer with a link and a stage that the test turns by hand."""
-
-    def __init__(self, folder: Path, key: str) -> None:
-        self.clock, self.stage = Clock(), HandStage()
-        self.asked: list[Fetch] = []
-        self.models = self.stage.models
-        self.online = True
-        self.installer = Installer(
-            folder, SingleKey(key), "north", self.clock, self._ask, self.stage, aside=lambda work: work()
-        )
-
-    def proves_itself(self) -> None:
-        """Enough healthy frames for whatever the release has to show."""
-        for _ in range(2):
-            self.stage.look(100)
-            self.installer.step()
-
-    def _ask(self, fetch: Fetch) -> bool:
-        if self.online:
-            self.asked.append(fetch)
-        return self.online
-
-    def run(self, depot: Depot, steps: int = 1000) -> None:
-        for _ in range(steps):
-            if not self.asked:
-                break
-            self.installer.on_layer(depot.answer(self.asked.pop(0)))
-
-    def install(self, depot: Depot, desired: Desired) -> None:
-        """From desired to committed."""
-        self.installer.on_desired(desired)
-        self.run(depot)
-        self.proves_itself()
-
-
-@pytest.fixture
-def depot(tmp_path: Path, tiny_backbone: Callable[..., bytes], tiny_head: Callable[..., bytes]) -> Depot:
-    return Depot(tmp_path, tiny_backbone(), tiny_head)
-
-
-@pytest.fixture
-def gateway(tmp_path: Path, depot: Depot) -> Gateway:
-    return Gateway(tmp_path / "releases", depot.signer.public_hex)
 
 
 def test_a_new_gateway_fetches_verifies_and_runs_the_release(gateway: Gateway, depot: Depot) -> None:
@@ -170,23 +38,25 @@ def test_a_head_only_release_fetches_the_head_alone(gateway: Gateway, depot: Dep
 
 
 def test_after_a_restart_the_last_release_runs_before_any_network(
-    gateway: Gateway, depot: Depot, tmp_path: Path
+    gateway: Gateway, depot: Depot, start_gateway: StartGateway
 ) -> None:
     manifest, desired = depot.release(1)
     gateway.install(depot, desired)
-    again = Gateway(tmp_path / "releases", depot.signer.public_hex)
+    again = start_gateway()
     model = again.installer.boot()
     assert model is not None
     assert model.release_id == release_id(manifest)
 
 
-def test_a_broken_current_release_falls_back_to_the_one_before(gateway: Gateway, depot: Depot, tmp_path: Path) -> None:
+def test_a_broken_current_release_falls_back_to_the_one_before(
+    gateway: Gateway, depot: Depot, start_gateway: StartGateway
+) -> None:
     first, desired = depot.release(1)
     gateway.install(depot, desired)
     second, desired = depot.release(2, seed=1)
     gateway.install(depot, desired)
     gateway.installer.layer_path(second.scenarios[0].heads[SHARED].hash).write_bytes(b"torn")
-    again = Gateway(tmp_path / "releases", depot.signer.public_hex)
+    again = start_gateway()
     model = again.installer.boot()
     assert model is not None
     assert model.release_id == release_id(first)
@@ -194,11 +64,13 @@ def test_a_broken_current_release_falls_back_to_the_one_before(gateway: Gateway,
     assert "current" in again.installer.outcome
 
 
-def test_a_download_cut_in_the_middle_goes_on_where_it_stopped(gateway: Gateway, depot: Depot, tmp_path: Path) -> None:
+def test_a_download_cut_in_the_middle_goes_on_where_it_stopped(
+    gateway: Gateway, depot: Depot, start_gateway: StartGateway
+) -> None:
     _, desired = depot.release(1)
     gateway.installer.on_desired(desired)
     gateway.run(depot, steps=3)
-    again = Gateway(tmp_path / "releases", depot.signer.public_hex)
+    again = start_gateway()
     again.installer.on_desired(desired)
     assert again.asked[0].offset == 3000
     again.run(depot)
@@ -319,12 +191,12 @@ def test_a_delta_that_does_not_work_out_is_replaced_by_the_whole_file(
 
 
 def test_a_delta_cut_in_the_middle_goes_on_where_it_stopped(
-    gateway: Gateway, depot: Depot, upgrade: tuple[Manifest, Desired, Layer], tmp_path: Path
+    gateway: Gateway, depot: Depot, upgrade: tuple[Manifest, Desired, Layer], start_gateway: StartGateway
 ) -> None:
     manifest, desired, _ = upgrade
     gateway.installer.on_desired(desired)
     gateway.installer.on_layer(depot.answer(gateway.asked.pop(0), length=100))
-    again = Gateway(tmp_path / "releases", depot.signer.public_hex)
+    again = start_gateway()
     again.installer.boot()
     again.installer.on_desired(desired)
     assert again.asked[0].offset == 100
