@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from cloud.rollout.cli import app as rollout_app
 from cloud.settings import CloudSettings
 from common.errors import OperatorError
 from common.ids import check_name
@@ -32,6 +33,7 @@ dataset_app = typer.Typer(no_args_is_help=True, help="Labelled pictures that the
 detector_app = typer.Typer(no_args_is_help=True, help="Detectors of your own, beside the backbone.")
 app.add_typer(detector_app, name="detector")
 app.add_typer(config_app, name="config")
+app.add_typer(rollout_app, name="rollout")
 app.add_typer(labels_app, name="labels")
 app.add_typer(dataset_app, name="dataset")
 
@@ -68,7 +70,7 @@ def train(config: ConfigOption, as_json: JsonOption = False) -> None:
         if as_json:
             typer.echo(json.dumps(outcome.record, default=str))
         elif outcome.release_id:
-            typer.echo(f"released {outcome.release_id}")
+            typer.echo(f"released {outcome.release_id}; `headframe cloud rollout list` shows how far it is")
         else:
             typer.echo("the gate refused the candidate; `--json` shows every comparison", err=True)
             raise typer.Exit(1)
@@ -98,6 +100,7 @@ def roll_back(
     with _open(config) as service:
         name = service.registry.roll_back(release, f"rolled back to {release} by {author}")
         service.store.audit(author, "roll back", {"to": release, "release_id": name}, service.clock.wall_ns())
+        service.rollouts.replace_all(name, author, f"rolled back to {release}")
     typer.echo(f"released {name}, which is {release} again")
 
 

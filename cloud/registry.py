@@ -1,7 +1,7 @@
 """Releases at the centre: layers by hash in a folder, signed manifests in the store, parts of layers on request."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -37,6 +37,9 @@ SIZE_RATIO_MAX = 2  # layers further apart in size have nothing in common
 WORTHWHILE = 0.9
 MINIMUM_AGENT = "0.1.0"
 DETECTORS = "detectors"  # a file in the folder of the layers: what the next release carries
+CANDIDATE = "candidate"
+"""Status of a release that has not reached the fleet yet."""
+MANIFESTS_MAX = 64  # kept decoded: those under way and those that gateways come from
 DETECTORS_MAX = 8  # each runs on every look
 
 
@@ -54,6 +57,9 @@ class Registry:
 
     def __init__(self, folder: Path, store: Store, signer: Signer, clock: Clock) -> None:
         self._folder, self._store, self._signer, self._clock = folder, store, signer, clock
+        self.launch: Callable[[str], str] | None = None
+        """Takes a release that is signed and not active yet to the fleet; without one it is active at once."""
+        self._manifests: dict[str, Manifest] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def backbone(self) -> tuple[Layer, Path]:
@@ -127,32 +133,59 @@ class Registry:
         note: str,
         variants: tuple[Variant, ...] = (),
     ) -> str:
-        """Sign a release, make it the active one, and return its id; it carries the detectors that are chosen now.
+        """Sign a release, send it on its way to the fleet, and return its id; it carries the detectors chosen now.
+
+        The first one is active at once, later ones by a rollout (`launch`).
 
         Args:
             variants: of the backbone, those on which these heads have passed the drift gate.
         """
-        releases = self._store.releases()
-        now_ns = self._clock.wall_ns()
         manifest = Manifest(
-            sequence=1 + max((release.sequence for release in releases), default=0),
-            created_at_ns=now_ns,
-            expires_at_ns=now_ns + LIFETIME_NS,
+            sequence=0,
+            created_at_ns=0,
+            expires_at_ns=0,
             minimum_agent=MINIMUM_AGENT,
             backbone=backbone,
             scenarios=scenarios,
-            note=note,
             detectors=self.detectors(),
             variants=variants,
         )
+        if self.launch is None or self.active() is None:
+            return self.sign(manifest, gate, note, status="active")
+        name = self.sign(manifest, gate, note, status=CANDIDATE)
+        self.launch(name)
+        return name
+
+    def sign(self, content: Manifest, gate: Mapping[str, object], note: str, *, status: str) -> str:
+        """A release of these layers under the next number; returns its id."""
+        now_ns = self._clock.wall_ns()
+        manifest = msgspec.structs.replace(
+            content,
+            sequence=1 + max((release.sequence for release in self._store.releases()), default=0),
+            created_at_ns=now_ns,
+            expires_at_ns=now_ns + LIFETIME_NS,
+            note=note,
+        )
         data, name = encode_manifest(manifest), release_id(manifest)
         self._store.add_release(
-            name, manifest.sequence, data, self._signer.sign(data), dict(gate), status="active", at_ns=now_ns
+            name, manifest.sequence, data, self._signer.sign(data), dict(gate), status=status, at_ns=now_ns
         )
         return name
 
+    def manifest(self, name: str) -> Manifest | None:
+        """The manifest of a release; None when it is not ours."""
+        found = self._manifests.get(name)
+        if found is None:
+            release = self._store.release(name)
+            if release is None:
+                return None
+            found = self._manifests[name] = decode_manifest(release.manifest)
+            while len(self._manifests) > MANIFESTS_MAX:
+                self._manifests.pop(next(iter(self._manifests)))
+        return found
+
     def roll_back(self, name: str, note: str) -> str:
-        """Publish an earlier release's layers again, under a new sequence number.
+        """Publish an earlier release's layers again, under a new sequence number: active at once, for everybody.
 
         Raises:
             OperatorError: no such release.
@@ -163,7 +196,7 @@ class Registry:
         manifest = decode_manifest(earlier.manifest)
         write_atomically(self._folder / DETECTORS, msgspec.json.encode(manifest.detectors))
         gate = {**earlier.gate, "rolled_back_to": name}
-        return self.publish(manifest.scenarios, manifest.backbone, gate, note, manifest.variants)
+        return self.sign(manifest, gate, note, status="active")
 
     def desired(self) -> Desired | None:
         """What gateways are told to run."""

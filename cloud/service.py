@@ -20,6 +20,7 @@ from cloud.learning.datasets import Catalogue
 from cloud.learning.training import Trainer
 from cloud.registry import Registry
 from cloud.reported import Reported
+from cloud.rollout.service import Rollouts
 from cloud.settings import CloudSettings
 from cloud.store import Run, Store
 from common import codec, topics
@@ -56,8 +57,9 @@ class Service:
         self.events = Events()
         self.grid = MqttGrid(self._send_flower, self.online)
         self.reported = Reported(self.store, self.clock)
-        self._wanted = self._find_wanted()
-        self._desired_at_s: dict[str, tuple[float, bytes]] = {}
+        self.rollouts = Rollouts(self.store, self.registry, self.reported, settings.rollout, self.clock)
+        self.registry.launch = self.rollouts.launch
+        self._desired_at_s: dict[str, tuple[float, str]] = {}
         self._rounds: queue.Queue[str] = queue.Queue(ROUNDS_WAITING_MAX)
         self._stopping = threading.Event()
         self._learner = threading.Thread(target=self._learn_on, name="learning", daemon=True)
@@ -69,13 +71,14 @@ class Service:
         for run in self.store.runs():
             if run.status in ("queued", "running"):
                 self._rounds.put_nowait(run.run_id)
+        self.rollouts.start()
         self._learner.start()
         self.link.start()
 
     def step(self) -> None:
         """Write down what was reported, keep gateways told what to run, start a round when enough labels have come."""
         self.reported.flush()
-        self._wanted = self._find_wanted()
+        self.rollouts.step()
         for gateway_id in self.online():
             self._tell(gateway_id)
         every = self.settings.learning.new_labels
@@ -132,23 +135,16 @@ class Service:
 
     def _tell(self, gateway_id: str) -> None:
         """Publish the desired release, retained, when it is new to the gateway; again while it is not reported."""
-        if self._wanted is None:
+        running = self.reported.release_of(gateway_id)
+        wanted = self.rollouts.wanted(gateway_id)
+        if wanted is None:
             return
-        active, desired = self._wanted
-        told_s, told = self._desired_at_s.get(gateway_id, (float("-inf"), b""))
+        told_s, told = self._desired_at_s.get(gateway_id, (float("-inf"), ""))
         now_s = self.clock.monotonic_s()
-        if told == desired.signature and now_s - told_s < DESIRED_AGAIN_S:
+        if told == wanted.release_id and (running == told or now_s - told_s < DESIRED_AGAIN_S):
             return
-        if told == desired.signature and self.reported.release_of(gateway_id) == active:
-            return
-        if self._publish(topics.down(gateway_id, "desired"), desired, retain=True):
-            self._desired_at_s[gateway_id] = (now_s, desired.signature)
-
-    def _find_wanted(self) -> tuple[str, Desired] | None:
-        """The active release and what gateways are told of it; another process may have published it."""
-        desired = self.registry.desired()
-        active = next((r.release_id for r in self.store.releases() if r.status == "active"), "")
-        return (active, desired) if desired else None
+        if self._publish(topics.down(gateway_id, "desired"), wanted.desired, retain=True):
+            self._desired_at_s[gateway_id] = (now_s, wanted.release_id)
 
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> bool:
         return self.link.publish(topic, codec.encode(message), retain=retain or isinstance(message, Desired))

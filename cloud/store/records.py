@@ -88,3 +88,5 @@ class LedgerLine:
     at_ns: int
     line: bytes
     """JSON of `cloud.rollout.entries`."""
+    why: str = ""
+    """Of an order, for the audit log; it stands in the line too."""
