@@ -59,6 +59,11 @@ class Engine:
         """Nothing can follow from any report."""
         return not self._that_matter() and not any(r.phase is Phase.WAITING for r in self.rollouts.values())
 
+    @property
+    def settled(self) -> bool:
+        """No rollout is under way or waits."""
+        return not any(r.phase in (*UNDER_CHANGE, Phase.WAITING) for r in self.rollouts.values())
+
     def check(self, entries: Iterable[Entry]) -> None:
         """Whether orders fit the state; each is judged by itself.
 

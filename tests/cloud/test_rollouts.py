@@ -1,5 +1,6 @@
-"""Rollouts on a real store: what each gateway is told, people's orders beside a running centre, and restarts."""
+"""Rollouts on a real store and in a browser: what gateways are told, people's orders, and restarts."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cloud.cli import app
+from cloud.console.server import ConsoleServer
+from cloud.console.texts import TEXTS
+from cloud.desk import Desk
 from cloud.registry import Registry
 from cloud.rollout.defaults import plan_of
 from cloud.service import Service
@@ -337,3 +341,66 @@ def test_the_commands_of_a_person(mine: Mine, tmp_path: Path) -> None:
     assert "running" in run("resume", row["rollout_id"])
     assert '"phase": "aborted"' in run("abort", row["rollout_id"], "--json")
     assert "rollout ro-" in run("start", row["release_id"])
+
+
+# --- the page ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def url(mine: Mine) -> Iterator[str]:
+    console = ConsoleServer("127.0.0.1", 0, Desk(mine.service))
+    console.start()
+    yield f"http://127.0.0.1:{console.port}"
+    console.stop()
+
+
+def open_page(page, url: str) -> None:  # type: ignore[no-untyped-def]
+    for _ in range(100):
+        try:
+            page.goto(f"{url}/releases")
+        except Exception:  # noqa: BLE001  playwright's error of a port that does not listen yet
+            time.sleep(0.05)
+        else:
+            break
+    page.wait_for_selector(".rollout .waves")
+
+
+@pytest.mark.browser
+def test_the_page_shows_waves_filling_up_and_the_red_button_takes_everybody_back(mine: Mine, url: str, page) -> None:  # type: ignore[no-untyped-def]
+    publish(mine.registry, scenario("belt", "3"), scenario("smoke", "2"))
+    mine.go_on(6)
+    open_page(page, url)
+    assert [item.inner_text() for item in page.query_selector_all(".waves span")] == ["1", "5", "everyone"]
+    assert page.query_selector_all(".waves .passed")
+    page.click(".rollout summary")
+    assert "latency over that of before" in page.inner_text(".rollout table")
+    page.on("dialog", lambda dialog: dialog.accept("sparks on camera 3"))
+    page.click("button.stop")
+    page.wait_for_selector(".rollout .pill.bad")
+    assert "sparks on camera 3" in page.inner_text(".rollout")
+    mine.go_on(2)
+    assert {mine.scenario_of(name, "belt") for name in mine.names} == {"1" * 64}
+    assert mine.rollouts.list()[0]["why"] == "sparks on camera 3"
+
+
+@pytest.mark.browser
+def test_the_page_pauses_resumes_and_names_those_that_failed(mine: Mine, url: str, page) -> None:  # type: ignore[no-untyped-def]
+    mine.broken = {mine.names[3]}
+    publish(mine.registry, scenario("belt", "3"), scenario("smoke", "2"))
+    mine.go_on(1)
+    open_page(page, url)
+    page.on("dialog", lambda dialog: dialog.accept("lunch"))
+    page.click('[data-order="pause"]')
+    page.wait_for_selector('[data-order="resume"]')
+    assert "lunch" in page.inner_text(".rollout")
+    page.click('[data-order="resume"]')
+    page.wait_for_selector('[data-order="pause"]')
+    mine.go_on(40)
+    page.wait_for_selector('[data-order="rollback"]')
+    page.click("summary:has-text('Gateways that keep')")
+    assert mine.names[3] in page.inner_text(".rollout details[open]")
+    assert "hot" in page.inner_text(".rollout details[open]")
+    page.click(".language")
+    page.wait_for_selector(".rollout .waves")
+    assert TEXTS["take_back"][1] in page.inner_text(".rollout")
+    assert TEXTS["gates"][1] in page.inner_text(".rollout")
