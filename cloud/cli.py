@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from cloud import keys_cli
+from cloud.rollout.cli import app as rollout_app
 from cloud.settings import CloudSettings
 from common.errors import OperatorError
 from common.ids import check_name
@@ -34,6 +35,7 @@ detector_app = typer.Typer(no_args_is_help=True, help="Detectors of your own, be
 app.add_typer(keys_cli.app, name="keys")
 app.add_typer(detector_app, name="detector")
 app.add_typer(config_app, name="config")
+app.add_typer(rollout_app, name="rollout")
 app.add_typer(labels_app, name="labels")
 app.add_typer(dataset_app, name="dataset")
 
@@ -60,7 +62,7 @@ def train(config: ConfigOption, as_json: JsonOption = False) -> None:
         if as_json:
             typer.echo(json.dumps(outcome.record, default=str))
         elif outcome.release_id:
-            typer.echo(f"released {outcome.release_id}")
+            typer.echo(f"released {outcome.release_id}; `headframe cloud rollout list` shows how far it is")
         else:
             typer.echo("the gate refused the candidate; `--json` shows every comparison", err=True)
             raise typer.Exit(1)
@@ -90,6 +92,7 @@ def roll_back(
     with _open(config) as service:
         name = service.registry.roll_back(release, f"rolled back to {release} by {author}")
         service.store.audit(author, "roll back", {"to": release, "release_id": name}, service.clock.wall_ns())
+        service.rollouts.replace_all(name, author, f"rolled back to {release}")
     typer.echo(f"released {name}, which is {release} again")
 
 

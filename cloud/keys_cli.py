@@ -16,6 +16,7 @@ from cloud.trust import Keys, Repository, ceremony
 from common.clock import SystemClock
 from common.errors import OperatorError
 from common.files import READABLE, write_atomically
+from common.mqtt import Broker
 from common.settings import load_settings
 
 app = typer.Typer(
@@ -125,12 +126,15 @@ def sign(
 @app.command("import")
 def import_(config: ConfigOption, file: Annotated[Path, typer.Argument(help="The signed file.")]) -> None:
     """Bring signatures back; when enough have come, it is in force and staged releases become active."""
-    from cloud.registry import open_registry
+    from cloud.service import Service
 
-    settings = load_settings(CloudSettings, config)
-    with open_registry(settings) as registry:
-        done = registry.repository.adopt(ceremony.load(file).read())
-        released = registry.activate_signed()
+    signed = ceremony.load(file).read()
+    service = Service(load_settings(CloudSettings, config), Broker())
+    try:
+        done = service.repository.adopt(signed)
+        released = service.registry.activate_signed()
+    finally:
+        service.store.close()
     _say(done, "the signed metadata is in force")
     for name in released:
         typer.echo(f"released {name}")

@@ -5,19 +5,17 @@ Decides what a release is made of and which one is active. Leaves to `cloud.trus
 """
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from cloud.learning.export import default_backbone, set_default_backbone
-from cloud.settings import CloudSettings
-from cloud.store import Assignment, Release, Store
+from cloud.store import Assignment, Store
 from cloud.trust import Repository
 from cloud.trust.sets import LIFETIME_S, RENEW_S
 from common import trust
-from common.clock import Clock, SystemClock
+from common.clock import Clock
 from common.delta import make_delta
 from common.errors import OperatorError, WireError
 from common.files import write_atomically
@@ -39,7 +37,9 @@ log = logging.getLogger(__name__)
 
 LIFETIME_NS = LIFETIME_S[trust.TARGETS] * 10**9  # as long as the word of those who signed it
 STAGED = "staged"
-BUNDLES_MAX = 8  # releases that gateways are told of at the same time, in two rollouts and their roll-backs
+LIVE = ("active", "assembled")
+"""Status of what gateways may run now."""
+PROOFS_MAX = 16  # releases that gateways are told of at the same time, in two rollouts and their roll-backs
 PART_BYTES_MAX = 1024 * 1024
 BASES_MAX = 16  # of what a gateway names
 DELTA_LAYER_BYTES_MAX = 1024 * 1024
@@ -47,23 +47,15 @@ SIZE_RATIO_MAX = 2  # layers further apart in size have nothing in common
 WORTHWHILE = 0.9
 MINIMUM_AGENT = "0.1.0"
 DETECTORS = "detectors"  # a file in the folder of the layers: what the next release carries
+CANDIDATE = "candidate"
+"""Status of a release that has not reached the fleet yet."""
+MANIFESTS_MAX = 64  # kept decoded: those under way and those that gateways come from
 DETECTORS_MAX = 8  # each runs on every look
 
 
 def delta_of(base: bytes, target: bytes) -> bytes:
     """The exact delta between two ONNX files."""
     return make_delta(base, target, find_weights(base), find_weights(target))
-
-
-@contextmanager
-def open_registry(settings: CloudSettings) -> Iterator["Registry"]:
-    """The registry of a centre that may be running, for one command."""
-    folder, clock = settings.data_dir, SystemClock()
-    store = Store.open(settings.database or f"sqlite:///{folder / 'headframe.db'}", folder / "blobs")
-    try:
-        yield Registry(folder / "layers", store, Repository.open(folder / "trust", clock), clock)
-    finally:
-        store.close()
 
 
 class Registry:
@@ -76,8 +68,15 @@ class Registry:
 
     def __init__(self, folder: Path, store: Store, repository: Repository, clock: Clock) -> None:
         self._folder, self._store, self.repository, self._clock = folder, store, repository, clock
-        self._bundles: dict[str, tuple[int, Desired]] = {}
+        self.launch: Callable[[str], str] | None = None
+        """Takes a release that is signed and not active yet to the fleet; without one it is active at once."""
+        self._manifests: dict[str, Manifest] = {}
+        self._proofs: dict[str, tuple[int, Desired]] = {}
         """Release -> the state of the metadata, and what every gateway gets with it."""
+        self._assigned: dict[str, Assignment] = {}
+        """Gateway -> what it was told last."""
+        self._unwritten: set[str] = set()
+        """Gateways whose assignment is not in the store yet."""
         folder.mkdir(parents=True, exist_ok=True)
 
     def backbone(self) -> tuple[Layer, Path]:
@@ -152,31 +151,46 @@ class Registry:
         variants: tuple[Variant, ...] = (),
         golden: Layer | None = None,
     ) -> str:
-        """Have a release signed, make it the active one, and return its id; it carries the detectors chosen now.
+        """Have a release signed, send it on its way to the fleet, return its id; it carries the detectors chosen now.
 
-        When it needs keys that are not here it is staged instead, and becomes active when they have signed
-        (`headframe cloud keys import`).
+        The first one is active at once, later ones by a rollout (`launch`). When it needs keys that are not here it is
+        staged instead, and goes on its way when they have signed (`headframe cloud keys import`).
 
         Args:
             variants: of the backbone, those on which these heads have passed the drift gate.
             golden: what its models answer to drawn inputs (`cloud.learning.golden`).
         """
-        releases = self._store.releases()
-        now_ns = self._clock.wall_ns()
         manifest = Manifest(
-            sequence=1 + max((release.sequence for release in releases), default=0),
-            created_at_ns=now_ns,
-            expires_at_ns=now_ns + LIFETIME_NS,
+            sequence=0,
+            created_at_ns=0,
+            expires_at_ns=0,
             minimum_agent=MINIMUM_AGENT,
             backbone=backbone,
             scenarios=scenarios,
-            note=note,
             detectors=self.detectors(),
             variants=variants,
             golden=golden,
         )
+        if self.launch is None or self.active() is None:
+            return self.sign(manifest, gate, note, status="active")
+        name = self.sign(manifest, gate, note, status=CANDIDATE)
+        if self._proof(name):
+            self.launch(name)
+        return name
+
+    def sign(self, content: Manifest, gate: Mapping[str, object], note: str, *, status: str) -> str:
+        """A release of these layers under the next number; returns its id."""
+        releases, now_ns = self._store.releases(), self._clock.wall_ns()
+        manifest = msgspec.structs.replace(
+            content,
+            sequence=1 + max((release.sequence for release in releases), default=0),
+            created_at_ns=now_ns,
+            expires_at_ns=now_ns + LIFETIME_NS,
+            note=note,
+        )
         data, name = encode_manifest(manifest), release_id(manifest)
-        live = {row.release_id for row in releases if row.status == "active"} | self._store.assigned()
+        live = {row.release_id for row in releases if row.status in (*LIVE, CANDIDATE)} | self._store.assigned()
+        live |= {row.base for row in releases if row.release_id in live}
         signed = self.repository.add(data, [row.manifest for row in releases if not row.base], live)
         self._store.add_release(
             name,
@@ -184,7 +198,7 @@ class Registry:
             data,
             b"",
             dict(gate),
-            status="active" if signed.in_force else STAGED,
+            status=status if signed.in_force else STAGED,
             at_ns=now_ns,
             base=release_id(decode_manifest(signed.base)) if signed.base else "",
         )
@@ -193,15 +207,31 @@ class Registry:
         return name
 
     def activate_signed(self) -> list[str]:
-        """Make active what was staged and is signed now; returns those releases, the last one is active."""
+        """Send on its way what was staged and is signed now; returns those releases."""
         staged = [row for row in self._store.releases() if row.status == STAGED]
-        signed = [row for row in reversed(staged) if self.repository.is_whole(row.manifest)]
-        for row in signed:
-            self._store.set_release_status(row.release_id, "active")
-        return [row.release_id for row in signed]
+        signed = [row.release_id for row in reversed(staged) if self.repository.is_whole(row.manifest)]
+        for name in signed:
+            if self.launch is None or self.active() is None:
+                self._store.set_release_status(name, "active")
+            else:
+                self._store.set_release_status(name, CANDIDATE)
+                self.launch(name)
+        return signed
+
+    def manifest(self, name: str) -> Manifest | None:
+        """The manifest of a release; None when it is not ours."""
+        found = self._manifests.get(name)
+        if found is None:
+            release = self._store.release(name)
+            if release is None:
+                return None
+            found = self._manifests[name] = decode_manifest(release.manifest)
+            while len(self._manifests) > MANIFESTS_MAX:
+                self._manifests.pop(next(iter(self._manifests)))
+        return found
 
     def roll_back(self, name: str, note: str) -> str:
-        """Publish an earlier release's layers again, under a new sequence number.
+        """Publish an earlier release's layers again, under a new sequence number: active at once, for everybody.
 
         Raises:
             OperatorError: no such release.
@@ -212,41 +242,48 @@ class Registry:
         manifest = decode_manifest(earlier.manifest)
         write_atomically(self._folder / DETECTORS, msgspec.json.encode(manifest.detectors))
         gate = {**earlier.gate, "rolled_back_to": name}
-        return self.publish(manifest.scenarios, manifest.backbone, gate, note, manifest.variants, manifest.golden)
+        return self.sign(manifest, gate, note, status="active")
 
-    def desired(self, gateway_id: str, release: Release | None = None) -> Desired | None:
-        """What a gateway is told to run: a release, by default the active one, and all that proves it."""
-        chosen = release or next((row for row in self._store.releases() if row.status == "active"), None)
-        if chosen is None:
+    def desired(self, gateway_id: str, name: str) -> Desired | None:
+        """What a gateway is told when it is to run a release, and all that proves it; None while it waits for keys."""
+        proof = self._proof(name)
+        if proof is None:
             return None
-        shared = self._proved(chosen)
-        assigned = self._store.assignment(gateway_id)
-        now_ns = self._clock.wall_ns()
+        assigned, now_ns = self._assigned.get(gateway_id) or self._store.assignment(gateway_id), self._clock.wall_ns()
         if (
             assigned is None
-            or assigned.release_id != chosen.release_id
+            or assigned.release_id != name
             or assigned.renew_at_ns <= now_ns
-            or not self.repository.stands_behind_assignment(assigned.signed)
+            or not self.repository.assigned_by(assigned.signed)
         ):
-            sequence = assigned.sequence + 1 if assigned else 1
-            signed = self.repository.assign(gateway_id, chosen.manifest, sequence)
+            # By the clock, so that a crash before it is written down does not give a number out twice.
+            sequence = max(now_ns // 10**9, assigned.sequence + 1 if assigned else 1)
+            signed = self.repository.assign(gateway_id, proof.manifest, sequence)
             renew_at_ns = now_ns + RENEW_S[trust.ASSIGNMENTS] * 10**9
-            assigned = Assignment(gateway_id, chosen.release_id, sequence, renew_at_ns, signed)
-            self._store.put_assignments([assigned])
-        return msgspec.structs.replace(shared, assignment=assigned.signed)
+            assigned = Assignment(gateway_id, name, sequence, renew_at_ns, signed)
+            self._unwritten.add(gateway_id)
+        self._assigned[gateway_id] = assigned
+        return msgspec.structs.replace(proof, assignment=assigned.signed)
 
-    def _proved(self, release: Release) -> Desired:
+    def flush(self) -> None:
+        """Write down what gateways were told."""
+        if self._unwritten:
+            self._store.put_assignments([self._assigned[name] for name in sorted(self._unwritten)])
+            self._unwritten.clear()
+
+    def _proof(self, name: str) -> Desired | None:
         """What is the same for every gateway; made anew when the metadata has changed."""
         state = self.repository.state()
-        known = self._bundles.get(release.release_id)
+        known = self._proofs.get(name)
         if known is None or known[0] != state:
+            release = self._store.release(name)
+            if release is None or release.status == STAGED:
+                return None
             base = self._store.release(release.base) if release.base else None
             under = base.manifest if base else b""
-            made = Desired(
-                manifest=release.manifest, base=under, metadata=self.repository.bundle(release.manifest, under)
-            )
-            known = state, made
-            self._bundles = dict(list(self._bundles.items())[-BUNDLES_MAX:]) | {release.release_id: known}
+            metadata = self.repository.bundle(release.manifest, under)
+            known = state, Desired(manifest=release.manifest, base=under, metadata=metadata)
+            self._proofs = dict(list(self._proofs.items())[-PROOFS_MAX:]) | {name: known}
         return known[1]
 
     def part(self, fetch: Fetch) -> LayerPart:

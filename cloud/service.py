@@ -11,8 +11,6 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 
-import msgspec
-
 from cloud.events import Events
 from cloud.federation.grid import MqttGrid
 from cloud.federation.server_app import run_round
@@ -21,6 +19,8 @@ from cloud.ingest import Ingest
 from cloud.learning.datasets import Catalogue
 from cloud.learning.training import Trainer
 from cloud.registry import Registry
+from cloud.reported import Reported
+from cloud.rollout.service import Rollouts
 from cloud.settings import CloudSettings
 from cloud.store import Run, Store
 from cloud.trust import Repository
@@ -32,7 +32,6 @@ from common.mqtt import Broker, MqttLink
 
 log = logging.getLogger(__name__)
 
-OFFLINE_AFTER_HEARTBEATS_S = 45.0
 DESIRED_AGAIN_S = 10.0
 ROUNDS_WAITING_MAX = 4
 RESUME_LOOK_S = 0.2
@@ -57,8 +56,11 @@ class Service:
         self.ingest = Ingest(self.store, settings.ingest, self.clock, self._publish)
         self.events = Events()
         self.grid = MqttGrid(self._send_flower, self.online)
-        self._seen_at_s: dict[str, float] = {}
-        self._desired_at_s: dict[str, tuple[float, Desired | None]] = {}
+        self.reported = Reported(self.store, self.clock)
+        self.rollouts = Rollouts(self.store, self.registry, self.reported, settings.rollout, self.clock)
+        self.registry.launch = self.rollouts.launch
+        self._desired_at_s: dict[str, tuple[float, tuple[str, int]]] = {}
+        """When a gateway was told, which release, and with which state of the metadata."""
         self._rounds: queue.Queue[str] = queue.Queue(ROUNDS_WAITING_MAX)
         self._stopping = threading.Event()
         self._learner = threading.Thread(target=self._learn_on, name="learning", daemon=True)
@@ -70,14 +72,18 @@ class Service:
         for run in self.store.runs():
             if run.status in ("queued", "running"):
                 self._rounds.put_nowait(run.run_id)
+        self.rollouts.start()
         self._learner.start()
         self.link.start()
 
     def step(self) -> None:
-        """Keep gateways told what to run, the metadata fresh, and start a round when enough new labels have come."""
+        """Write down what was reported, keep gateways told what to run, start a round when enough labels have come."""
+        self.reported.flush()
         self.repository.refresh()
+        self.rollouts.step()
         for gateway_id in self.online():
             self._tell(gateway_id)
+        self.registry.flush()
         every = self.settings.learning.new_labels
         if every:
             labels = int(self.store.counts()["labels"])
@@ -92,6 +98,7 @@ class Service:
         self._stopping.set()
         self.ingest.stop(timeout_s)
         self.link.stop()
+        self.reported.flush()
         self._learner.join(timeout_s)
         self.store.close()
 
@@ -125,32 +132,24 @@ class Service:
                 raise OperatorError(f"a {type(message).__name__} is not for the centre")
 
     def _on_state(self, state: State) -> None:
-        if state.online:
-            self._seen_at_s[state.gateway_id] = self.clock.monotonic_s()
-        else:
-            self._seen_at_s.pop(state.gateway_id, None)
-            known = {known.gateway_id: known for known in self.store.states()}.get(state.gateway_id)
-            if known:
-                state = msgspec.structs.replace(known, online=False)
-        self.store.put_state(state)
+        self.reported.take(state)
         if state.online:
             self._tell(state.gateway_id)
 
     def _tell(self, gateway_id: str) -> None:
         """Publish the desired release, retained, when it is new to the gateway; again while it is not reported."""
-        desired = self.registry.desired(gateway_id)
-        if desired is None:
+        running = self.reported.release_of(gateway_id)
+        wanted = self.rollouts.wanted(gateway_id)
+        if wanted is None:
             return
-        told_s, told = self._desired_at_s.get(gateway_id, (float("-inf"), None))
+        news = wanted, self.repository.state()
+        told_s, told = self._desired_at_s.get(gateway_id, (float("-inf"), ("", 0)))
         now_s = self.clock.monotonic_s()
-        if told == desired and now_s - told_s < DESIRED_AGAIN_S:
+        if told == news and (running == wanted or now_s - told_s < DESIRED_AGAIN_S):
             return
-        active = next((r.release_id for r in self.store.releases() if r.status == "active"), "")
-        running = next((s.release_id for s in self.store.states() if s.gateway_id == gateway_id), "")
-        if told == desired and running == active:
-            return
-        if self._publish(topics.down(gateway_id, "desired"), desired, retain=True):
-            self._desired_at_s[gateway_id] = (now_s, desired)
+        desired = self.registry.desired(gateway_id, wanted)
+        if desired and self._publish(topics.down(gateway_id, "desired"), desired, retain=True):
+            self._desired_at_s[gateway_id] = (now_s, news)
 
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> bool:
         return self.link.publish(topic, codec.encode(message), retain=retain or isinstance(message, Desired))
@@ -160,8 +159,7 @@ class Service:
 
     def online(self) -> Sequence[str]:
         """Gateways that reported within the last heartbeats."""
-        now_s = self.clock.monotonic_s()
-        return sorted(g for g, at_s in list(self._seen_at_s.items()) if now_s - at_s < OFFLINE_AFTER_HEARTBEATS_S)
+        return self.reported.online()
 
     # --- learning -----------------------------------------------------------------------------
 

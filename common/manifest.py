@@ -147,7 +147,7 @@ def decode_manifest(data: bytes) -> Manifest:
     """
     try:
         manifest = msgspec.msgpack.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise WireError(f"not a release manifest: {error}") from error
     for scenario in manifest.scenarios:
         if SHARED not in scenario.heads:

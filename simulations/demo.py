@@ -175,6 +175,7 @@ class Demo:
         run = self._run_of(run_id)
         release = str(run["record"].get("release_id", ""))
         if release:
+            self.screen.note(f"round {number + 1}: {release} goes to a canary, then to all")
             self._wait_release()
         per_site = self._accuracies(self._running_releases())
         self.screen.accuracies(f"round {number + 1}", per_site)
@@ -188,7 +189,7 @@ class Demo:
         return run
 
     def _wait_release(self) -> None:
-        """Wait until every gateway reports that it runs the active release."""
+        """Wait until no rollout is under way and every gateway reports that it runs the active release."""
         wait_for(self._all_current, ROUND_S, "the release on every gateway", self.centre.managed, every_s=0.5)
 
     def _all_current(self) -> bool:
@@ -196,6 +197,8 @@ class Demo:
         for managed in self.gateways.values():
             if not managed.alive:
                 managed.start()
+        if any(row["phase"] in ("waiting", "running") for row in self.centre.get("rollouts")):
+            return False
         active = next((r["release_id"] for r in self.centre.get("releases") if r["status"] == "active"), "")
         states = {state["gateway_id"]: state["release_id"] for state in self.centre.get("states")}
         return all(states.get(gateway.name) == active for gateway in self.gateways.values())
@@ -271,6 +274,10 @@ class Demo:
             for site in self.world.sites
         ]
         pictures = self._pictures()
+        rollouts = self.centre.get("rollouts")
+        self.checks["every new release ran on a canary before it was active"] = all(
+            row["phase"] == "completed" and row["waves"][0] < len(self.gateways) for row in rollouts
+        ) and len(rollouts) == sum(bool(summary.release_id) for summary in self.rounds)
         for managed in self.gateways.values():
             managed.stop()
         self.checks |= check_ledgers(self.out, list(self.gateways), self.centre)

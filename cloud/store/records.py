@@ -106,3 +106,18 @@ class LayerRecord:
     record: dict[str, Any]
     """data_version, datasets, code, parameters, evaluation, licence."""
     at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerLine:
+    """A line of the rollouts' ledger."""
+
+    number: int
+    rollout_id: str
+    kind: str
+    actor: str
+    at_ns: int
+    line: bytes
+    """JSON of `cloud.rollout.entries`."""
+    why: str = ""
+    """Of an order, for the audit log; it stands in the line too."""

@@ -177,7 +177,7 @@ class Repository(SignedSet):
         self._sign(signed, delegated_by(self._top().signed)[trust.ASSIGNMENTS].keyids)
         return signed.to_bytes(COMPACT)
 
-    def stands_behind_assignment(self, signed: bytes) -> bool:
+    def assigned_by(self, signed: bytes) -> bool:
         """Whether the role that assigns still has the key that signed this."""
         assignment = Metadata[Targets].from_bytes(signed)
         try:

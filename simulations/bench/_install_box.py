@@ -306,7 +306,7 @@ def _live(plan: Plan, gauge: Gauge) -> None:
         gateway_id="box",
         site_id=SITE,
         data_dir=plan.folder,
-        release_key=plan.key,
+        release_root=Path("root.json"),
         cameras=(camera,),
         events=EventSettings(enabled=False),
         install=HURRIED,

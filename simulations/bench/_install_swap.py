@@ -89,7 +89,7 @@ def measure_swap(*, quick: bool) -> dict[str, Any]:
             gateway_id="bench",
             site_id="bench",
             data_dir=folder / "data",
-            release_key=maker.signer.public_hex,
+            release_root=Path("root.json"),
             cameras=cameras,
             events=EventSettings(enabled=False),
             install=SETTINGS,

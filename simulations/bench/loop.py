@@ -27,7 +27,7 @@ from cloud.learning.datasets import Item, read_folder, read_picture
 from cloud.learning.export import read_head
 from cloud.learning.gates import balanced_accuracy
 from cloud.service import Service
-from cloud.settings import CloudBrokerSection, CloudSettings, LearningSettings
+from cloud.settings import CloudBrokerSection, CloudSettings, LearningSettings, RolloutSettings
 from common.backbone import Backbone
 from common.errors import EnvironmentFault, OperatorError
 from common.manifest import SHARED, decode_manifest
@@ -126,6 +126,7 @@ def _settings(folder: Path, port: int = 1883) -> CloudSettings:
         data_dir=folder,
         broker=CloudBrokerSection(port=port),
         learning=LearningSettings(round_deadline_s=20.0, quorum=0.0, personal_labels_min=1),
+        rollout=RolloutSettings(healthy_frames=0, soak_s=0.2),  # the sites' pictures have all been looked at by then
     )
 
 
@@ -233,6 +234,7 @@ class Arm:
         ended = ("released", "refused by the gate", "failed")
         store = self._service.store
         self._wait(lambda: next(r.status for r in store.runs() if r.run_id == run_id) in ended, "the round")
+        self._wait(lambda: self._service.rollouts.engine.settled, "the rollout")
         active = next(r.release_id for r in store.releases() if r.status == "active")
         self._wait(lambda: all(a.release_id == active for a in self._agents.values()), "the installs")
         return active
