@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from cloud import keys_cli
+from cloud.releases_cli import add_release_commands
 from cloud.rollout.cli import app as rollout_app
 from cloud.settings import CloudSettings
 from common.errors import OperatorError
@@ -38,6 +39,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(labels_app, name="labels")
 app.add_typer(dataset_app, name="dataset")
+add_release_commands(app)
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="cloud.toml; deploy/examples/cloud.toml is a start.")
@@ -106,6 +108,7 @@ def backbone(
         list[float] | None, typer.Option(help="Subtracted from pixels 0..255; once, or thrice (RGB).")
     ] = None,
     scale: Annotated[list[float] | None, typer.Option(help="Divided by then; once, or thrice (RGB).")] = None,
+    licence: Annotated[str, typer.Option(help="Its licence, for the lineage of releases.")] = "not stated",
 ) -> None:
     """Use your own model as the backbone; before the first release."""
     from cloud.learning.adoption import adopt_backbone
@@ -117,7 +120,7 @@ def backbone(
         raise OperatorError(f"cannot read {file}: {error.strerror}", "Give an ONNX file.") from error
     made = adopt_backbone(data, output=output, input_px=input_px, mean=mean or (0.0,), scale=scale or (1.0,))
     with _open(config) as service:
-        layer = service.registry.set_backbone(made)
+        layer = service.registry.set_backbone(made, licence)
         found = Backbone.open(service.registry.layer_path(layer.hash))
     typer.echo(
         f"backbone {layer.hash[:12]}: {found.input_px} pixels, {found.dimension} features, {layer.size_bytes} bytes"
@@ -168,6 +171,7 @@ def add_detector(
     scale: Annotated[list[float] | None, typer.Option(help="Divided by then; once or thrice.")] = None,
     letterbox: Annotated[str, typer.Option(help="corner, centre or stretch; by default the decoder's own.")] = "",
     bgr: Annotated[bool, typer.Option("--bgr", help="It was trained on blue, green, red.")] = False,
+    licence: Annotated[str, typer.Option(help="Its licence, for the lineage of releases.")] = "not stated",
 ) -> None:
     """Run your own detector beside the backbone; with a release active, it is published again with it."""
     from cloud.learning.adoption import DetectorForm, adopt_detector
@@ -189,6 +193,7 @@ def add_detector(
         if scenario and scenario not in service.trainer.scenarios():
             raise OperatorError(f"there is no scenario {scenario!r}", "Name one with a dataset or labels, or none.")
         layer = service.registry.put(made)
+        service.registry.note(layer, "detector", origin=str(file.name), licence=licence)
         others = tuple(item for item in service.registry.detectors() if item.name != name)
         chosen = (*others, DetectorLayer(name, layer, scenario, tuple(alarm or ())))
         release = service.registry.set_detectors(chosen, f"detector {name}")

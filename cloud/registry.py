@@ -7,10 +7,12 @@ Decides what a release is made of and which one is active. Leaves to `cloud.trus
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from cloud.learning.export import default_backbone, set_default_backbone
+from cloud.lineage import note_layer
 from cloud.store import Assignment, Store
 from cloud.trust import Repository
 from cloud.trust.sets import LIFETIME_S, RENEW_S
@@ -45,6 +47,7 @@ BASES_MAX = 16  # of what a gateway names
 DELTA_LAYER_BYTES_MAX = 1024 * 1024
 SIZE_RATIO_MAX = 2  # layers further apart in size have nothing in common
 WORTHWHILE = 0.9
+DEFAULT_ORIGIN = {"origin": "efficientnet-lite0, pre-trained on ImageNet", "licence": "Apache-2.0"}
 MINIMUM_AGENT = "0.1.0"
 DETECTORS = "detectors"  # a file in the folder of the layers: what the next release carries
 CANDIDATE = "candidate"
@@ -87,7 +90,11 @@ class Registry:
         name, path = default_backbone(self._folder)
         return Layer(name, path.stat().st_size), path
 
-    def set_backbone(self, data: bytes) -> Layer:
+    def note(self, layer: Layer, kind: str, **known: Any) -> None:
+        """Record where a layer comes from (`cloud.lineage.note_layer`); the first record stays."""
+        note_layer(self._store, layer.hash, kind, self._clock.wall_ns(), **known)
+
+    def set_backbone(self, data: bytes, licence: str = "not stated") -> Layer:
         """Make a layer the backbone of the first release.
 
         Raises:
@@ -99,6 +106,7 @@ class Registry:
                 "Set the backbone in a new data_dir, before the first release.",
             )
         layer = self.put(data)
+        self.note(layer, "backbone", origin="adopted", licence=licence)
         set_default_backbone(self._folder, layer.hash)
         return layer
 
@@ -171,6 +179,7 @@ class Registry:
             variants=variants,
             golden=golden,
         )
+        self.note(backbone, "backbone", **DEFAULT_ORIGIN)  # an adopted one has its record already
         if self.launch is None or self.active() is None:
             return self.sign(manifest, gate, note, status="active")
         name = self.sign(manifest, gate, note, status=CANDIDATE)
@@ -240,9 +249,17 @@ class Registry:
         if earlier is None:
             raise OperatorError(f"there is no release {name}", "`headframe cloud releases` lists them.")
         manifest = decode_manifest(earlier.manifest)
-        write_atomically(self._folder / DETECTORS, msgspec.json.encode(manifest.detectors))
+        if not all(self.layer_path(layer.hash).is_file() for layer in manifest.layers_for("")):
+            raise OperatorError(f"the layers of {name} are not kept any more", "Choose a newer release.")
         gate = {**earlier.gate, "rolled_back_to": name}
-        return self.sign(manifest, gate, note, status="active")
+        made = self.sign(manifest, gate, note, status="active")
+        if self._proof(made) is None:
+            raise OperatorError(
+                f"{made}, which is {name} again, waits for offline keys",
+                "Have it signed: `headframe cloud keys stage`.",
+            )
+        write_atomically(self._folder / DETECTORS, msgspec.json.encode(manifest.detectors))
+        return made
 
     def desired(self, gateway_id: str, name: str) -> Desired | None:
         """What a gateway is told when it is to run a release, and all that proves it; None while it waits for keys."""

@@ -4,6 +4,7 @@ Layers are named by the hash of their bytes (`common.ids.layer_hash`). A layer i
 metadata properties, the keys below; so a file says by itself what it is and on which backbone a head stands.
 """
 
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -117,6 +118,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     variants: tuple[Variant, ...] = ()
     golden: Layer | None = None
     """Inputs and what the models answer to them (`common.golden`), for a gateway to try before it installs."""
+
+    def layers(self) -> Iterator[Layer]:
+        """Every layer of every site."""
+        yield self.backbone
+        for scenario in self.scenarios:
+            yield from scenario.heads.values()
+        yield from (variant.layer for variant in self.variants)
+        yield from (detector.layer for detector in self.detectors)
+        if self.golden:
+            yield self.golden
 
     def layers_for(self, site_id: str) -> tuple[Layer, ...]:
         """Everything a gateway of this site needs, backbone first."""

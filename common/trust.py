@@ -1,7 +1,7 @@
 """Who may sign what: the roles of The Update Framework (TUF) as this project uses them.
 
 Decides the names of roles and targets, and which roles have to stand behind a release. Knows no key and no signature:
-the centre signs (`cloud.trust`), the gateway verifies (`edge.metadata`), both by these names.
+the centre signs (`cloud.trust`), the gateway verifies (`common.metadata`), both by these names.
 
 A release is whole when the top role `targets` lists it. A release that changes only parts of one that is whole may be
 listed by the roles of these parts alone: so a scenario's head goes out with the scenario's key, and a stolen one

@@ -14,13 +14,15 @@ from common import AGENT_VERSION, codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import EnvironmentFault, OperatorError
 from common.messages import Desired, Event, FlowerFrame, LayerPart, Message, Receipt, Sample, State
+from common.metadata import TrustedMetadata
 from common.mqtt import MqttLink
 from edge.events import Phase
 from edge.exemplars import Exemplars
+from edge.inbox import FOLDER as IMPORT
+from edge.inbox import Inbox
 from edge.installer import LAYERS, Installer
 from edge.learner import Learner
 from edge.lookout import Lookout
-from edge.metadata import TrustedMetadata
 from edge.outputs import SiteOutputs
 from edge.providers import COMPILED, Compute
 from edge.settings import EdgeSettings
@@ -61,15 +63,16 @@ class Agent:
         self.uplink = Uplink(self._link, self.spool, settings.gateway_id, settings.uplink, self._clock, settings.share)
         self.installer = Installer(
             folder / RELEASES,
-            TrustedMetadata(folder / TRUST, _read_root(settings.release_root), settings.gateway_id),
+            TrustedMetadata(folder / TRUST, read_root(settings.release_root), settings.gateway_id),
             settings.site_id,
             self._clock,
-            lambda fetch: self._send("fetch", fetch),
+            lambda fetch: self.inbox.take(fetch) or self._send("fetch", fetch),
             self.lookout,
             settings.install,
             self.compute.open,
             settings.compute.precision,
         )
+        self.inbox = Inbox(folder / IMPORT, settings.gateway_id, self.installer.on_desired, self.installer.on_layer)
         self.learner = Learner(
             settings.gateway_id,
             self.exemplars,
@@ -126,6 +129,7 @@ class Agent:
         """
         if not self.lookout.alive:
             raise RuntimeError("the look loop has died; see the log above")
+        self.inbox.step()
         self.installer.step()
         if self.outputs:
             self._announce(self.outputs)
@@ -138,6 +142,7 @@ class Agent:
         """Stop in the order of the flow, so that what was accepted is on disk and what can leave has left."""
         self._stopping.set()
         self.installer.stop()
+        self.inbox.close()
         self.lookout.stop(timeout_s)
         self.learner.stop(timeout_s)
         self.uplink.stop(timeout_s)
@@ -258,7 +263,12 @@ class Agent:
             return
 
 
-def _read_root(path: Path) -> bytes:
+def read_root(path: Path) -> bytes:
+    """The root of trust that the gateway was enrolled with.
+
+    Raises:
+        OperatorError: it cannot be read.
+    """
     try:
         return path.read_bytes()
     except OSError as error:

@@ -14,12 +14,12 @@ from cloud.trust import Repository
 from common.ids import layer_hash
 from common.manifest import SHARED, Layer, Manifest, Scenario, encode_manifest, release_id
 from common.messages import Desired, Fetch, LayerPart
+from common.metadata import TrustedMetadata
 from edge.installer import LAYERS, Installer
-from edge.metadata import TrustedMetadata
 from edge.perception import Model
 from edge.settings import InstallSettings
 from edge.tally import Observation
-from simulations.bench._tiny import tiny_backbone, tiny_head
+from simulations.bench._yard_models import tiny_backbone, tiny_head
 
 SCENARIOS: Final = ("belt", "helmet")
 CLASSES: Final = ("normal", "alarm")

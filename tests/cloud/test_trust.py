@@ -13,7 +13,7 @@ from common import trust
 from common.errors import OperatorError, TrustError, WireError
 from common.manifest import SHARED, Layer, Manifest, Scenario, encode_manifest, release_id
 from common.messages import Desired
-from edge.metadata import TrustedMetadata
+from common.metadata import TrustedMetadata
 
 DAY_NS = 24 * 3600 * 10**9
 NOW_NS = 1_800_000_000 * 10**9

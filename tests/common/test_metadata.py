@@ -13,11 +13,11 @@ import tuf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from common import metadata
 from common.errors import EnvironmentFault, HeadframeError, OperatorError, PeerError, TrustError
 from common.manifest import Manifest, encode_manifest
 from common.messages import Desired
-from edge import metadata
-from edge.metadata import STATE, TrustedMetadata
+from common.metadata import STATE, TrustedMetadata
 from simulations.bench._forgery import SERVING, Forger, Theft, reaches
 from simulations.bench._replays import DAY_NS, mutations
 from simulations.bench._yard import BEGIN_NS, GATEWAY, SCENARIOS, Centre, HandClock

@@ -67,7 +67,7 @@ class _Bundle(FetcherInterface):
 
 
 class TrustedMetadata:
-    """`edge.trust.Trust` by TUF roles.
+    """The installer's trust, by TUF roles.
 
     Args:
         folder: of this object alone; holds one file.
@@ -88,7 +88,16 @@ class TrustedMetadata:
             left.rmdir()
 
     def check(self, desired: Desired, now_ns: int) -> Manifest:
-        """See `edge.trust.Trust.check`."""
+        """The manifest that may be installed now.
+
+        Args:
+            now_ns: the latest time that there is reason to believe.
+
+        Raises:
+            TrustError: not signed by whom it must be, expired, or meant for another gateway.
+            WireError: over a bound, or what is signed is no manifest.
+            EnvironmentFault: what was learnt cannot be written.
+        """
         _check_sizes(desired)
         known = self._known() or Trusted()
         with TemporaryDirectory(prefix=SCRATCH, dir=self._folder) as name:
@@ -108,7 +117,12 @@ class TrustedMetadata:
         return manifest
 
     def recall(self, desired: Desired) -> Manifest:
-        """See `edge.trust.Trust.recall`."""
+        """The manifest of a release that was trusted here before. Nothing expires: inference goes on.
+
+        Raises:
+            TrustError: these are not the bytes that were trusted.
+            WireError: it is no manifest.
+        """
         known = self._known()
         if known is None:  # inference goes on: the manifest lies on the same disk as the file that is missing
             log.warning("what this gateway trusts is not readable in %s; it is learnt anew", self._folder)
