@@ -21,7 +21,7 @@ from common.clock import Clock
 from common.delta import make_delta
 from common.errors import OperatorError, WireError
 from common.files import write_atomically
-from common.ids import layer_hash
+from common.ids import is_layer_hash, layer_hash
 from common.manifest import (
     DetectorLayer,
     Layer,
@@ -43,6 +43,7 @@ LIVE = ("active", "assembled")
 """Status of what gateways may run now."""
 PROOFS_MAX = 16  # releases that gateways are told of at the same time, in two rollouts and their roll-backs
 PART_BYTES_MAX = 1024 * 1024
+OFFSET_MAX = 2**40  # larger than any file of ours; beyond 2**63 a seek raises
 BASES_MAX = 16  # of what a gateway names
 DELTA_LAYER_BYTES_MAX = 1024 * 1024
 SIZE_RATIO_MAX = 2  # layers further apart in size have nothing in common
@@ -305,9 +306,9 @@ class Registry:
 
     def part(self, fetch: Fetch) -> LayerPart:
         """Answer a gateway's request, by a delta where there is one; what is not held is said by `total_bytes` 0."""
+        known = is_layer_hash(fetch.layer) and self.layer_path(fetch.layer).is_file()
         path, base = self.layer_path(fetch.layer), ""
-        known = fetch.layer.isalnum() and path.is_file()
-        if not known or fetch.offset < 0 or fetch.length < 1:
+        if not known or not 0 <= fetch.offset < OFFSET_MAX or fetch.length < 1:
             return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=0, data=b"")
         for held in fetch.bases[:BASES_MAX]:
             delta = self._delta(held, path)
@@ -326,7 +327,7 @@ class Registry:
         Only small layers (heads) are made here, on the link's thread: milliseconds. Both ends' files must be ours.
         """
         origin = self.layer_path(base)
-        if base == target.name or not base.isalnum() or not origin.is_file():
+        if base == target.name or not is_layer_hash(base) or not origin.is_file():
             return None
         path = self._folder / "deltas" / f"{base}.{target.name}"
         if not path.is_file():

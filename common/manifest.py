@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from common.errors import WireError
+from common.ids import is_layer_hash
 
 # Keys of the ONNX metadata properties.
 KIND: Final = "headframe.kind"  # "backbone", "head" or "detector"
@@ -154,15 +155,18 @@ def decode_manifest(data: bytes) -> Manifest:
     """Read a manifest.
 
     Raises:
-        WireError: not a manifest, or a scenario without a shared head.
+        WireError: not a manifest, a scenario without a shared head, or a layer that has no hash for its name.
     """
     try:
         manifest = msgspec.msgpack.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"not a release manifest: {error}") from error
     for scenario in manifest.scenarios:
         if SHARED not in scenario.heads:
             raise WireError(f"scenario {scenario.name!r} of the manifest has no shared head")
+    for layer in manifest.layers():
+        if not is_layer_hash(layer.hash) or layer.size_bytes < 1:
+            raise WireError(f"the manifest names a layer {layer.hash[:64]!r} of {layer.size_bytes} bytes")
     return manifest
 
 

@@ -217,6 +217,8 @@ class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
     cameras: tuple[CameraState, ...] = ()
     online: bool = True
     """False only in the last will."""
+    config: str = ""
+    """Outcome of the last reload of the configuration (`applied: …`, `refused: why`), and what the budget costs."""
     health: tuple[ReleaseHealth, ...] = ()
     """Of the release that runs, and of one that is being installed or was just rolled back (at most 3)."""
 
@@ -264,4 +266,21 @@ class FlowerFrame(msgspec.Struct, frozen=True, tag="flower", kw_only=True):
     message: bytes
 
 
-Message = Sample | Event | Chunk | Receipt | State | Desired | Fetch | LayerPart | FlowerFrame
+class Renewal(msgspec.Struct, frozen=True, tag="renew", kw_only=True):
+    """A gateway asks for its next certificate, and proves with the one it has that it may (`common.certificates`)."""
+
+    request: bytes
+    """Signing request (PEM) of the new key."""
+    certificate: bytes
+    """The certificate it has (PEM)."""
+    signature: bytes
+    """Over the request, with the key of that certificate."""
+
+
+class Certificate(msgspec.Struct, frozen=True, tag="certificate", kw_only=True):
+    """The centre's answer to a renewal."""
+
+    certificate: bytes
+
+
+Message = Sample | Event | Chunk | Receipt | State | Desired | Fetch | LayerPart | FlowerFrame | Renewal | Certificate

@@ -35,14 +35,13 @@ from common.ids import layer_hash
 from common.logs import configure_logs
 from common.manifest import SHARED, Layer, Manifest, Scenario, decode_manifest, encode_manifest, release_id
 from common.messages import Desired, Fetch, LayerPart
-from common.signing import Signer
 from common.statistics import Statistics
 from common.weights import find_weights
 from edge.installer import LAYERS, Installer, in_a_thread
 from edge.lookout import Lookout
 from edge.settings import CameraSettings, EdgeSettings, EventSettings, GearSettings, InstallSettings
 from edge.slots import Slot, Slots
-from edge.trust import SingleKey
+from simulations.single_key import Signer, SingleKey
 
 SITE: Final = "north"
 PICTURES: Final = 50

@@ -65,7 +65,7 @@ def measure_cases(ways: Sequence[Way], plan: Plan, folder: Path, *, cases_max: i
     if len(cases) > cases_max:
         cases = [cases[index] for index in np.linspace(0, len(cases) - 1, cases_max).round().astype(int)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        running = pool.map(lambda case: _run(case[0], case[1], plan, folder), cases)
+        running = pool.map(lambda case: run_case(case[0], case[1], plan, folder), cases)
         found = list(track(running, "cases", len(cases), transient=True))
     return {
         "cases": len(found),
@@ -87,7 +87,8 @@ def measure_cases(ways: Sequence[Way], plan: Plan, folder: Path, *, cases_max: i
     }
 
 
-def _run(way: Way, fault: Fault, plan: Plan, folder: Path) -> Ended:
+def run_case(way: Way, fault: Fault, plan: Plan, folder: Path) -> Ended:
+    """One case, from the template to its end."""
     place = folder / f"{way.name}-{fault.state}-{fault.kind.replace(' ', '-')}"
     shutil.copytree(way.template, place)
     box = Plan(place, way.depot, plan.pictures, plan.key, way.new, fault)

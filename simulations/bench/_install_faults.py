@@ -116,7 +116,7 @@ def measure_faults(template: Path, plan: Plan, old: Desired, folder: Path, *, po
     if plan.desired is None:
         raise ValueError("the plan has a release to install")
     allowed = [release_id(decode_manifest(item.manifest)) for item in (old, plan.desired)]
-    runner = _Runner(template, plan, folder, allowed)
+    runner = Runner(template, plan, folder, allowed)
     counts = runner.count()
     points = _points(counts)
     if len(points) > points_max:
@@ -154,7 +154,13 @@ def _points(counts: Counter[str]) -> list[Point]:
     return found
 
 
-class _Runner:
+class Runner:
+    """Runs points, each on a copy of the template.
+
+    Args:
+        allowed: ids of the old and the new release.
+    """
+
     def __init__(self, template: Path, plan: Plan, folder: Path, allowed: Sequence[str]) -> None:
         self._template, self._plan, self._folder, self._allowed = template, plan, folder, allowed
 

@@ -28,7 +28,6 @@ from common.clock import SystemClock
 from common.ids import layer_hash
 from common.manifest import SHARED, Layer, Manifest, Scenario, encode_manifest
 from common.messages import Desired
-from common.signing import Signer
 from common.statistics import Statistics
 from edge.frames import Frame
 from edge.installer import LAYERS, Installer
@@ -36,17 +35,17 @@ from edge.lookout import Lookout
 from edge.perception import View
 from edge.settings import CameraSettings, EdgeSettings, EventSettings, GearSettings, InstallSettings
 from edge.threads import one_thread_each
-from edge.trust import SingleKey
 from simulations.belts import BeltCamera
 from simulations.bench._edge_models import write_float_backbone
 from simulations.clips import write_clip
 from simulations.processes import wait_for
+from simulations.single_key import Signer, SingleKey
 
 STREAMS: Final = 8
-LOOKS_PER_S: Final = 3.0
-"""Of each stream: 24 looks a second keep a core about half busy."""
+LOOKS_PER_S: Final = 4.0
+"""Of each stream: 32 looks a second keep a core about a quarter busy, and another quarter in shadow."""
 CLIP_S: Final = 12.0
-SWAPS: Final = {True: 4, False: 16}
+SWAPS: Final = {True: 3, False: 16}
 AROUND: Final = 50
 """Frames on each side of a swap that its median is of."""
 SPIKE: Final = 3

@@ -7,32 +7,40 @@ state, for a delta, a full file and a roll-back (`_install_cases`); swaps on eig
 import shutil
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from common.manifest import decode_manifest, release_id
 from common.messages import Desired
-from common.signing import Signer
 from simulations.bench._install_box import Depot, Gauge, Plan, start_box, warm_up, write_pictures
 from simulations.bench._install_cases import Way, measure_cases
 from simulations.bench._install_faults import measure_faults
 from simulations.bench._install_swap import measure_swap
 from simulations.processes import wait_for
+from simulations.single_key import Signer
 
-POINTS: Final = {True: 32, False: 400}
-CASES: Final = {True: 12, False: 72}
+POINTS: Final = {True: 24, False: 2000}
+CASES: Final = {True: 8, False: 72}
 """By `quick`."""
 
 
-def bench_installer(*, quick: bool) -> dict[str, Any]:
-    """Measure."""
-    began_s = time.monotonic()
-    warm_up()
-    with tempfile.TemporaryDirectory(prefix="headframe-installer-") as name:
-        folder = Path(name)
-        (folder / "deltas").mkdir()
-        (folder / "depot").mkdir()
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What all cases begin from: boxes on which a release is committed, and releases to install on them."""
+
+    folder: Path
+    plan: Plan
+    """To install release 2, by deltas."""
+    on_first: Path
+    first: Desired
+    ways: tuple[Way, ...]
+
+    @classmethod
+    def prepare(cls, folder: Path) -> "Ground":
+        """Make everything in a folder; takes two installs."""
+        for name in ("deltas", "depot"):
+            (folder / name).mkdir()
         write_pictures(folder / "pictures")
         depot = Depot(folder / "depot", Signer.open(folder / "key"))
         with_deltas = Depot(folder / "deltas", depot.signer)
@@ -43,15 +51,22 @@ def bench_installer(*, quick: bool) -> dict[str, Any]:
         for path in depot.folder.iterdir():
             (with_deltas.folder / path.name).write_bytes(path.read_bytes())
         with_deltas.put_deltas(first, second)
-        back = depot.again(first, sequence=3)
         ways = (
             Way("delta", on_first, with_deltas.folder, first, second),
             Way("full", on_first, depot.folder, first, second),
-            Way("roll-back", on_second, depot.folder, second, back),
+            Way("roll-back", on_second, depot.folder, second, depot.again(first, sequence=3)),
         )
-        faults_plan = replace(plan, depot=with_deltas.folder, desired=second)
-        found = measure_faults(on_first, faults_plan, first, folder, points_max=POINTS[quick])
-        found |= measure_cases(ways, plan, folder, cases_max=CASES[quick])
+        return cls(folder, replace(plan, depot=with_deltas.folder, desired=second), on_first, first, ways)
+
+
+def bench_installer(*, quick: bool) -> dict[str, Any]:
+    """Measure."""
+    began_s = time.monotonic()
+    warm_up()
+    with tempfile.TemporaryDirectory(prefix="headframe-installer-") as name:
+        ground = Ground.prepare(Path(name))
+        found = measure_faults(ground.on_first, ground.plan, ground.first, ground.folder, points_max=POINTS[quick])
+        found |= measure_cases(ground.ways, ground.plan, ground.folder, cases_max=CASES[quick])
     return found | measure_swap(quick=quick) | {"seconds": round(time.monotonic() - began_s, 1)}
 
 

@@ -17,6 +17,7 @@ from common.manifest import SHARED, Layer, Manifest, Scenario
 from edge.frames import Frame
 from edge.lookout import Lookout
 from edge.perception import Model, load_model
+from edge.roster import Roster
 from edge.settings import CameraSettings, EdgeSettings, EventSettings, GearSettings, InstallSettings
 from edge.workers import Workers
 
@@ -99,7 +100,7 @@ def settings(tmp_path: Path) -> EdgeSettings:
         gateway_id="gw-1",
         site_id="north",
         data_dir=tmp_path / "data",
-        release_key="0" * 64,
+        release_root=Path("root.json"),
         cameras=cameras,
         events=EventSettings(enabled=False),
         install=InstallSettings(shadow_share=1.0),
@@ -230,7 +231,8 @@ def test_nothing_looks_when_nothing_may(watched: Watched, make_model: Make) -> N
 @pytest.mark.slow
 def test_workers_compare_on_all_their_cameras_and_swap(settings: EdgeSettings, make_model: Make, layers: Path) -> None:
     (old, _), (new, _) = make_model(1), make_model(2)
-    workers = Workers(settings, SystemClock(), lambda _: None, layers, 2)
+    roster = Roster(settings.cameras, settings.selection.samples_per_hour)
+    workers = Workers(settings, roster, SystemClock(), lambda _: None, layers, 2)
     workers.start()
     try:
         workers.hand_over(old, beside=new)
