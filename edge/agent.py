@@ -6,7 +6,6 @@ Frames → one model → selection → spool → uplink; releases come the other
 import logging
 import threading
 from collections import Counter
-from pathlib import Path
 
 import msgspec
 
@@ -14,7 +13,7 @@ from common import AGENT_VERSION, codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import EnvironmentFault, OperatorError
 from common.messages import Event, FlowerFrame, Message, Sample, State
-from common.metadata import TrustedMetadata
+from common.metadata import TrustedMetadata, read_root
 from common.mqtt import MqttLink
 from edge.downward import Downward
 from edge.enrolment import FLAG, Renewer, renews_itself
@@ -327,18 +326,3 @@ class Agent:
                 if not self._stopping.wait(DISK_RETRY_S):
                     continue
             return
-
-
-def read_root(path: Path) -> bytes:
-    """The root of trust that the gateway was enrolled with.
-
-    Raises:
-        OperatorError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise OperatorError(
-            f"cannot read release_root {path}: {error.strerror}",
-            "Copy the file that `headframe cloud keys root` writes.",
-        ) from error
