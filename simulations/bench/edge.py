@@ -46,10 +46,10 @@ from simulations.bench._footage import (
 )
 
 LOOK_EVERY: Final = 5
-LENGTHS_S: Final = {True: (20.0, 8.0, 8.0), False: (240.0, 40.0, 60.0)}
+LENGTHS_S: Final = {True: (20.0, 8.0, 6.0), False: (240.0, 40.0, 60.0)}
 """By `quick`: seconds of the duty clip, of the busy clip, and of the part that the ablation runs on."""
 ROUNDS: Final = {True: 2, False: 3}
-COPIES: Final = {True: (3, 3), False: (1, 2)}
+COPIES: Final = {True: (3, 2), False: (1, 2)}
 """How often ours watches the duty clip and the busy clip in one go: what a camera pays once (opening, its first sample)
 must not weigh more than in an hour. The naive loop pays nothing once, and watches one copy."""
 WAIT_S: Final = 600.0
