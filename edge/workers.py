@@ -82,6 +82,7 @@ class Workers:
         self._model: Model | None = None
         self._running: Model | None = None
         self._orders = 0
+        self._cameras = roster.cameras
         rows = share_out(roster.cameras, count)
         self._workers = [
             _Worker(number, settings, roster.part(cameras, len(rows)), clock, accept, layers, on_event)
@@ -113,8 +114,9 @@ class Workers:
 
     @property
     def states(self) -> tuple[CameraState, ...]:
-        """Reported state of each camera."""
-        return tuple(state for worker in self._workers for state in worker.states)
+        """Reported state of each camera, in the order of the file."""
+        states = {state.camera_id: state for worker in self._workers for state in worker.states}
+        return tuple(states[camera.id] for camera in self._cameras if camera.id in states)
 
     @property
     def looks_by_release(self) -> Counter[str]:
@@ -166,6 +168,7 @@ class Workers:
         rows = deal_again([worker.cameras for worker in self._workers], roster.cameras)
         for worker, cameras in zip(self._workers, rows, strict=True):
             worker.watch(roster.part(cameras, len(rows)))
+        self._cameras = roster.cameras
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Ask all, then wait for all: what they still choose is accepted meanwhile."""
