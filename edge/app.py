@@ -1,7 +1,8 @@
 """Entry of the agent process: runs it until SIGTERM or SIGINT, tells systemd, serves the status page.
 
 SIGHUP reads the configuration again (`systemctl reload`): a signal, because whoever may send one may edit the file as
-well, while the status page takes no orders from whoever reaches it.
+well, while the status page takes no orders from whoever reaches it. The SIGHUP of a terminal that was closed ends the
+agent as it always did.
 """
 
 import json
@@ -59,6 +60,7 @@ def _run(agent: Agent, config: Path | None, stop: threading.Event, reload: threa
     page = StatusPage(settings.status.host, settings.status.port, agent)
     page.start()
     write_atomically(settings.data_dir / "status.json", json.dumps({"port": page.port, "pid": os.getpid()}).encode())
+    at_terminal = has_terminal()
     agent.start()
     notify_systemd("READY=1")
     log.info("gateway %s runs, status page on port %d", settings.gateway_id, page.port)
@@ -66,6 +68,8 @@ def _run(agent: Agent, config: Path | None, stop: threading.Event, reload: threa
         while not stop.wait(STEP_S):
             if reload.is_set():
                 reload.clear()
+                if at_terminal and not has_terminal():
+                    break
                 _reload(agent, config)
             agent.step()
             notify_systemd("WATCHDOG=1")
@@ -83,6 +87,15 @@ def _reload(agent: Agent, config: Path | None) -> None:
         agent.reconfigure(load_settings(EdgeSettings, config))
     except OperatorError as error:
         agent.refuse(error)
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal, and somebody is still at its other end."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def notify_systemd(state: str) -> None:
