@@ -101,7 +101,7 @@ class Registry:
         if active is None or active.detectors == detectors:
             return ""
         gate = next(release.gate for release in self._store.releases() if release.status == "active")
-        return self.publish(active.scenarios, active.backbone, gate, note, active.variants)
+        return self.publish(active.scenarios, active.backbone, gate, note, active.variants, active.golden)
 
     def layer_path(self, name: str) -> Path:
         return self._folder / name
@@ -127,11 +127,13 @@ class Registry:
         gate: Mapping[str, object],
         note: str,
         variants: tuple[Variant, ...] = (),
+        golden: Layer | None = None,
     ) -> str:
         """Sign a release, make it the active one, and return its id; it carries the detectors that are chosen now.
 
         Args:
             variants: of the backbone, those on which these heads have passed the drift gate.
+            golden: what its models answer to drawn inputs (`cloud.learning.golden`).
         """
         releases = self._store.releases()
         now_ns = self._clock.wall_ns()
@@ -145,6 +147,7 @@ class Registry:
             note=note,
             detectors=self.detectors(),
             variants=variants,
+            golden=golden,
         )
         data, name = encode_manifest(manifest), release_id(manifest)
         self._store.add_release(
@@ -164,7 +167,7 @@ class Registry:
         manifest = decode_manifest(earlier.manifest)
         write_atomically(self._folder / DETECTORS, msgspec.json.encode(manifest.detectors))
         gate = {**earlier.gate, "rolled_back_to": name}
-        return self.publish(manifest.scenarios, manifest.backbone, gate, note, manifest.variants)
+        return self.publish(manifest.scenarios, manifest.backbone, gate, note, manifest.variants, manifest.golden)
 
     def desired(self) -> Desired | None:
         """What gateways are told to run."""

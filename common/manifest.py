@@ -117,6 +117,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
     detectors: tuple[DetectorLayer, ...] = ()
     variants: tuple[Variant, ...] = ()
+    golden: Layer | None = None
+    """Inputs and what the models answer to them (`common.golden`), for a gateway to try before it installs."""
 
     def layers(self) -> Iterator[Layer]:
         """Every layer of every site."""
@@ -130,10 +132,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """Everything a gateway of this site needs, backbone first."""
         heads = (scenario.head_for(site_id) for scenario in self.scenarios)
         variants, detectors = (v.layer for v in self.variants), (d.layer for d in self.detectors)
-        return (self.backbone, *heads, *variants, *detectors)
+        return (self.backbone, *heads, *variants, *detectors, *([self.golden] if self.golden else []))
 
 
-ADDED_LATER: Final = ("detectors", "variants")
+ADDED_LATER: Final = ("detectors", "variants", "golden")
 """Fields that are left out of the bytes when empty: a manifest without them keeps the bytes, and so the release id,
 that it had before they existed."""
 

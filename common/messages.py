@@ -170,7 +170,8 @@ class ReleaseHealth(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     """Starts of the agent since it began to run."""
     flagged: int = 0
-    """Looks that were striking: an event, or a candidate above the selection's bar."""
+    """Looks that asked for attention: some scenario's most probable class was not its normal one, or a detector found
+    what raises an event."""
     score_sum: float = 0.0
     score_squares: float = 0.0
     """Sum and sum of squares of the top probability over `frames`: the centre compares distributions by them."""

@@ -28,6 +28,7 @@ from edge.roster import plan
 from edge.settings import EdgeSettings
 from edge.spool import Spool
 from edge.threads import usable_cores
+from edge.trust import SingleKey
 from edge.uplink import Uplink
 from edge.workers import Workers
 
@@ -70,11 +71,12 @@ class Agent:
         )
         self.installer = Installer(
             folder / RELEASES,
-            settings.release_key,
+            SingleKey(settings.release_key),
             settings.site_id,
             self._clock,
             lambda fetch: self._send("fetch", fetch),
-            self.lookout.hand_over,
+            self.lookout,
+            settings.install,
             self.compute.open,
             settings.compute.precision,
         )
@@ -186,9 +188,7 @@ class Agent:
 
     def start(self) -> None:
         """Start from the last good release; the network may come later."""
-        model = self.installer.boot()
-        if model:
-            self.lookout.hand_over(model)
+        self.installer.boot()
         self.lookout.start()
         self.learner.start()
         self.uplink.start()
@@ -217,6 +217,7 @@ class Agent:
     def stop(self, timeout_s: float = 10.0) -> None:
         """Stop in the order of the flow, so that what was accepted is on disk and what can leave has left."""
         self._stopping.set()
+        self.installer.stop()
         self.lookout.stop(timeout_s)
         self.learner.stop(timeout_s)
         self.uplink.stop(timeout_s)
@@ -261,6 +262,7 @@ class Agent:
             alarms=tuple(sorted(self._alarms)),
             local_labels=self.exemplars.counts().get("labels", 0),
             cameras=self.lookout.states,
+            health=self.installer.health(),
             config="; ".join(part for part in (self._config, self._plan.sentence) if part),
         )
 

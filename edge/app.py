@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import OperatorError
@@ -30,12 +31,15 @@ log = logging.getLogger(__name__)
 STEP_S = 0.5
 
 
-def run_agent(settings: EdgeSettings, config: Path | None = None) -> None:
+def run_agent(
+    settings: EdgeSettings, config: Path | None = None, make_agent: Callable[[EdgeSettings], Agent] = Agent
+) -> None:
     """Run until a signal asks to stop.
 
     Args:
         settings: to begin with.
         config: the file that they are from, read again on SIGHUP; None: there is none to read.
+        make_agent: simulations give the agent other eyes.
 
     Raises:
         OperatorError: another agent works in the same data_dir.
@@ -47,11 +51,11 @@ def run_agent(settings: EdgeSettings, config: Path | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with own_folder(settings.data_dir), one_thread_each():
-        _run(settings, config, stop, reload)
+        _run(make_agent(settings), config, stop, reload)
 
 
-def _run(settings: EdgeSettings, config: Path | None, stop: threading.Event, reload: threading.Event) -> None:
-    agent = Agent(settings)
+def _run(agent: Agent, config: Path | None, stop: threading.Event, reload: threading.Event) -> None:
+    settings = agent.settings
     page = StatusPage(settings.status.host, settings.status.port, agent)
     page.start()
     write_atomically(settings.data_dir / "status.json", json.dumps({"port": page.port, "pid": os.getpid()}).encode())

@@ -101,7 +101,7 @@ class LightClient(asyncio.Protocol):
         except (OSError, TimeoutError) as error:
             self.abort()
             raise EnvironmentFault(
-                f"{self.client_id} cannot connect to {broker.host}:{broker.port}: {error or 'no answer in time'}",
+                f"{self.client_id} cannot connect to {broker.host}:{broker.port}: {str(error) or 'no answer in time'}",
                 "Check that the broker runs, and its limits of connections and open files.",
             ) from error
         finally:

@@ -64,13 +64,15 @@ class Managed:
     log: Path
     process: subprocess.Popen[bytes] | None = None
     kills: int = 0
+    module: Sequence[str] = ("simulations",)
+    """What `python -m` runs."""
 
     def start(self) -> None:
         """Start it; its log is appended to `log`."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "simulations", *self.arguments],
+                [sys.executable, "-m", *self.module, *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -34,6 +34,10 @@ from common.signing import Signer
 from common.weights import find_weights
 from edge.downward import Downward
 from edge.installer import Installer
+from edge.perception import Model
+from edge.settings import InstallSettings
+from edge.tally import Observation
+from edge.trust import SingleKey
 from simulations.bench._messages import DOWN, UP, made_sample
 from simulations.bench._mutations import mutate
 from simulations.bench._process import Peak
@@ -158,6 +162,22 @@ class _Centre(Service):
         self._tally.note(act)
 
 
+class _Stage:
+    """Looks at nothing: a box whose cameras are silent, so that shadow and probation end by time."""
+
+    def __init__(self) -> None:
+        self.models = 0
+        self._runs: Model | None = None
+
+    def hand_over(self, model: Model | None, beside: Model | None = None, **_: bool) -> None:
+        del beside  # no cameras: nothing is compared
+        self.models += model is not None and model is not self._runs
+        self._runs = model
+
+    def observe(self) -> Observation:
+        return Observation(running=self._runs.release_id if self._runs else "")
+
+
 class _Gateway:
     """An installer that fetches a release over and over, and what the agent does around it."""
 
@@ -168,9 +188,16 @@ class _Gateway:
         self._sequence = 0
         self._heads: dict[str, bytes] = {}
         self._asked: list[Fetch] = []
-        self._models = 0
+        self._stage = _Stage()
         self.installer = Installer(
-            folder / "releases", self._signer.public_hex, "north", SystemClock(), self._ask, self._hand_over
+            folder / "releases",
+            SingleKey(self._signer.public_hex),
+            "north",
+            SystemClock(),
+            self._ask,
+            self._stage,
+            InstallSettings(shadow_s=0.0, probation_s=0.0),
+            aside=lambda work: work(),
         )
         self.downward = Downward(on_desired=self.installer.on_desired, on_layer=self.installer.on_layer)
         self._release()
@@ -201,9 +228,9 @@ class _Gateway:
         """Whether a right release is still installed after all that."""
         self._asked.clear()
         self.downward.take(topics.down(GATEWAY, "desired"), codec.encode(self._release()))
-        before = self._models
+        before = self._stage.models
         for _ in range(200):
-            if self._models > before:
+            if self._stage.models > before:
                 return True
             if self._asked:
                 answer = codec.encode(self._answer(self._asked.pop(0)))
@@ -215,9 +242,6 @@ class _Gateway:
     def _ask(self, fetch: Fetch) -> bool:
         self._asked = [fetch]
         return True
-
-    def _hand_over(self, _model: object) -> None:
-        self._models += 1
 
     def _release(self) -> Desired:
         self._sequence += 1

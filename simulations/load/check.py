@@ -6,7 +6,7 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -50,14 +50,28 @@ def read_freshness(database: Path, prefix: str) -> Freshness:
     )
 
 
-def check_store(database: Path, accepted: set[bytes]) -> dict[str, Any]:
-    """Accepted samples against the store: none lost, none twice by id or by what was photographed when."""
-    stored = stored_ids(database)
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the store holds; `duplicates` counts by id, and by what was photographed when."""
+
+    ids: frozenset[bytes]
+    duplicates: int
+
+
+def read_stored(database: Path) -> Stored:
+    """The samples of a centre, running or not."""
+    by_id = stored_ids(database)
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=20)) as connection:
-        rows = connection.execute("SELECT gateway_id, camera_id, captured_at_ns FROM samples").fetchall()
-    moments = Counter(rows)
+        moments = Counter(connection.execute("SELECT gateway_id, camera_id, captured_at_ns FROM samples").fetchall())
+    twice = sum(count - 1 for count in (*by_id.values(), *moments.values()))
+    return Stored(frozenset(by_id), twice)
+
+
+def check_store(database: Path, accepted: set[bytes]) -> dict[str, int]:
+    """Accepted samples against the store: how many are there, how many are lost, how many are there twice."""
+    stored = read_stored(database)
     return {
-        "stored": len(accepted & stored.keys()),
-        "lost": len(accepted - stored.keys()),
-        "duplicates": sum(count - 1 for count in stored.values()) + sum(count - 1 for count in moments.values()),
+        "stored": len(accepted & stored.ids),
+        "lost": len(accepted - stored.ids),
+        "duplicates": stored.duplicates,
     }
