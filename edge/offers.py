@@ -54,7 +54,6 @@ class Offers:
         self._wanted: set[bytes] = {name for name, _, wanted in rows if wanted}
         self._again_s: dict[bytes, float] = {}
         """When an offer that is not asked for is due to be made (again)."""
-        self.bytes_up = 0
 
     @classmethod
     def open(cls, path: Path, spool: Spool, settings: OfferSettings, clock: Clock) -> "Offers":
@@ -75,10 +74,17 @@ class Offers:
         except (OSError, sqlite3.OperationalError) as error:
             raise EnvironmentFault(f"cannot open {path}: {error}", "Check data_dir and its disk.") from error
 
-    def step(self, link: Link, gateway_id: str) -> None:
-        """Decline what has waited too long, and offer what is new or was not heard."""
+    def step(self, link: Link, gateway_id: str, bytes_max: int) -> int:
+        """Decline what has waited too long, and offer what is new or was not heard.
+
+        Args:
+            bytes_max: what the day's budget has left.
+
+        Returns:
+            Bytes sent.
+        """
         self._decline()
-        now_s = self._clock.monotonic_s()
+        now_s, sent = self._clock.monotonic_s(), 0
         for queued in self._due(now_s):
             sample = codec.decode(queued.payload)
             if not isinstance(sample, Sample):
@@ -87,12 +93,13 @@ class Offers:
                 self._note(queued.sample_id, wanted=True)
                 continue
             payload = codec.encode(make_offer(sample, len(queued.payload)))
-            if not link.publish(topics.up(gateway_id, "offer"), payload):
-                return
-            self.bytes_up += len(payload)
+            if sent + len(payload) > bytes_max or not link.publish(topics.up(gateway_id, "offer"), payload):
+                break
+            sent += len(payload)
             self._note(queued.sample_id, wanted=False)
             with self._lock:
                 self._again_s[queued.sample_id] = now_s + UNHEARD_S
+        return sent
 
     def ready(self, limit: int, exclude: Collection[bytes]) -> list[Queued]:
         """What may be sent now: asked for and still here, most valuable first, without those in `exclude`."""

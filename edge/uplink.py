@@ -24,6 +24,7 @@ IDLE_S = 0.5
 SPENT_S = 30.0  # the day's bytes are spent: only midnight of our own day helps
 BUSY_S = 0.02
 DAY_S = 86_400.0
+UNLIMITED = 2**63
 EVENTS_WAITING_MAX = 64
 """Events held while the link is down; the oldest go first: what is news to nobody any more."""
 
@@ -100,7 +101,10 @@ class Uplink:
         """What to send next; of a site that offers first, what was asked for."""
         if self._offers is None:
             return self._spool.pending(room, exclude=waiting) if room > 0 else []
-        self._offers.step(self._link, self._gateway_id)
+        limit = self._settings.bytes_per_day
+        sent = self._offers.step(self._link, self._gateway_id, limit - self._day_bytes if limit else UNLIMITED)
+        self._day_bytes += sent
+        self.bytes_up += sent
         return self._offers.ready(room, waiting) if room > 0 else []
 
     def on_want(self, want: Want) -> None:

@@ -284,6 +284,19 @@ def test_a_person_can_ask_for_what_the_budget_does_not(
     assert centre.store.audits(1)[0]["action"] == "want"
 
 
+def test_offers_count_against_the_bytes_of_the_day(clock: Clock, tmp_path: Path, make_sample: MakeSample) -> None:
+    site = Site(tmp_path, "north-1", clock)
+    for number, row in enumerate(spread(np.random.default_rng(2), 20)):
+        site.see(make_sample, number, row)
+    settings = UplinkSettings(bytes_per_day=3000)
+    uplink = Uplink(site.wire, site.spool, "north-1", settings, clock, "samples", site.offers)
+    for _ in range(5):
+        uplink.step()
+    sent = sum(len(payload) for _, payload in site.wire.sent)
+    assert 0 < sent <= 3000
+    assert uplink.bytes_up == sent
+
+
 @pytest.mark.parametrize("dimension", [4, 512, 1280, 3000, 4000])
 @pytest.mark.parametrize("size", [(32, 48), (720, 1280), (1, 1)])
 def test_an_offer_is_under_4_kb(make_sample: MakeSample, dimension: int, size: tuple[int, int]) -> None:
