@@ -11,7 +11,7 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 
-from cloud.admission import check_event, check_state
+from cloud.admission import check_event, check_offer, check_state
 from cloud.events import Events
 from cloud.federation.grid import MqttGrid
 from cloud.federation.server_app import run_round
@@ -20,6 +20,7 @@ from cloud.guard import Guard
 from cloud.ingest import Ingest
 from cloud.learning.datasets import Catalogue
 from cloud.learning.training import Trainer
+from cloud.offers import Offers
 from cloud.registry import Registry
 from cloud.reported import Reported
 from cloud.settings import CloudSettings
@@ -27,7 +28,7 @@ from cloud.store import Run, Store
 from common import codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import ForgeryError, HeadframeError, OperatorError
-from common.messages import Desired, Event, Fetch, FlowerFrame, Message, Renewal, State
+from common.messages import Desired, Event, Fetch, FlowerFrame, Message, Offer, Renewal, State
 from common.mqtt import Broker, MqttLink
 from common.signing import Signer
 
@@ -55,7 +56,10 @@ class Service:
             broker, "headframe-centre", (topics.up_filter(),), self._on_message, clean=True, window=256
         )
         self.guard = Guard(folder / "ca", settings.broker_log(), self.store, self.clock)
-        self.ingest = Ingest(self.store, settings.ingest, self.clock, self._publish, self.guard)
+        self.offers = Offers(settings.offers, self.store, self.clock, self._publish)
+        self.ingest = Ingest(
+            self.store, settings.ingest, self.clock, self._publish, self.guard, on_stored=self.offers.stored
+        )
         self.events = Events()
         self.grid = MqttGrid(self._send_flower, self.online)
         self.reported = Reported(self.store, self.clock)
@@ -78,6 +82,7 @@ class Service:
     def step(self) -> None:
         """Write down what was reported, keep gateways told what to run, start a round when enough labels have come."""
         self.guard.step()
+        self.offers.step()
         self.reported.flush()
         self._wanted = self._find_wanted()
         for gateway_id in self.online():
@@ -130,6 +135,9 @@ class Service:
                 self.events.add(message)
             case Fetch():
                 self._publish(topics.down(gateway_id, "layer"), self.registry.part(message))
+            case Offer():
+                check_offer(message, gateway_id)
+                self.offers.take(message)
             case Renewal():
                 self._publish(topics.down(gateway_id, "certificate"), self.guard.renew(gateway_id, message))
             case FlowerFrame():

@@ -38,6 +38,15 @@ class IngestSettings(Section):
     pixels_max: int = Field(40_000_000, ge=10_000, description="Pictures with more pixels are refused.")
 
 
+class OfferSettings(Section):
+    """[offers]: what the centre asks for of sites that offer before they send."""
+
+    samples_per_hour: int = Field(600, ge=1, description="Samples asked for per hour, over all sites that offer.")
+    similarity_max: float = Field(
+        0.92, gt=0, le=1, description="An offer more similar (cosine) to a known sample of any site is not asked for."
+    )
+
+
 class LearningSettings(Section):
     """[learning]: when and how the centre learns."""
 
@@ -64,6 +73,7 @@ class CloudSettings(RoleSettings):
     console: ConsoleSettings = ConsoleSettings()
     ingest: IngestSettings = IngestSettings()
     learning: LearningSettings = LearningSettings()
+    offers: OfferSettings = OfferSettings()
 
     def broker_log(self) -> Path | None:
         """The log of the broker in use, when it can be read."""

@@ -201,6 +201,8 @@ class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
     receipted: int = 0
     evicted: int = 0
     refused: int = 0
+    declined: int = 0
+    """Samples that were offered and not asked for in time."""
     bytes_up: int = 0
     bytes_down: int = 0
     looks: int = 0
@@ -276,4 +278,47 @@ class Certificate(msgspec.Struct, frozen=True, tag="certificate", kw_only=True):
     certificate: bytes
 
 
-Message = Sample | Event | Chunk | Receipt | State | Desired | Fetch | LayerPart | FlowerFrame | Renewal | Certificate
+class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
+    """A sample that a gateway holds and would send: under 4 KB, so that the centre can choose across the fleet."""
+
+    sample_id: bytes
+    gateway_id: str
+    site_id: str
+    camera_id: str
+    captured_at_ns: int
+    backbone: str
+    embedding: bytes
+    """int8, times `step`."""
+    step: float
+    scores: Scores
+    reason: str
+    payload_bytes: int
+    """What sending it would cost."""
+    thumbnail: bytes = b""
+    """A small JPEG."""
+
+
+class Want(msgspec.Struct, frozen=True, tag="want", kw_only=True):
+    """The centre's answer to offers."""
+
+    wanted: tuple[bytes, ...] = ()
+    """Send these."""
+    heard: tuple[bytes, ...] = ()
+    """Not now, perhaps later; they need not be offered again soon."""
+
+
+Message = (
+    Offer
+    | Want
+    | Sample
+    | Event
+    | Chunk
+    | Receipt
+    | State
+    | Desired
+    | Fetch
+    | LayerPart
+    | FlowerFrame
+    | Renewal
+    | Certificate
+)

@@ -21,6 +21,7 @@ from edge.exemplars import Exemplars
 from edge.installer import LAYERS, Installer
 from edge.learner import Learner
 from edge.lookout import Lookout
+from edge.offers import Offers
 from edge.outputs import SiteOutputs
 from edge.providers import COMPILED, Compute
 from edge.roster import plan
@@ -60,7 +61,14 @@ class Agent:
             will=(topics.up(settings.gateway_id, "state"), codec.encode(self._will())),
             on_connect=self._on_connect,
         )
-        self.uplink = Uplink(self._link, self.spool, settings.gateway_id, settings.uplink, self._clock, settings.share)
+        self.offers = (
+            Offers.open(folder / "offers.db", self.spool, settings.offers, self._clock)
+            if settings.offers.enabled
+            else None
+        )
+        self.uplink = Uplink(
+            self._link, self.spool, settings.gateway_id, settings.uplink, self._clock, settings.share, self.offers
+        )
         self.installer = Installer(
             folder / RELEASES,
             SingleKey(settings.release_key),
@@ -84,6 +92,7 @@ class Agent:
             on_desired=self.installer.on_desired,
             on_layer=self.installer.on_layer,
             on_flower=self.learner.on_frame,
+            on_want=self.uplink.on_want,
             on_certificate=self.renewer.on_certificate if self.renewer else None,
         )
         outputs = settings.outputs
@@ -216,6 +225,8 @@ class Agent:
         self._link.stop()
         if self.outputs:
             self.outputs.stop()
+        if self.offers:
+            self.offers.close()
         self.spool.close()
         self.exemplars.close()
 
@@ -241,6 +252,7 @@ class Agent:
             receipted=figures.receipted,
             evicted=figures.evicted,
             refused=figures.refused,
+            declined=figures.declined,
             bytes_up=self.uplink.bytes_up,
             bytes_down=self.installer.bytes_down,
             looks=sum(self.looks_by_release.values()),

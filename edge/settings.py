@@ -264,6 +264,15 @@ class UplinkSettings(Section):
     bytes_per_day: int = Field(500_000_000, ge=0, description="Bytes of samples per day; 0 is without limit.")
 
 
+class OfferSettings(Section):
+    """[offers]: offer before pixels. Only where pixels may leave at all (`share`)."""
+
+    enabled: bool = Field(
+        False, description="Offer samples first (under 4 KB each), and send only those the centre asks for."
+    )
+    keep_hours: float = Field(72.0, gt=0, description="An offer that nobody asked for is declined after so long.")
+
+
 class SiteBrokerSettings(BrokerSection):
     """[outputs.broker]"""
 
@@ -330,6 +339,7 @@ class EdgeSettings(RoleSettings):
     budget: BudgetSettings = BudgetSettings()
     spool: SpoolSettings = SpoolSettings()
     uplink: UplinkSettings = UplinkSettings()
+    offers: OfferSettings = OfferSettings()
     outputs: OutputSettings = OutputSettings()
     status: StatusSettings = StatusSettings()
 
