@@ -58,8 +58,8 @@ def make_video_gateway(folder: Path, gateway_id: str, port: int, key: str) -> Ga
         "heartbeat_s": 1.0,
         "broker": {"port": port},
         "uplink": {"resend_s": 3.0},
-        "selection": {"samples_per_hour": 3600.0, "window_s": 2.0},
-        "cameras": [{"id": "belt", "source": clip, "loop": True, "looks_per_s": 4.0}],
+        "selection": {"samples_per_hour": 7200.0, "window_s": 1.0},
+        "cameras": [{"id": "belt", "source": clip, "loop": True, "looks_per_s": 5.0}],
     }
     config = folder / "edge.toml"
     config.write_text(toml_text(values), encoding="utf-8")
