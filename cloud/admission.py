@@ -6,16 +6,19 @@ A refused sample is dropped by its gateway, so only what no repetition can mend 
 import math
 
 import cv2
+import msgspec
 import numpy as np
 
 from cloud.settings import IngestSettings
-from common.errors import WireError
+from common.errors import BoundError, ForgeryError, WireError
 from common.ids import check_name, sample_id
-from common.messages import Sample, Scores
+from common.messages import Event, Sample, Scores, State
 
 EMBEDDING_BYTES_MAX = 64 * 1024
 TIME_NS_MAX = 2**63 - 1
 BOXES_MAX = 1000
+STATE_PARTS_MAX = 50_000  # of a gateway with 256 cameras, many times over
+STATE_TEXT_MAX = 2000
 TEXT_MAX = 120
 TEXTS = {
     "release_id": 80,
@@ -32,17 +35,19 @@ def check_sample(sample: Sample, gateway_id: str, settings: IngestSettings) -> N
     """Check a sample that came on the topic of `gateway_id`.
 
     Raises:
-        WireError: says which rule was broken.
+        ForgeryError: it says that it is of another gateway.
+        BoundError: the picture is larger than it may be, or would be when decoded.
+        WireError: says which other rule was broken.
         OperatorError: an id has characters that are not allowed.
     """
     if sample.gateway_id != gateway_id:
-        raise WireError(f"a sample that says it is of {sample.gateway_id!r} came on the topic of {gateway_id!r}")
+        raise ForgeryError(f"a sample that says it is of {sample.gateway_id!r} came on the topic of {gateway_id!r}")
     check_name("site", sample.site_id)
     check_name("camera", sample.camera_id)
     if not 0 <= sample.captured_at_ns <= TIME_NS_MAX:
         raise WireError(f"capture time {sample.captured_at_ns} is out of bounds")
     if len(sample.jpeg) > settings.jpeg_bytes_max:
-        raise WireError(f"picture of {len(sample.jpeg)} bytes is over the bound of {settings.jpeg_bytes_max}")
+        raise BoundError(f"picture of {len(sample.jpeg)} bytes is over the bound of {settings.jpeg_bytes_max}")
     if sample.sample_id != sample_id(sample.jpeg, sample.gateway_id, sample.camera_id, sample.captured_at_ns):
         raise WireError("the sample id is not the hash of the content")
     for name, length_max in TEXTS.items():
@@ -51,6 +56,52 @@ def check_sample(sample: Sample, gateway_id: str, settings: IngestSettings) -> N
             raise WireError(f"{name} {text[:40]!r} is not one line of at most {length_max} characters")
     _check_numbers(sample)
     _check_picture(sample, settings)
+
+
+def check_state(state: State) -> None:
+    """Check a heartbeat before it is kept and shown: one that holds a NaN could never be read again as JSON.
+
+    Raises:
+        WireError: a number that is not finite, or a text that is too long.
+        BoundError: too many parts.
+        OperatorError: an id has characters that are not allowed.
+    """
+    check_name("site", state.site_id)
+    _check_plain("a state", msgspec.to_builtins(state, builtin_types=(bytes,)), STATE_PARTS_MAX)
+
+
+def check_event(event: Event) -> None:
+    """Check an event before it is kept and shown.
+
+    Raises:
+        WireError: a number that is not finite, or a text that is too long.
+        BoundError: too many parts.
+        OperatorError: an id has characters that are not allowed.
+    """
+    for kind, name in (("site", event.site_id), ("camera", event.camera_id), ("scenario", event.scenario)):
+        check_name(kind, name)
+    if event.jpeg:
+        read_jpeg_size(event.jpeg)
+    _check_plain("an event", msgspec.to_builtins(event, builtin_types=(bytes,)), STATE_PARTS_MAX)
+
+
+def _check_plain(what: str, tree: object, parts_max: int) -> None:
+    """Every number finite, every text a short one, and not too many of them."""
+    waiting = [tree]
+    for _ in range(parts_max):
+        if not waiting:
+            return
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise WireError(f"{what} holds a number that is not finite")
+        elif isinstance(value, str) and len(value) > STATE_TEXT_MAX:
+            raise WireError(f"{what} holds a text of {len(value)} characters")
+    if waiting:
+        raise BoundError(f"{what} has more than {parts_max} parts")
 
 
 def read_jpeg_size(jpeg: bytes) -> tuple[int, int]:
@@ -102,7 +153,7 @@ def _check_picture(sample: Sample, settings: IngestSettings) -> None:
     if (width, height) != (sample.width_px, sample.height_px):
         raise WireError(f"picture of {width} x {height} pixels is said to be {sample.width_px} x {sample.height_px}")
     if width * height > settings.pixels_max:
-        raise WireError(f"picture of {width} x {height} pixels is over the bound of {settings.pixels_max}")
+        raise BoundError(f"picture of {width} x {height} pixels is over the bound of {settings.pixels_max}")
     if not sample.jpeg.endswith(_END_OF_IMAGE):  # a decoder fills what is missing with grey and says nothing
         raise WireError("the picture is cut off")
     try:

@@ -15,6 +15,7 @@ silence_flower()
 from cloud.broker import EmbeddedBroker  # noqa: E402
 from cloud.console.server import ConsoleServer  # noqa: E402
 from cloud.desk import Desk  # noqa: E402
+from cloud.guard import roster_version  # noqa: E402
 from cloud.service import Service  # noqa: E402
 from cloud.settings import CloudSettings  # noqa: E402
 
@@ -40,7 +41,13 @@ def run_centre(settings: CloudSettings) -> None:
 
 
 def _run(settings: CloudSettings, stop: threading.Event) -> None:
-    embedded = EmbeddedBroker(settings.data_dir / "broker", settings.broker.host, settings.broker.port)
+    authority = settings.data_dir / "ca"
+    embedded = EmbeddedBroker(
+        settings.data_dir / "broker",
+        settings.broker.host,
+        settings.broker.port,
+        authority if settings.broker.tls else None,
+    )
     broker = settings.broker.to_broker()
     if settings.broker.embedded:
         embedded.start()
@@ -54,8 +61,12 @@ def _run(settings: CloudSettings, stop: threading.Event) -> None:
         where = {"port": console.port, "pid": os.getpid(), "mqtt_port": broker.port}
         write_atomically(settings.data_dir / "console.json", json.dumps(where).encode())
         log.info("centre runs: console on port %d, MQTT on port %d", console.port, broker.port)
+        roster = roster_version(authority)
         while not stop.wait(STEP_S):
             service.step()
+            if settings.broker.embedded and settings.broker.tls and (now := roster_version(authority)) != roster:
+                roster = now
+                embedded.reload()
     finally:
         console.stop()
         service.stop()

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from cloud.enrolment_cli import add_enrolment
 from cloud.settings import CloudSettings
 from common.errors import OperatorError
 from common.ids import check_name
@@ -34,6 +35,7 @@ app.add_typer(detector_app, name="detector")
 app.add_typer(config_app, name="config")
 app.add_typer(labels_app, name="labels")
 app.add_typer(dataset_app, name="dataset")
+add_enrolment(app)
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="cloud.toml; deploy/examples/cloud.toml is a start.")

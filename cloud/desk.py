@@ -26,6 +26,11 @@ class Desk:
         """Samples, labels, and what ingest has counted since the start."""
         return {**self._store.counts(), "ingest": self._service.ingest.figures()}
 
+    def attempts(self) -> dict[str, Any]:
+        """What was tried and refused: how often since the start, and the alarms of the last hour."""
+        attempts = self._service.guard.attempts
+        return {"counts": attempts.counts(), "fresh": attempts.fresh(self._service.clock.wall_ns())}
+
     def events(self, limit: int) -> list[dict[str, Any]]:
         """What cameras reported lately, newest first; `has_jpeg` says whether there is a picture."""
         pictures = self._service.events.has_jpeg()

@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 
 from cloud.admission import check_sample
+from cloud.guard import Guard
 from cloud.settings import IngestSettings
 from cloud.store import Store
 from common import codec, topics
@@ -36,8 +37,11 @@ Send = Callable[[str, Message], bool]
 class Ingest:
     """Takes what gateways publish under `sample` and `chunk`."""
 
-    def __init__(self, store: Store, settings: IngestSettings, clock: Clock, send: Send) -> None:
+    def __init__(
+        self, store: Store, settings: IngestSettings, clock: Clock, send: Send, guard: Guard | None = None
+    ) -> None:
         self._store, self._settings, self._clock, self._send = store, settings, clock, send
+        self._guard = guard
         self._queue: queue.Queue[Sample] = queue.Queue(settings.queue)
         self._joiners: OrderedDict[str, Joiner] = OrderedDict()
         self._joining_bytes = 0
@@ -77,6 +81,8 @@ class Ingest:
             self._count("received")
             check_sample(sample, gateway_id, self._settings)
         except HeadframeError as error:
+            if self._guard:
+                self._guard.refused(gateway_id, error)
             self._refuse(gateway_id, topic, payload, str(error), sample)
             return
         try:
@@ -172,6 +178,8 @@ class Ingest:
 
     def _receipt(self, batch: Sequence[Sample]) -> None:
         """After the commit, and for duplicates too; a receipt that is lost is asked for by the next re-sending."""
+        if self._guard:
+            self._guard.receipted(batch)
         by_gateway: dict[str, list[bytes]] = {}
         for sample in batch:
             by_gateway.setdefault(sample.gateway_id, []).append(sample.sample_id)

@@ -12,7 +12,7 @@ from common.clock import Clock
 from common.delta import make_delta
 from common.errors import OperatorError, WireError
 from common.files import write_atomically
-from common.ids import layer_hash
+from common.ids import is_layer_hash, layer_hash
 from common.manifest import (
     DetectorLayer,
     Layer,
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 LIFETIME_NS = 400 * 24 * 3600 * 10**9
 PART_BYTES_MAX = 1024 * 1024
+OFFSET_MAX = 2**40  # larger than any file of ours; beyond 2**63 a seek raises
 BASES_MAX = 16  # of what a gateway names
 DELTA_LAYER_BYTES_MAX = 1024 * 1024
 SIZE_RATIO_MAX = 2  # layers further apart in size have nothing in common
@@ -100,7 +101,7 @@ class Registry:
         if active is None or active.detectors == detectors:
             return ""
         gate = next(release.gate for release in self._store.releases() if release.status == "active")
-        return self.publish(active.scenarios, active.backbone, gate, note, active.variants)
+        return self.publish(active.scenarios, active.backbone, gate, note, active.variants, active.golden)
 
     def layer_path(self, name: str) -> Path:
         return self._folder / name
@@ -126,11 +127,13 @@ class Registry:
         gate: Mapping[str, object],
         note: str,
         variants: tuple[Variant, ...] = (),
+        golden: Layer | None = None,
     ) -> str:
         """Sign a release, make it the active one, and return its id; it carries the detectors that are chosen now.
 
         Args:
             variants: of the backbone, those on which these heads have passed the drift gate.
+            golden: what its models answer to drawn inputs (`cloud.learning.golden`).
         """
         releases = self._store.releases()
         now_ns = self._clock.wall_ns()
@@ -144,6 +147,7 @@ class Registry:
             note=note,
             detectors=self.detectors(),
             variants=variants,
+            golden=golden,
         )
         data, name = encode_manifest(manifest), release_id(manifest)
         self._store.add_release(
@@ -163,7 +167,7 @@ class Registry:
         manifest = decode_manifest(earlier.manifest)
         write_atomically(self._folder / DETECTORS, msgspec.json.encode(manifest.detectors))
         gate = {**earlier.gate, "rolled_back_to": name}
-        return self.publish(manifest.scenarios, manifest.backbone, gate, note, manifest.variants)
+        return self.publish(manifest.scenarios, manifest.backbone, gate, note, manifest.variants, manifest.golden)
 
     def desired(self) -> Desired | None:
         """What gateways are told to run."""
@@ -174,9 +178,9 @@ class Registry:
 
     def part(self, fetch: Fetch) -> LayerPart:
         """Answer a gateway's request, by a delta where there is one; what is not held is said by `total_bytes` 0."""
+        known = is_layer_hash(fetch.layer) and self.layer_path(fetch.layer).is_file()
         path, base = self.layer_path(fetch.layer), ""
-        known = fetch.layer.isalnum() and path.is_file()
-        if not known or fetch.offset < 0 or fetch.length < 1:
+        if not known or not 0 <= fetch.offset < OFFSET_MAX or fetch.length < 1:
             return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=0, data=b"")
         for held in fetch.bases[:BASES_MAX]:
             delta = self._delta(held, path)
@@ -195,7 +199,7 @@ class Registry:
         Only small layers (heads) are made here, on the link's thread: milliseconds. Both ends' files must be ours.
         """
         origin = self.layer_path(base)
-        if base == target.name or not base.isalnum() or not origin.is_file():
+        if base == target.name or not is_layer_hash(base) or not origin.is_file():
             return None
         path = self._folder / "deltas" / f"{base}.{target.name}"
         if not path.is_file():

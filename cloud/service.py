@@ -11,10 +11,12 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 
+from cloud.admission import check_event, check_state
 from cloud.events import Events
 from cloud.federation.grid import MqttGrid
 from cloud.federation.server_app import run_round
 from cloud.federation.strategy import Parts
+from cloud.guard import Guard
 from cloud.ingest import Ingest
 from cloud.learning.datasets import Catalogue
 from cloud.learning.training import Trainer
@@ -24,8 +26,8 @@ from cloud.settings import CloudSettings
 from cloud.store import Run, Store
 from common import codec, topics
 from common.clock import Clock, SystemClock
-from common.errors import HeadframeError, OperatorError
-from common.messages import Desired, Event, Fetch, FlowerFrame, Message, State
+from common.errors import ForgeryError, HeadframeError, OperatorError
+from common.messages import Desired, Event, Fetch, FlowerFrame, Message, Renewal, State
 from common.mqtt import Broker, MqttLink
 from common.signing import Signer
 
@@ -52,7 +54,8 @@ class Service:
         self.link = MqttLink(
             broker, "headframe-centre", (topics.up_filter(),), self._on_message, clean=True, window=256
         )
-        self.ingest = Ingest(self.store, settings.ingest, self.clock, self._publish)
+        self.guard = Guard(folder / "ca", settings.broker_log(), self.store, self.clock)
+        self.ingest = Ingest(self.store, settings.ingest, self.clock, self._publish, self.guard)
         self.events = Events()
         self.grid = MqttGrid(self._send_flower, self.online)
         self.reported = Reported(self.store, self.clock)
@@ -74,6 +77,7 @@ class Service:
 
     def step(self) -> None:
         """Write down what was reported, keep gateways told what to run, start a round when enough labels have come."""
+        self.guard.step()
         self.reported.flush()
         self._wanted = self._find_wanted()
         for gateway_id in self.online():
@@ -99,27 +103,35 @@ class Service:
     # --- messages from gateways ---------------------------------------------------------------
 
     def _on_message(self, topic: str, payload: bytes) -> None:
-        gateway_id, kind = topics.parse_up(topic)
-        if kind in ("sample", "chunk"):
-            self.ingest.on_message(topic, payload)
-            return
+        gateway_id = "unknown"
         try:
+            gateway_id, kind = topics.parse_up(topic)
+            if not self.guard.admits(gateway_id):
+                return
+            if kind in ("sample", "chunk"):
+                self.ingest.on_message(topic, payload)
+                return
             self._handle(gateway_id, codec.decode(payload))
         except HeadframeError as error:
+            self.guard.refused(gateway_id, error)
             self.store.quarantine(gateway_id, topic, str(error), payload, self.clock.wall_ns())
 
     def _handle(self, gateway_id: str, message: Message) -> None:
         match message:
             case State():
                 if message.gateway_id != gateway_id:
-                    raise OperatorError(f"state of {message.gateway_id!r} came on the topic of {gateway_id!r}")
+                    raise ForgeryError(f"state of {message.gateway_id!r} came on the topic of {gateway_id!r}")
+                check_state(message)
                 self._on_state(message)
             case Event():
                 if message.gateway_id != gateway_id:
-                    raise OperatorError(f"event of {message.gateway_id!r} came on the topic of {gateway_id!r}")
+                    raise ForgeryError(f"event of {message.gateway_id!r} came on the topic of {gateway_id!r}")
+                check_event(message)
                 self.events.add(message)
             case Fetch():
                 self._publish(topics.down(gateway_id, "layer"), self.registry.part(message))
+            case Renewal():
+                self._publish(topics.down(gateway_id, "certificate"), self.guard.renew(gateway_id, message))
             case FlowerFrame():
                 self.grid.on_frame(gateway_id, message.message)
             case _:

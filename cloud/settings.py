@@ -13,6 +13,12 @@ class CloudBrokerSection(BrokerSection):
     """[broker]"""
 
     embedded: bool = Field(True, description="Start our own broker (nats-server) on host:port; false uses yours.")
+    tls: bool = Field(
+        False, description="Our own broker takes TLS with client certificates only: first `headframe cloud ca init`."
+    )
+    log_file: Path | None = Field(
+        None, description="Log of your broker: what it refuses is counted, audited and an alarm on the console."
+    )
 
 
 class ConsoleSettings(Section):
@@ -58,3 +64,7 @@ class CloudSettings(RoleSettings):
     console: ConsoleSettings = ConsoleSettings()
     ingest: IngestSettings = IngestSettings()
     learning: LearningSettings = LearningSettings()
+
+    def broker_log(self) -> Path | None:
+        """The log of the broker in use, when it can be read."""
+        return self.data_dir / "broker" / "broker.log" if self.broker.embedded else self.broker.log_file

@@ -170,7 +170,8 @@ class ReleaseHealth(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     """Starts of the agent since it began to run."""
     flagged: int = 0
-    """Looks that were striking: an event, or a candidate above the selection's bar."""
+    """Looks that asked for attention: some scenario's most probable class was not its normal one, or a detector found
+    what raises an event."""
     score_sum: float = 0.0
     score_squares: float = 0.0
     """Sum and sum of squares of the top probability over `frames`: the centre compares distributions by them."""
@@ -258,4 +259,21 @@ class FlowerFrame(msgspec.Struct, frozen=True, tag="flower", kw_only=True):
     message: bytes
 
 
-Message = Sample | Event | Chunk | Receipt | State | Desired | Fetch | LayerPart | FlowerFrame
+class Renewal(msgspec.Struct, frozen=True, tag="renew", kw_only=True):
+    """A gateway asks for its next certificate, and proves with the one it has that it may (`common.certificates`)."""
+
+    request: bytes
+    """Signing request (PEM) of the new key."""
+    certificate: bytes
+    """The certificate it has (PEM)."""
+    signature: bytes
+    """Over the request, with the key of that certificate."""
+
+
+class Certificate(msgspec.Struct, frozen=True, tag="certificate", kw_only=True):
+    """The centre's answer to a renewal."""
+
+    certificate: bytes
+
+
+Message = Sample | Event | Chunk | Receipt | State | Desired | Fetch | LayerPart | FlowerFrame | Renewal | Certificate

@@ -12,8 +12,10 @@ import msgspec
 from common import AGENT_VERSION, codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import EnvironmentFault, OperatorError
-from common.messages import Desired, Event, FlowerFrame, LayerPart, Message, Receipt, Sample, State
+from common.messages import Event, FlowerFrame, Message, Sample, State
 from common.mqtt import MqttLink
+from edge.downward import Downward
+from edge.enrolment import FLAG, Renewer, renews_itself
 from edge.events import Phase
 from edge.exemplars import Exemplars
 from edge.installer import LAYERS, Installer
@@ -25,6 +27,7 @@ from edge.roster import plan
 from edge.settings import EdgeSettings
 from edge.spool import Spool
 from edge.threads import usable_cores
+from edge.trust import SingleKey
 from edge.uplink import Uplink
 from edge.workers import Workers
 
@@ -60,11 +63,12 @@ class Agent:
         self.uplink = Uplink(self._link, self.spool, settings.gateway_id, settings.uplink, self._clock, settings.share)
         self.installer = Installer(
             folder / RELEASES,
-            settings.release_key,
+            SingleKey(settings.release_key),
             settings.site_id,
             self._clock,
             lambda fetch: self._send("fetch", fetch),
-            self.lookout.hand_over,
+            self.lookout,
+            settings.install,
             self.compute.open,
             settings.compute.precision,
         )
@@ -73,6 +77,14 @@ class Agent:
             self.exemplars,
             lambda data: self._send("flower", FlowerFrame(message=data)),
             share=settings.share,
+        )
+        self.renewer = self._make_renewer()
+        self.downward = Downward(
+            on_receipt=self.uplink.on_receipt,
+            on_desired=self.installer.on_desired,
+            on_layer=self.installer.on_layer,
+            on_flower=self.learner.on_frame,
+            on_certificate=self.renewer.on_certificate if self.renewer else None,
         )
         outputs = settings.outputs
         self.outputs = SiteOutputs(outputs, settings.gateway_id, settings.site_id) if outputs.broker.enabled else None
@@ -127,6 +139,19 @@ class Agent:
         self._config = f"refused: {error}"
         log.error("configuration %s", self._config)
 
+    def _make_renewer(self) -> Renewer | None:
+        broker = self.settings.broker
+        if not renews_itself(self.settings) or broker.cert_file is None or broker.ca_file is None:
+            return None
+        return Renewer(
+            broker.cert_file,
+            broker.ca_file,
+            self.settings.data_dir / FLAG,
+            self._clock,
+            lambda renewal: self._send("renew", renewal),
+            self._link.reload_certificate,
+        )
+
     @property
     def release_id(self) -> str:
         """What runs now; empty on a box that never had a release."""
@@ -154,9 +179,7 @@ class Agent:
 
     def start(self) -> None:
         """Start from the last good release; the network may come later."""
-        model = self.installer.boot()
-        if model:
-            self.lookout.hand_over(model)
+        self.installer.boot()
         self.lookout.start()
         self.learner.start()
         self.uplink.start()
@@ -173,6 +196,8 @@ class Agent:
         if not self.lookout.alive:
             raise RuntimeError("the look loop has died; see the log above")
         self.installer.step()
+        if self.renewer:
+            self.renewer.step()
         if self.outputs:
             self._announce(self.outputs)
         now_s = self._clock.monotonic_s()
@@ -183,6 +208,7 @@ class Agent:
     def stop(self, timeout_s: float = 10.0) -> None:
         """Stop in the order of the flow, so that what was accepted is on disk and what can leave has left."""
         self._stopping.set()
+        self.installer.stop()
         self.lookout.stop(timeout_s)
         self.learner.stop(timeout_s)
         self.uplink.stop(timeout_s)
@@ -224,6 +250,7 @@ class Agent:
             alarms=tuple(sorted(self._alarms)),
             local_labels=self.exemplars.counts().get("labels", 0),
             cameras=self.lookout.states,
+            health=self.installer.health(),
             config="; ".join(part for part in (self._config, self._plan.sentence) if part),
         )
 
@@ -279,18 +306,7 @@ class Agent:
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         """One message from the centre, on the link's thread."""
-        message = codec.decode(payload)
-        match message:
-            case Receipt():
-                self.uplink.on_receipt(message)
-            case Desired():
-                self.installer.on_desired(message)
-            case LayerPart():
-                self.installer.on_layer(message)
-            case FlowerFrame():
-                self.learner.on_frame(message.message)
-            case _:
-                log.warning("message on %s is not for a gateway: %s", topic, type(message).__name__)
+        self.downward.take(topic, payload)
 
     def _accept(self, sample: Sample) -> None:
         """Into the spool before anything else happens; a full disk is waited out, the sample kept in memory."""

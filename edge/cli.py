@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from common.errors import OperatorError
 from common.settings import load_settings
 from common.settings_table import print_keys
 from edge.settings import EdgeSettings
@@ -26,6 +27,38 @@ def run(config: ConfigOption) -> None:
     from edge.app import run_agent
 
     run_agent(load_settings(EdgeSettings, config), config)
+
+
+@app.command()
+def enroll(
+    bundle: Annotated[Path | None, typer.Argument(help="File that `headframe cloud enroll` wrote.")] = None,
+    request: Annotated[bool, typer.Option("--request", help="Make the key here and a signing request.")] = False,
+    gateway: Annotated[str, typer.Option(help="Id of this gateway, with --request.")] = "",
+    into: Annotated[Path, typer.Option(help="Folder for key and certificates.")] = Path("/etc/headframe"),
+) -> None:
+    """Get this gateway's certificate: first `--request --gateway ID`, then the file that the centre answers with."""
+    from common.enrolment import read_enrolment
+    from edge.enrolment import describe, install_enrolment, request_enrolment, settings_lines
+
+    if request == (bundle is not None):
+        raise OperatorError("give either --request or the file of an enrolment", "See docs/security.md.")
+    if bundle is None:
+        path = request_enrolment(into, gateway)
+        typer.echo(f"the private key stays in {into}; take {path} to the centre: headframe cloud enroll --csr")
+        return
+    enrolment = read_enrolment(bundle)
+    identity = install_enrolment(enrolment, into)
+    typer.echo(f"# enrolled as {describe(identity)}; in edge.toml:\n{settings_lines(enrolment, into)}", nl=False)
+
+
+@app.command()
+def renew(config: ConfigOption) -> None:
+    """Get the next certificate now; a running agent does it by itself in time."""
+    from common.clock import SystemClock
+    from edge.enrolment import renew_now
+
+    until = renew_now(load_settings(EdgeSettings, config), SystemClock())
+    typer.echo(f"the new certificate is valid until {until}")
 
 
 @config_app.command()

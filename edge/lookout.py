@@ -2,20 +2,21 @@
 
 Cameras come and go while it runs (`watch`), between two frames like a release: the others do not notice.
 Owns what may live in a worker process of its own: cameras, slots, the running model, the selector. Knows no spool, no
-link and no installer: a release is handed in and swapped between two frames, and a chosen sample goes to `accept`,
-which returns when somebody has made it durable.
+link and no installer: a release is handed in and swapped between two frames (`edge.casting`), and a chosen sample goes
+to `accept`, which returns when somebody has made it durable.
 """
 
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 from common.clock import Clock
 from common.ids import event_id
 from common.messages import CameraState, Event, Sample
 from edge.camera import Camera
+from edge.casting import AbandonedError, Cast, Casting
 from edge.develop import Negative, develop
 from edge.events import Phase, Turn
 from edge.frames import Frame, cut_zone
@@ -30,6 +31,7 @@ from edge.sampler import FrameSlots
 from edge.selection import Candidate, Chosen, Selector
 from edge.selection.keeping import Keeper
 from edge.settings import CameraSettings, EdgeSettings
+from edge.tally import Observation
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ OnLook = Callable[[Frame, View], None]
 
 MODEL_WAIT_S = 0.5
 FRAME_WAIT_S = 0.25
+OWED_MAX = 32
+"""Samples of the release before that are still to be made; beyond them the oldest is made at once."""
 RATION_S = 5.0
 """How often the looks of all cameras are weighed against what the box can do."""
 LEAVE_S = 10.0
@@ -96,11 +100,15 @@ class Lookout:
         clips = settings.outputs.clips
         self._recorder = Recorder(clips, settings.data_dir / "clips", clock) if clips.enabled else None
         self._flushed: set[str] = set()
-        self._next_model: Model | None = None
-        self._model: Model | None = None
         self._swap = threading.Condition()
+        self._casting = Casting(self._swap, clock, settings.install.shadow_share)
+        self._owed: deque[Chosen] = deque()
+        """What another backbone chose before the swap: made into samples when no frame waits, so that the swap costs
+        the frames after it nothing."""
+        self._again: Frame | None = None
+        """A frame on which the thread before this one hung."""
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._look_on, name="lookout", daemon=True)
+        self._thread = self._make_thread()
         self._roster = Roster((), settings.selection.samples_per_hour)
         self._rationing = Rationing({})
         self._follow(Roster(tuple(cameras), settings.selection.samples_per_hour, cores=settings.budget.cores))
@@ -108,7 +116,7 @@ class Lookout:
     @property
     def model(self) -> Model | None:
         """What looks now; None on a box that never had a release."""
-        return self._model
+        return self._casting.runs
 
     @property
     def alive(self) -> bool:
@@ -142,17 +150,39 @@ class Lookout:
             camera.stop()
         for camera in cameras:
             camera.join(timeout_s)
+        self._casting.stop()
         with self._swap:
             self._swap.notify_all()
         self._thread.join(timeout_s)
         if self._recorder:
             self._recorder.stop(timeout_s)
 
-    def hand_over(self, model: Model) -> None:
-        """A release to run: the look loop takes it before its next frame. Never blocks, from any thread."""
+    def hand_over(
+        self, model: Model | None, beside: Model | None = None, *, on_trial: bool = False, rescue: bool = False
+    ) -> None:
+        """A release to run: the look loop takes it before its next frame. Never blocks, from any thread.
+
+        Args:
+            model: what runs; None: nothing may look any more.
+            beside: looks at some of the frames too, at the share of a core that is set.
+            on_trial: `beside` takes over when `model` fails on a frame.
+            rescue: the look under way hangs: its thread is left to itself, and a new one goes on with the same frame.
+        """
         with self._swap:
-            self._next_model = model
-            self._swap.notify_all()
+            self._casting.order(Cast(model, beside, on_trial))
+            if rescue:
+                thread = self._make_thread()
+                self._again = self._casting.abandon(thread)
+                if self._again:
+                    self._thread = thread
+                    thread.start()
+
+    def observe(self) -> Observation:
+        """What has been counted of the releases that look or looked here."""
+        return self._casting.observe()
+
+    def _make_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._look_on, name="lookout", daemon=True)
 
     def watch(self, roster: Roster) -> None:
         """From now on these cameras: new ones are attached, those that are gone detached, changed ones begin anew, and
@@ -196,8 +226,9 @@ class Lookout:
     def _attach(self, settings: CameraSettings, now_s: float) -> Camera:
         camera = Camera(settings, self._slots, self._clock)
         self._judges[settings.id] = Judge(settings, self._settings.events)
-        if self._model is not None and self._judged_release == self._model.release_id:
-            self._judges[settings.id].adopt(self._model.manifest, 0)
+        model = self._casting.runs
+        if model is not None and self._judged_release == model.release_id:
+            self._judges[settings.id].adopt(model.manifest, 0)
         self._selector.attach(settings.id)
         self._keeper.attach(settings.id, now_s)
         self._waiting.append(camera)
@@ -237,11 +268,9 @@ class Lookout:
     def _take_model(self) -> Model | None:
         """The model for the next frame: the swap happens here, between two frames. Waits a little for the first."""
         with self._swap:
-            if self._model is None and self._next_model is None and self._next_roster is None:
+            if self._casting.runs is None and not self._casting.waits and self._next_roster is None:
                 self._swap.wait(MODEL_WAIT_S)
-            if self._next_model is not None:
-                self._model, self._next_model = self._next_model, None
-            return self._model
+            return self._casting.take()
 
     def _look_on(self) -> None:
         """The thread. An exception ends it, and with it the process (`Agent.step` sees that it is not alive)."""
@@ -251,18 +280,25 @@ class Lookout:
                 model = self._take_model()
                 if model is None:
                     continue
+                if self._again:  # the thread before this one hung on it
+                    again, self._again = self._again, None
+                    self._look(model, again)
                 waits_s = self._clock.monotonic_s()
-                frame = self._slots.take(FRAME_WAIT_S)
+                frame = self._slots.take(0.0 if self._owed else FRAME_WAIT_S)
                 now_s = self._clock.monotonic_s()
                 self._waited_s += now_s - waits_s
                 if now_s - self._weighed_s >= RATION_S:
                     self._weigh(now_s)
                 if frame is not None:
                     self._look(model, frame)
-                else:
+                if self._owed and (frame is None or len(self._owed) > OWED_MAX):
+                    self._accept([self._owed.popleft()])
+                elif frame is None:
                     self._flush_ended()
-            self._accept(self._selector.flush())
+            self._accept([*self._owed, *self._selector.flush()])
             self._keeper.keep_all(self._clock.monotonic_s())
+        except AbandonedError:
+            log.warning("a look that hung has ended; its frame was looked at by another release")
         except Exception:
             log.exception("the look loop failed")
             raise
@@ -272,19 +308,17 @@ class Lookout:
         if camera is None:
             return  # it was detached while this frame was on its way
         zone = camera.settings.zone
+        look = self._casting.look(model, frame, zone, with_patches=camera.settings.heat)
+        if look is None:
+            return
+        model, view = look.model, look.view
         if self._judged_release != model.release_id:
             self._adopt(model)
-        picture = frame.view(model.backbone.input_px, zone)
-        view = model.look(
-            picture,
-            lambda side_px: frame.fit(side_px, zone),
-            with_patches=camera.settings.heat,
-        )
         self.looks_by_release[model.release_id] += 1
         verdict = self._judges[frame.camera_id].judge(
             frame.captured_at_ns, view.predictions, view.sightings, view.patches, camera.blind
         )
-        self._last[frame.camera_id] = LastLook.of(frame, picture, zone, verdict.boxes)
+        self._last[frame.camera_id] = LastLook.of(frame, look.picture, zone, verdict.boxes)
         camera.looked_at(frame, striking=verdict.striking, insists=verdict.insists)
         if self._on_look:
             self._on_look(frame, view)
@@ -297,13 +331,14 @@ class Lookout:
         if camera.held_bytes > camera.held_bytes_max:
             # the memory for pictures is full: the frames compete within a shorter window
             self._accept(self._selector.flush(frame.camera_id))
+        self._casting.offer(look, frame, zone)
 
     def _adopt(self, model: Model) -> None:
         """Another release looks from now on: events of what it no longer watches are closed."""
         for name, judge in self._judges.items():
             self._tell(name, judge.adopt(model.manifest, self._looked_at_ns(name)), self._judged_release)
         self._judged_release = model.release_id
-        self._accept(self._selector.adopt(model.manifest.backbone.hash))
+        self._owed.extend(self._selector.adopt(model.manifest.backbone.hash))
 
     def _close_lost(self) -> None:
         """A camera that fails or is blind shows nothing: its open events are closed, and open anew when it is back."""
@@ -393,7 +428,7 @@ class Lookout:
 
     def _accept(self, chosen: list[Chosen]) -> None:
         for choice in chosen:
-            sample = develop(choice, self._settings, self._model)
+            sample = develop(choice, self._settings, self._casting.runs)
             if sample is None:
                 self.pictures_lost += 1
             else:

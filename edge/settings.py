@@ -199,6 +199,39 @@ class ComputeSettings(Section):
     )
 
 
+class InstallSettings(Section):
+    """[install]: how a release proves itself here before it stays."""
+
+    tolerance: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="How far a probability may be off what the release answers to its golden inputs at the centre.",
+    )
+    test_s: float = Field(300.0, gt=0, description="Loading and self-test must end within so long.")
+    shadow_frames: int = Field(30, ge=0, description="Frames that the new release looks at beside the running one.")
+    shadow_s: float = Field(10.0, ge=0, description="Shadow ends after so long, cameras silent or not.")
+    shadow_share: float = Field(
+        0.5, gt=0, le=1, description="Share of one core that the release beside may use in shadow and on probation."
+    )
+    probation_frames: int = Field(50, ge=0, description="Healthy frames after which a release is committed.")
+    probation_s: float = Field(30.0, ge=0, description="Probation ends after so long, cameras silent or not.")
+    latency_ratio: float = Field(
+        3.0, gt=1, description="A look of the new release may take so many times that of the one before."
+    )
+    flag_shift: float = Field(
+        0.3,
+        gt=0,
+        le=1,
+        description="How far the flag rate, against that of the old release on the same frames, may move from shadow.",
+    )
+    hang_s: float = Field(2.5, gt=0, description="On probation, a look that has not ended after so long hangs.")
+    crashes_max: int = Field(
+        2, ge=1, description="Starts (or attempts to load) on a release that is not committed, before it is left."
+    )
+    crash_window_s: float = Field(3600.0, gt=0, description="Within so long.")
+
+
 class BudgetSettings(Section):
     """[budget]: what the agent may take of the box."""
 
@@ -293,6 +326,7 @@ class EdgeSettings(RoleSettings):
     selection: SelectionSettings = SelectionSettings()
     events: EventSettings = EventSettings()
     compute: ComputeSettings = ComputeSettings()
+    install: InstallSettings = InstallSettings()
     budget: BudgetSettings = BudgetSettings()
     spool: SpoolSettings = SpoolSettings()
     uplink: UplinkSettings = UplinkSettings()

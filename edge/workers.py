@@ -33,6 +33,7 @@ from edge.perception import Model, load_model
 from edge.providers import COMPILED, Compute
 from edge.roster import Roster, deal_again, share_out
 from edge.settings import CameraSettings, EdgeSettings
+from edge.tally import Observation, add_up
 from edge.threads import one_thread_each
 
 log = logging.getLogger(__name__)
@@ -45,13 +46,29 @@ CALM_S: Final = 60.0
 """A worker that has lived for so long begins again with the shortest back-off."""
 
 
-class Load(msgspec.Struct, tag="load", frozen=True):
-    """To a worker: run this release."""
+class Release(msgspec.Struct, frozen=True):
+    """What a worker needs to load a release from the layers on disk."""
 
     release_id: str
     manifest: Manifest
     backbone: str = ""
     """The layer that the parent has chosen among the variants: all workers run the same."""
+
+    @classmethod
+    def of(cls, model: Model | None) -> "Release | None":
+        """The release that a model of the parent is."""
+        return cls(model.release_id, model.manifest, model.backbone.hash) if model else None
+
+
+class Load(msgspec.Struct, tag="load", frozen=True):
+    """To a worker: `Lookout.hand_over` with these."""
+
+    number: int
+    """Of the order: what a worker reports is of the last one that it has carried out."""
+    runs: Release | None
+    beside: Release | None = None
+    on_trial: bool = False
+    rescue: bool = False
 
 
 class Watch(msgspec.Struct, tag="watch", frozen=True):
@@ -90,6 +107,8 @@ class Report(msgspec.Struct, tag="report", frozen=True):
     cameras: tuple[CameraState, ...]
     ended: bool
     pictures_lost: int
+    order: int = 0
+    observation: Observation = Observation()
 
 
 Order = Load | Watch | Durable | Stop | Show
@@ -129,6 +148,7 @@ class Workers:
     ) -> None:
         self._model: Model | None = None
         self._running: Model | None = None
+        self._orders = 0
         rows = share_out(roster.cameras, count)
         self._workers = [
             _Worker(number, settings, roster.part(cameras, len(rows)), clock, accept, layers, on_event)
@@ -192,11 +212,20 @@ class Workers:
         for worker in self._workers:
             worker.start()
 
-    def hand_over(self, model: Model) -> None:
-        """A release to run, to every worker and to those that are started later."""
-        self._model = model
+    def hand_over(
+        self, model: Model | None, beside: Model | None = None, *, on_trial: bool = False, rescue: bool = False
+    ) -> None:
+        """As `Lookout.hand_over`, to every worker and to those that are started later: each compares on its cameras."""
+        self._model, self._orders = model, self._orders + 1
+        if model is None:
+            self._running = None
+        order = Load(self._orders, Release.of(model), Release.of(beside), on_trial, rescue)
         for worker in self._workers:
-            worker.load(model)
+            worker.load(order)
+
+    def observe(self) -> Observation:
+        """What all workers have counted, added up; what they say of an order before the last is left out."""
+        return add_up(worker.observation for worker in self._workers)
 
     def watch(self, roster: Roster) -> None:
         """From now on these cameras, as `Lookout.watch`: who was in a worker stays there; new ones go where there are
@@ -235,6 +264,8 @@ class _Worker:
         self._stopping = threading.Event()
         self._sending = threading.Lock()
         self._order: Load | None = None
+        self._deaths = 0
+        """Since the order."""
         self._pipe: Connection | None = None
         self._process: Any = None
         self._fault = ""
@@ -279,9 +310,18 @@ class _Worker:
     def start(self) -> None:
         self._thread.start()
 
-    def load(self, model: Model) -> None:
-        self._order = Load(model.release_id, model.manifest, model.backbone.hash)
-        self._send(self._order)
+    @property
+    def observation(self) -> Observation:
+        """Of the last order; of one that is not carried out yet, what runs and what was counted before."""
+        report, order = self.report, self._order
+        seen = report.observation
+        if order is None or report.order != order.number:
+            seen = Observation(running=report.release_id, tallies=seen.tallies)
+        return msgspec.structs.replace(seen, deaths=self._deaths)
+
+    def load(self, order: Load) -> None:
+        self._order, self._deaths = order, 0
+        self._send(order)
 
     def watch(self, roster: Roster) -> None:
         self._roster = roster
@@ -342,8 +382,11 @@ class _Worker:
                 self._process.join()
             if self._stopping.is_set():
                 return
+            self._deaths += 1
             self.looks_before.update(self.report.looks_by_release)
-            self.report = msgspec.structs.replace(self.report, looks_by_release={}, release_id="", ended=False)
+            self.report = msgspec.structs.replace(
+                self.report, looks_by_release={}, release_id="", ended=False, order=0, observation=Observation()
+            )
             self._fault = f"its worker process {why} (exit code {self._process.exitcode}); it is started again"
             log.error("worker %d %s: exit code %s", self._number, why, self._process.exitcode)
             for event in list(self._open.values()):
@@ -425,6 +468,9 @@ class _Inside:
         self._sending = threading.Lock()
         self._durable = threading.Event()
         self._gone = threading.Event()
+        self._models: dict[str, Model] = {}
+        self._order, self._fault = 0, ""
+        """Number of the last order that was carried out, and why its release could not be loaded."""
         self._lookout = Lookout(settings, (), SystemClock(), self._accept, on_event=self._tell)
         self._told = threading.Event()
         """Which cameras to watch: before that nothing is reported, or it would seem that all have ended."""
@@ -470,21 +516,31 @@ class _Inside:
 
     def _load(self, order: Load) -> None:
         """The installer has verified and tried the release already, so that a failure here is the environment's."""
-        running = self._lookout.model
         try:
-            model = load_model(
-                order.release_id,
-                order.manifest,
-                lambda name: self._layers / name,
-                self._settings.site_id,
-                running.backbone if running else None,
-                opener=self._compute.open,
-                variant=order.backbone,
-            )
+            runs, beside = self._model(order.runs), self._model(order.beside)
         except HeadframeError as error:
-            log.error("a worker cannot load release %s: %s", order.release_id, error)
-            return
-        self._lookout.hand_over(model)
+            log.error("a worker cannot load a release: %s", error)
+            self._fault = f"a worker cannot load it: {error}"
+        else:
+            self._models = {model.release_id: model for model in (runs, beside) if model}
+            self._lookout.hand_over(runs, beside, on_trial=order.on_trial, rescue=order.rescue)
+            self._fault = ""
+        self._order = order.number
+
+    def _model(self, release: Release | None) -> Model | None:
+        """Loaded, unless it is already."""
+        if release is None or release.release_id in self._models:
+            return self._models[release.release_id] if release else None
+        running = self._lookout.model
+        return load_model(
+            release.release_id,
+            release.manifest,
+            lambda name: self._layers / name,
+            self._settings.site_id,
+            running.backbone if running else None,
+            opener=self._compute.open,
+            variant=release.backbone,
+        )
 
     def _accept(self, sample: Sample) -> None:
         """Send a sample and wait until the parent has made it durable."""
@@ -503,6 +559,10 @@ class _Inside:
             self._pipe.send_bytes(PICTURE + _encode(Shown(camera_id, jpeg)))
 
     def _report(self) -> None:
+        order, fault = self._order, self._fault
+        observation = self._lookout.observe()
+        if fault:
+            observation = msgspec.structs.replace(observation, failed=fault)
         model = self._lookout.model
         report = Report(
             model.release_id if model else "",
@@ -510,6 +570,8 @@ class _Inside:
             self._lookout.states,
             self._lookout.ended,
             self._lookout.pictures_lost,
+            order,
+            observation,
         )
         with self._sending:
             self._pipe.send_bytes(REPORT + _encode(report))

@@ -14,6 +14,7 @@ import numpy as np
 from cloud.learning.candidates import Candidates, Evidence, Labelled, Rules, make_candidates, summarise
 from cloud.learning.datasets import Catalogue, Dataset
 from cloud.learning.export import export_head, read_head
+from cloud.learning.golden import make_golden
 from cloud.learning.heads import HeadWeights
 from cloud.learning.quantise import judge_variant, read_gold
 from cloud.learning.robustness import Suspicion, Trusted, find_suspects
@@ -95,7 +96,8 @@ class Trainer:
             return Outcome("", record)
         released = tuple(self._scenario(name, scenarios[name], made[name], backbone, active) for name in scenarios)
         variants, record["variants"] = self._variants(backbone, released)
-        release = self._registry.publish(released, backbone, gate, note, variants)
+        golden = self._registry.put(make_golden(backbone, variants, released, self._registry.layer_path))
+        release = self._registry.publish(released, backbone, gate, note, variants, golden)
         return Outcome(release, record | {"release_id": release})
 
     def _variants(self, backbone: Layer, released: Sequence[Scenario]) -> tuple[tuple[Variant, ...], dict[str, object]]:

@@ -16,7 +16,7 @@ from common.mqtt import Broker, MqttLink
 from common.settings import BrokerSection
 from common.signing import Signer
 from edge.agent import Agent
-from edge.settings import CameraSettings, EdgeSettings
+from edge.settings import CameraSettings, EdgeSettings, InstallSettings
 
 FRAMES = 160
 FPS = 20.0
@@ -99,6 +99,7 @@ def test_no_frame_is_dropped_and_each_is_seen_by_one_whole_release(
         data_dir=tmp_path / "gateway",
         release_key=depot.signer.public_hex,
         broker=BrokerSection(port=broker.port),
+        install=InstallSettings(shadow_frames=5, probation_frames=5),
         cameras=(CameraSettings(id="belt", source=str(pictures), looks_per_s=FPS, picture_fps=FPS),),
     )
     warm = Agent(settings)  # fetches the first release, so that the run below begins with one

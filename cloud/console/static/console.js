@@ -19,7 +19,7 @@ async function api(path, body) {
 }
 
 async function fleet() {
-  const [states, counts, releases, events] = await Promise.all([api("states"), api("counts"), api("releases"), api("events?limit=12")]);
+  const [states, counts, releases, events, attempts] = await Promise.all([api("states"), api("counts"), api("releases"), api("events?limit=12"), api("attempts")]);
   const active = releases.find((r) => r.status === "active");
   const online = states.filter((s) => s.online).length;
   const tiles = [[t.sites, `${online} / ${states.length}`], [t.samples, counts.samples], [t.labels, counts.labels],
@@ -35,14 +35,16 @@ async function fleet() {
     <td><b>${esc(e.scenario)}</b> ${esc(e.label)}<td class="${e.phase === "clear" ? "" : "bad"}" title="${esc(e.cause)}">${esc(t["event_" + e.phase] || e.phase)}
     <td class="number">${percent(e.peak)}<td>${e.has_jpeg ? `<a href="/api/v1/events/${encodeURIComponent(e.gateway_id)}/${encodeURIComponent(e.event_id)}.jpg">${esc(t.picture)}</a>` : ""}</tr>`;
   const told = events.length ? `<h3>${t.events}</h3><div class="card"><table>${events.map(row).join("")}</table></div>` : "";
-  if (!states.length) { main.innerHTML = `<div class="card">${t.no_gateways}</div>`; return; }
+  const tried = attempts.fresh.length ? `<h3 class="bad">${t.attempts}</h3><div class="card"><table>${attempts.fresh.slice(0, 20).map((a) => `<tr>
+    <td>${time(a.last_ns)}<td class="name">${esc(a.who)}<td class="bad">${esc(t["attempt_" + a.kind])}<td>${esc(a.detail)}<td class="number">${a.times} ×</tr>`).join("")}</table></div>` : "";
+  if (!states.length) { main.innerHTML = `<div class="card">${t.no_gateways}</div>${tried}`; return; }
   main.innerHTML = `<div class="tiles">${tiles.map(([k, v]) => `<div class="tile"><span>${esc(k)}</span><b>${esc(v)}</b></div>`).join("")}</div>
     <div class="card"><table><thead><tr><th>${t.site}<th>${t.gateway}<th>${t.status}<th>${t.release}<th>${t.cameras}<th>${t.looks}
     <th>${t.chosen}<th>${t.spool}<th>${t.receipted}<th>${t.bytes_up}</tr></thead><tbody>${states.map((s) => `<tr>
     <td class="name">${esc(s.site_id)}<td class="name">${esc(s.gateway_id)}<td class="name ${s.online ? "good" : "bad"}">● ${s.online ? t.online : t.offline}
     <td class="name" title="${esc(s.install)}">${esc(s.release_id || "–")}${active && s.release_id !== active.release_id ? ' <span class="warn">⟳</span>' : ""}
     <td>${s.cameras.map((c) => camera(c, s.online)).join("")}${alarms(s)}<td class="number">${s.looks}<td>${chosen(s)}<td class="number">${s.spool_rows}
-    <td class="number">${s.receipted}<td class="number">${size(s.bytes_up)}</tr>`).join("")}</tbody></table></div>${told}`;
+    <td class="number">${s.receipted}<td class="number">${size(s.bytes_up)}</tr>`).join("")}</tbody></table></div>${tried}${told}`;
 }
 
 async function releases() {
