@@ -19,7 +19,7 @@ RESTART_S: Final = 0.5
 """As long as systemd waits with the units in deploy/."""
 CHEATED: Final = ("simulations.chaos.cheated",)
 GATEWAY_DISK_BYTES: Final = 192 << 20
-CENTRE_DISK_BYTES: Final = 2 << 30
+CENTRE_DISK_BYTES: Final = 1 << 30
 
 
 @dataclass
