@@ -1,5 +1,6 @@
 """The connection to the broker: a thread that dies is noticed, since nothing else would bring it back."""
 
+import threading
 import time
 
 import pytest
@@ -18,7 +19,6 @@ def test_a_link_is_alive_from_start_to_stop_whether_connected_or_not() -> None:
     assert not link.alive
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_network_thread_that_dies_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     link = MqttLink(Broker(port=free_port()), "gw", (), lambda *_: None)
 
@@ -26,6 +26,7 @@ def test_a_network_thread_that_dies_is_noticed(monkeypatch: pytest.MonkeyPatch) 
         raise OSError(22, "Invalid argument")
 
     monkeypatch.setattr(link._client, "_reconnect_wait", fail)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # it is meant to die
     link.start()
     deadline = time.monotonic() + 10
     while link.alive:
