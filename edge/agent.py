@@ -204,6 +204,8 @@ class Agent:
         """
         if not self.lookout.alive:
             raise RuntimeError("the look loop has died; see the log above")
+        if not self._link.alive:
+            raise RuntimeError("the thread of the broker connection has died; see the log above")
         self.installer.step()
         if self.renewer:
             self.renewer.step()
