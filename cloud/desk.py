@@ -128,7 +128,24 @@ class Desk:
         name = self._service.registry.roll_back(release_id, f"rolled back by {author}")
         now_ns = self._service.clock.wall_ns()
         self._store.audit(author, "roll back", {"to": release_id, "release_id": name}, now_ns)
+        self._service.rollouts.replace_all(name, author, f"rolled back to {release_id}")
         return name
+
+    def rollouts(self) -> list[dict[str, Any]]:
+        """Every rollout, newest first, with its waves and gates."""
+        return self._service.rollouts.list()
+
+    def rollout(self, rollout_id: str) -> dict[str, Any]:
+        """One of them, with its gateways and its ledger."""
+        return self._service.rollouts.show(rollout_id)
+
+    def start_rollout(self, release_id: str, author: str, why: str) -> str:
+        """Send a release on its way again; returns the rollout's id."""
+        return self._service.rollouts.launch(release_id, author, why)
+
+    def order_rollout(self, kind: str, rollout_id: str, author: str, why: str) -> None:
+        """Pause, resume, abort or roll back."""
+        self._service.rollouts.order(kind, rollout_id, author, why)
 
     def audits(self, limit: int) -> list[dict[str, Any]]:
         """Who did what, newest first."""

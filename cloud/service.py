@@ -23,14 +23,15 @@ from cloud.learning.training import Trainer
 from cloud.offers import Offers
 from cloud.registry import Registry
 from cloud.reported import Reported
+from cloud.rollout.service import Rollouts
 from cloud.settings import CloudSettings
 from cloud.store import Run, Store
+from cloud.trust import Repository
 from common import codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import ForgeryError, HeadframeError, OperatorError
 from common.messages import Desired, Event, Fetch, FlowerFrame, Message, Offer, Renewal, State
 from common.mqtt import Broker, MqttLink
-from common.signing import Signer
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ class Service:
         folder = settings.data_dir
         folder.mkdir(parents=True, exist_ok=True)
         self.store = Store.open(settings.database or f"sqlite:///{folder / 'headframe.db'}", folder / "blobs")
-        self.signer = Signer.open(folder / "release.key")
-        self.registry = Registry(folder / "layers", self.store, self.signer, self.clock)
+        self.repository = Repository.open(folder / "trust", self.clock)
+        self.registry = Registry(folder / "layers", self.store, self.repository, self.clock)
         self.catalogue = Catalogue(folder / "datasets")
         self.trainer = Trainer(self.store, self.catalogue, self.registry, settings.learning)
         self.link = MqttLink(
@@ -63,8 +64,10 @@ class Service:
         self.events = Events()
         self.grid = MqttGrid(self._send_flower, self.online)
         self.reported = Reported(self.store, self.clock)
-        self._wanted = self._find_wanted()
-        self._desired_at_s: dict[str, tuple[float, bytes]] = {}
+        self.rollouts = Rollouts(self.store, self.registry, self.reported, settings.rollout, self.clock)
+        self.registry.launch = self.rollouts.launch
+        self._desired_at_s: dict[str, tuple[float, tuple[str, int]]] = {}
+        """When a gateway was told, which release, and with which state of the metadata."""
         self._rounds: queue.Queue[str] = queue.Queue(ROUNDS_WAITING_MAX)
         self._stopping = threading.Event()
         self._learner = threading.Thread(target=self._learn_on, name="learning", daemon=True)
@@ -76,6 +79,7 @@ class Service:
         for run in self.store.runs():
             if run.status in ("queued", "running"):
                 self._rounds.put_nowait(run.run_id)
+        self.rollouts.start()
         self._learner.start()
         self.link.start()
 
@@ -84,9 +88,11 @@ class Service:
         self.guard.step()
         self.offers.step()
         self.reported.flush()
-        self._wanted = self._find_wanted()
+        self.repository.refresh()
+        self.rollouts.step()
         for gateway_id in self.online():
             self._tell(gateway_id)
+        self.registry.flush()
         every = self.settings.learning.new_labels
         if every:
             labels = int(self.store.counts()["labels"])
@@ -152,23 +158,18 @@ class Service:
 
     def _tell(self, gateway_id: str) -> None:
         """Publish the desired release, retained, when it is new to the gateway; again while it is not reported."""
-        if self._wanted is None:
+        running = self.reported.release_of(gateway_id)
+        wanted = self.rollouts.wanted(gateway_id)
+        if wanted is None:
             return
-        active, desired = self._wanted
-        told_s, told = self._desired_at_s.get(gateway_id, (float("-inf"), b""))
+        news = wanted, self.repository.state()
+        told_s, told = self._desired_at_s.get(gateway_id, (float("-inf"), ("", 0)))
         now_s = self.clock.monotonic_s()
-        if told == desired.signature and now_s - told_s < DESIRED_AGAIN_S:
+        if told == news and (running == wanted or now_s - told_s < DESIRED_AGAIN_S):
             return
-        if told == desired.signature and self.reported.release_of(gateway_id) == active:
-            return
-        if self._publish(topics.down(gateway_id, "desired"), desired, retain=True):
-            self._desired_at_s[gateway_id] = (now_s, desired.signature)
-
-    def _find_wanted(self) -> tuple[str, Desired] | None:
-        """The active release and what gateways are told of it; another process may have published it."""
-        desired = self.registry.desired()
-        active = next((r.release_id for r in self.store.releases() if r.status == "active"), "")
-        return (active, desired) if desired else None
+        desired = self.registry.desired(gateway_id, wanted)
+        if desired and self._publish(topics.down(gateway_id, "desired"), desired, retain=True):
+            self._desired_at_s[gateway_id] = (now_s, news)
 
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> bool:
         return self.link.publish(topic, codec.encode(message), retain=retain or isinstance(message, Desired))

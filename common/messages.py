@@ -226,10 +226,17 @@ class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
 
 
 class Desired(msgspec.Struct, frozen=True, tag="desired", kw_only=True):
-    """What the centre wants a gateway to run: a signed manifest. Published retained."""
+    """What the centre wants a gateway to run: a manifest, and all that proves it. Published retained."""
 
     manifest: bytes
-    signature: bytes
+    signature: bytes = b""
+    """Of earlier versions: one key's Ed25519 signature. The roles below have taken its place."""
+    base: bytes = b""
+    """The whole release that `manifest` changes parts of, where no more than parts were signed for."""
+    metadata: dict[str, bytes] = {}
+    """TUF metadata by file name: `3.root.json`, `timestamp.json`, `7.snapshot.json`, `4.targets.json` …"""
+    assignment: bytes = b""
+    """TUF metadata of the role `assignments`: that this gateway is to run this manifest."""
 
 
 class Fetch(msgspec.Struct, frozen=True, tag="fetch", kw_only=True):

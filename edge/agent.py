@@ -6,6 +6,7 @@ Frames → one model → selection → spool → uplink; releases come the other
 import logging
 import threading
 from collections import Counter
+from pathlib import Path
 
 import msgspec
 
@@ -13,11 +14,14 @@ from common import AGENT_VERSION, codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import EnvironmentFault, OperatorError
 from common.messages import Event, FlowerFrame, Message, Sample, State
+from common.metadata import TrustedMetadata
 from common.mqtt import MqttLink
 from edge.downward import Downward
 from edge.enrolment import FLAG, Renewer, renews_itself
 from edge.events import Phase
 from edge.exemplars import Exemplars
+from edge.inbox import FOLDER as IMPORT
+from edge.inbox import Inbox
 from edge.installer import LAYERS, Installer
 from edge.learner import Learner
 from edge.lookout import Lookout
@@ -28,7 +32,6 @@ from edge.roster import plan
 from edge.settings import EdgeSettings
 from edge.spool import Spool
 from edge.threads import usable_cores
-from edge.trust import SingleKey
 from edge.uplink import Uplink
 from edge.workers import Workers
 
@@ -37,6 +40,8 @@ log = logging.getLogger(__name__)
 DISK_RETRY_S = 1.0
 RELEASES = "releases"
 """Folder of the installer within `data_dir`."""
+TRUST = "trust"
+"""Folder of what is trusted within `data_dir`."""
 
 
 class Agent:
@@ -71,15 +76,16 @@ class Agent:
         )
         self.installer = Installer(
             folder / RELEASES,
-            SingleKey(settings.release_key),
+            TrustedMetadata(folder / TRUST, read_root(settings.release_root), settings.gateway_id),
             settings.site_id,
             self._clock,
-            lambda fetch: self._send("fetch", fetch),
+            lambda fetch: self.inbox.take(fetch) or self._send("fetch", fetch),
             self.lookout,
             settings.install,
             self.compute.open,
             settings.compute.precision,
         )
+        self.inbox = Inbox(folder / IMPORT, settings.gateway_id, self.installer.on_desired, self.installer.on_layer)
         self.learner = Learner(
             settings.gateway_id,
             self.exemplars,
@@ -206,6 +212,7 @@ class Agent:
             raise RuntimeError("the look loop has died; see the log above")
         if not self._link.alive:
             raise RuntimeError("the thread of the broker connection has died; see the log above")
+        self.inbox.step()
         self.installer.step()
         if self.renewer:
             self.renewer.step()
@@ -220,6 +227,7 @@ class Agent:
         """Stop in the order of the flow, so that what was accepted is on disk and what can leave has left."""
         self._stopping.set()
         self.installer.stop()
+        self.inbox.close()
         self.lookout.stop(timeout_s)
         self.learner.stop(timeout_s)
         self.uplink.stop(timeout_s)
@@ -333,3 +341,18 @@ class Agent:
                 if not self._stopping.wait(DISK_RETRY_S):
                     continue
             return
+
+
+def read_root(path: Path) -> bytes:
+    """The root of trust that the gateway was enrolled with.
+
+    Raises:
+        OperatorError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OperatorError(
+            f"cannot read release_root {path}: {error.strerror}",
+            "Copy the file that `headframe cloud keys root` writes.",
+        ) from error

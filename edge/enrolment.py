@@ -27,7 +27,7 @@ from common.certificates import (
     read_key,
 )
 from common.clock import Clock
-from common.enrolment import Enrolment
+from common.enrolment import ROOT, Enrolment
 from common.errors import EnvironmentFault, HeadframeError, OperatorError, TrustError
 from common.files import READABLE, own_folder, write_atomically
 from common.ids import check_name
@@ -98,7 +98,8 @@ def settings_lines(enrolment: Enrolment, folder: Path) -> str:
     """What belongs into edge.toml after an enrolment."""
     return (
         f'gateway_id = "{enrolment.gateway_id}"\nsite_id = "{enrolment.site_id}"\n'
-        f'release_key = "{enrolment.release_key}"\n\n[broker]\nhost = "{enrolment.host}"\nport = {enrolment.port}\n'
+        f'release_root = "{(folder / ROOT).resolve()}"\n\n'
+        f'[broker]\nhost = "{enrolment.host}"\nport = {enrolment.port}\n'
         f'ca_file = "{(folder / CA).resolve()}"\ncert_file = "{(folder / IDENTITY).resolve()}"\n'
     )
 

@@ -317,7 +317,9 @@ class EdgeSettings(RoleSettings):
     gateway_id: str = Field(description="Identity of this box; with TLS, the certificate's common name.")
     site_id: str = Field(description="The site (mine) that this gateway stands at.")
     data_dir: Path = Field(Path("/var/lib/headframe/edge"), description="Spool, releases and local labels.")
-    release_key: str = Field(description="Public key whose releases this gateway runs: see `headframe cloud key`.")
+    release_root: Path = Field(
+        description="Root of trust, the file of `headframe cloud keys root`: only what its roles sign runs here."
+    )
     share: Literal["samples", "updates", "both"] = Field(
         "samples",
         description="What may leave the site: samples (pixels), updates (statistics; labels are given here), or both.",

@@ -30,6 +30,18 @@ class Author(BaseModel):
     author: str = Field("console", max_length=120)
 
 
+class Order(Author):
+    """Who orders something about a rollout, and why."""
+
+    why: str = Field("", max_length=500)
+
+
+class Launch(Order):
+    """Which release is to go out."""
+
+    release_id: str = Field(max_length=80)
+
+
 def check_writer(request: Request) -> None:
     """A page of another origin must not write: JSON only, and an Origin that is ours when there is one."""
     if request.headers.get("content-type", "").split(";")[0] != "application/json":
@@ -144,6 +156,24 @@ def make_api(desk: Desk) -> APIRouter:
     @api.post("/releases/{release_id}/rollback", dependencies=writer)
     def roll_back(release_id: str, who: Author) -> dict[str, str]:
         return {"release_id": _or_refuse(lambda: desk.roll_back(release_id, who.author))}
+
+    @api.get("/rollouts")
+    def rollouts() -> list[dict[str, Any]]:
+        return desk.rollouts()
+
+    @api.get("/rollouts/{rollout_id}")
+    def rollout(rollout_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = _or_refuse(lambda: desk.rollout(rollout_id))
+        return found
+
+    @api.post("/rollouts", dependencies=writer)
+    def start_rollout(given: Launch) -> dict[str, str]:
+        return {"rollout_id": _or_refuse(lambda: desk.start_rollout(given.release_id, given.author, given.why))}
+
+    @api.post("/rollouts/{rollout_id}/{kind}", dependencies=writer)
+    def order_rollout(rollout_id: str, kind: str, given: Order) -> dict[str, str]:
+        _or_refuse(lambda: desk.order_rollout(kind, rollout_id, given.author, given.why))
+        return {"rollout_id": rollout_id}
 
     @api.get("/audits")
     def audits(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:

@@ -59,6 +59,10 @@ class Evidence:
     """The heads that run now: the shared one under `*`, personal ones under their site; empty before release 1."""
     quarantined: tuple[Suspicion, ...] = ()
     """Whose contributions are not in `shared`, and why."""
+    samples: frozenset[bytes] = frozenset()
+    """Ids of every sample and picture in `shared`."""
+    datasets: tuple[str, ...] = ()
+    """Names of the datasets in it."""
 
     def project(self, basis: Array) -> "Evidence":
         """The same evidence on projected embeddings; running heads are not projected (see `make_candidates`)."""

@@ -55,6 +55,11 @@ class Dataset:
     def gold(self) -> Labelled:
         return Labelled(self.ids, self.embeddings, self.labels).pick(self.is_gold)
 
+    @property
+    def learnt_from(self) -> frozenset[bytes]:
+        """Ids of everything but the gold set."""
+        return frozenset(name for name, gold in zip(self.ids, self.is_gold.tolist(), strict=True) if not gold)
+
     def statistics(self, classes: Sequence[str]) -> Statistics:
         """Of everything but the gold set."""
         train = Labelled(self.ids, self.embeddings, self.labels).pick(~self.is_gold)

@@ -76,10 +76,12 @@ class Trainer:
         backbone, _ = self._registry.backbone()
         active = self._registry.active()
         made: dict[str, Candidates] = {}
+        known: dict[str, Evidence] = {}
         record: dict[str, object] = {"backbone": backbone.hash, "note": note}
         for name, classes in scenarios.items():
             evidence = self.evidence(name, classes, backbone.hash, active)
             made[name] = make_candidates(evidence, self._rules)
+            known[name] = evidence
             record[name] = {
                 "classes": list(classes),
                 "data_version": _data_version(evidence),
@@ -95,10 +97,29 @@ class Trainer:
         if not gate["passed"]:
             return Outcome("", record)
         released = tuple(self._scenario(name, scenarios[name], made[name], backbone, active) for name in scenarios)
+        for scenario in released:
+            self._note(scenario, known[scenario.name], record[scenario.name], active)
         variants, record["variants"] = self._variants(backbone, released)
         golden = self._registry.put(make_golden(backbone, variants, released, self._registry.layer_path))
         release = self._registry.publish(released, backbone, gate, note, variants, golden)
         return Outcome(release, record | {"release_id": release})
+
+    def _note(self, scenario: Scenario, evidence: Evidence, record: object, active: Manifest | None) -> None:
+        """Where the heads come from; one that a site keeps has its record already."""
+        before = next((s.heads for s in active.scenarios if s.name == scenario.name), {}) if active else {}
+        for key, layer in scenario.heads.items():
+            self._registry.note(
+                layer,
+                "head",
+                scenario=scenario.name,
+                parent=before[key].hash if key in before else "",
+                samples=evidence.samples,
+                data_version=_data_version(evidence),
+                datasets=list(evidence.datasets),
+                parameters=asdict(self._rules),
+                evaluation=record,
+                licence="the group's own",
+            )
 
     def _variants(self, backbone: Layer, released: Sequence[Scenario]) -> tuple[tuple[Variant, ...], dict[str, object]]:
         """The variants of the backbone on which every released head says the same, and what was found of all."""
@@ -159,6 +180,10 @@ class Trainer:
             gold if datasets else _join([], dimension),
             self._running(scenario, active),
             suspects,
+            frozenset(covered).union(
+                *(dataset.learnt_from for dataset in datasets), *(own.ids for own in labelled.values())
+            ),
+            tuple(dataset.name for dataset in datasets),
         )
 
     def _contributions(

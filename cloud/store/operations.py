@@ -124,6 +124,7 @@ class OperationTables(Sessions):
         *,
         status: str,
         at_ns: int,
+        base: str = "",
     ) -> None:
         """Record a release; when it is the active one, the one that was before is superseded in the same commit."""
         with self._write() as session:
@@ -138,6 +139,7 @@ class OperationTables(Sessions):
                     gate=dict(gate),
                     status=status,
                     created_at_ns=at_ns,
+                    base=base or None,
                 )
             )
 
@@ -199,7 +201,8 @@ def make_active(session: Session, release_id: str) -> None:
 
 
 def _release(row: ReleaseRow) -> Release:
-    return Release(row.release_id, row.sequence, row.manifest, row.signature, row.gate, row.status, row.created_at_ns)
+    parts = row.release_id, row.sequence, row.manifest, row.signature, row.gate, row.status, row.created_at_ns
+    return Release(*parts, row.base or "")
 
 
 def _fields(run: Run) -> dict[str, Any]:

@@ -4,9 +4,11 @@ The engine and its gates are the product's; here are only the gateways and the c
 """
 
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
+
+import msgspec
 
 from cloud.rollout.engine import Engine
 from cloud.rollout.entries import Aborted, Completed, Entry, Started, Told
@@ -70,7 +72,7 @@ class SimulatedFleet:
 
     def run(self, plan: Plan, until_s: float, tick_s: float, on_tick: Callable[[], None] | None = None) -> Rollout:
         """Start the rollout, and go on until it has ended or the time is over."""
-        plan = Plan(**{**_fields(plan), "waves": scaled(plan.waves, len(self.fleet))})
+        plan = msgspec.structs.replace(plan, waves=scaled(plan.waves, len(self.fleet)))
         started = Started(
             rollout_id=ROLLOUT,
             at_ns=self.now_ns,
@@ -102,7 +104,3 @@ class SimulatedFleet:
                         self.plan_change(after_s, name, change)
             if isinstance(entry, Aborted | Completed):
                 return
-
-
-def _fields(plan: Plan) -> Mapping[str, object]:
-    return {name: getattr(plan, name) for name in plan.__struct_fields__}

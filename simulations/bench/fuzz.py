@@ -30,18 +30,17 @@ from common.ids import layer_hash
 from common.manifest import decode_manifest, encode_manifest
 from common.messages import Desired, Fetch, LayerPart, Message
 from common.mqtt import Broker
-from common.signing import Signer
 from common.weights import find_weights
 from edge.downward import Downward
 from edge.installer import Installer
 from edge.perception import Model
 from edge.settings import InstallSettings
 from edge.tally import Observation
-from edge.trust import SingleKey
 from simulations.bench._messages import DOWN, UP, made_sample
 from simulations.bench._mutations import mutate
 from simulations.bench._process import Peak
 from simulations.bench._tiny import tiny_backbone, tiny_head, tiny_manifest
+from simulations.single_key import Signer, SingleKey
 
 GATEWAY = "north-1"
 FULL, QUICK = 100_000, 4_000

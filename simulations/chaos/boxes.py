@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from cloud.trust import Repository
+from common.clock import SystemClock
 from simulations.chaos.machine import CLOCK_TRUE, BoxClock, Disk
 from simulations.mosquitto import Mosquitto
 from simulations.processes import Centre, Managed, toml_text
@@ -77,11 +79,13 @@ def make_fed_gateway(
 ) -> Gateway:
     """A gateway that is fed with pictures (`simulations.chaos.feeder`). It does not run yet."""
     disk, clock = Disk(folder / "data", GATEWAY_DISK_BYTES), BoxClock(folder / "clock")
+    root = folder / "root.json"
+    root.write_bytes(Repository.open(folder / "trust", SystemClock()).root())
     values: dict[str, Any] = {
         "data_dir": folder / "data",
         "gateway_id": gateway_id,
         "site_id": "chaos",
-        "release_key": "0" * 64,
+        "release_root": root,
         "heartbeat_s": 1.0,
         "broker": {"port": port},
         "uplink": {"resend_s": 3.0},

@@ -27,8 +27,8 @@ STILLS = 96
 CLIP_S = 60.0
 
 
-def make_first_release(centre: Centre) -> str:
-    """Train on generated pictures, before the centre runs; returns the key that gateways need."""
+def make_first_release(centre: Centre) -> bytes:
+    """Train on generated pictures, before the centre runs; returns the root of trust that gateways need."""
     service = Service(load_settings(CloudSettings, centre.config), Broker())
     try:
         items = []
@@ -40,21 +40,22 @@ def make_first_release(centre: Centre) -> str:
         service.catalogue.add("base", SCENARIO, items, Backbone.open(path))
         if not service.trainer.run("chaos: first release").release_id:
             raise EnvironmentFault("the first release did not pass its gate", "Run `headframe demo`: it says more.")
-        return service.signer.public_hex
+        return service.repository.root()
     finally:
         service.store.close()
 
 
-def make_video_gateway(folder: Path, gateway_id: str, port: int, key: str) -> Gateway:
+def make_video_gateway(folder: Path, gateway_id: str, port: int, root: bytes) -> Gateway:
     """Its clip is written; it does not run yet. It has no journal: the spool's ledger is its witness."""
     disk, clock = Disk(folder / "data", GATEWAY_DISK_BYTES), BoxClock(folder / "clock")
     clip = folder / "clip.mp4"
     write_clip(clip, BeltCamera(SITE, 2, 7), CLIP_S)
+    write_atomically(folder / "root.json", root)
     values: dict[str, Any] = {
         "data_dir": folder / "data",
         "gateway_id": gateway_id,
         "site_id": SITE,
-        "release_key": key,
+        "release_root": folder / "root.json",
         "heartbeat_s": 1.0,
         "broker": {"port": port},
         "uplink": {"resend_s": 3.0},
