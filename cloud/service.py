@@ -228,7 +228,7 @@ class Service:
                     scenario,
                     backbone.hash,
                     gateway_id,
-                    {"counts": statistics.counts, "sums": statistics.sums, "moment": statistics.moment},
+                    statistics.arrays(),
                     {
                         "classes": list(statistics.classes),
                         "covered": sorted(name.hex() for name in covered),
@@ -247,6 +247,7 @@ class Service:
             quorum=self.settings.learning.quorum,
             on_answer=keep,
             answered=answered,
+            bytes_max=self.settings.learning.statistics_bytes_max,
         )
         folded = result.counters["folded"]
         return {"answered": folded + len(answered), "resumed": len(answered), "counters": dict(result.counters)}

@@ -43,6 +43,12 @@ class LearningSettings(Section):
     personal_weight: float = Field(20.0, ge=1, description="Weight of a site's own samples in its personal head.")
     personal_labels_min: int = Field(4, ge=1, description="Labels a site needs before it can get a head of its own.")
     tolerance: float = Field(0.02, ge=0, le=1, description="Gate: how far a site or a class may drop.")
+    statistics_bytes_max: int = Field(
+        0,
+        ge=0,
+        description="Bytes that a gateway's statistics of a scenario may have; 0 loses nothing, 600000 costs next to"
+        " nothing, 55000 some tenths of a point (docs/learning.md).",
+    )
     quarantine: bool = Field(True, description="Leave out gateways whose statistics are scaled or whose labels lie.")
 
 

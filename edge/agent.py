@@ -70,6 +70,7 @@ class Agent:
             self.exemplars,
             lambda data: self._send("flower", FlowerFrame(message=data)),
             share=settings.share,
+            bytes_max=settings.uplink.statistics_bytes_max,
         )
         outputs = settings.outputs
         self.outputs = SiteOutputs(outputs, settings.gateway_id, settings.site_id) if outputs.broker.enabled else None

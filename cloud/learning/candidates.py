@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cloud.learning.gates import Comparison, GateReport, choose_head, compare, compare_classes
 from cloud.learning.heads import HeadWeights, calibrate, lift, principal_basis, solve_lda
+from cloud.learning.parts import project_all
 from cloud.learning.robustness import Suspicion
 from common.manifest import SHARED
 from common.statistics import Array, Statistics
@@ -65,7 +66,7 @@ class Evidence:
         return replace(
             self,
             shared=self.shared.project(basis),
-            by_site={site: part.project(basis) for site, part in self.by_site.items()},
+            by_site=project_all(self.by_site, basis),
             labelled={site: own.project(basis) for site, own in self.labelled.items()},
             gold=self.gold.project(basis),
         )

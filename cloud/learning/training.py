@@ -6,7 +6,7 @@ what it was made from, what the gate said, which release came of it.
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,13 +15,15 @@ from cloud.learning.candidates import Candidates, Evidence, Labelled, Rules, mak
 from cloud.learning.datasets import Catalogue, Dataset
 from cloud.learning.export import export_head, read_head
 from cloud.learning.heads import HeadWeights
+from cloud.learning.parts import SiteParts, add_up, totals
 from cloud.learning.quantise import judge_variant, read_gold
 from cloud.learning.robustness import Suspicion, Trusted, find_suspects
 from cloud.registry import Registry
 from cloud.settings import LearningSettings
-from cloud.store import Store
+from cloud.store import Contribution, Store
 from common.errors import OperatorError
 from common.manifest import SHARED, Layer, Manifest, Scenario, Variant
+from common.packing import Packed, Triangle, pack, read_packed
 from common.statistics import Statistics
 
 log = logging.getLogger(__name__)
@@ -83,7 +85,7 @@ class Trainer:
                 "classes": list(classes),
                 "data_version": _data_version(evidence),
                 "samples": int(evidence.shared.total),
-                "by_site": {site: int(part.total) for site, part in evidence.by_site.items()},
+                "by_site": totals(evidence.by_site),
                 "gate": summarise(made[name].gate),
                 "quarantined": [asdict(suspect) for suspect in evidence.quarantined],
             }
@@ -128,31 +130,27 @@ class Trainer:
         gold = _join([d.gold for d in datasets], datasets[0].embeddings.shape[1] if datasets else 0)
         by_gateway, covered_by = self._contributions(scenario, backbone, classes)
         suspects = self._suspects(by_gateway, datasets, classes, gold)
-        by_site: dict[str, Statistics] = {}
+        by_site: dict[str, list[Packed]] = {}
         covered: set[bytes] = set()
         site_of = {state.gateway_id: state.site_id for state in self._store.states()}
-        for gateway_id, statistics in by_gateway.items():
+        for gateway_id, packed in by_gateway.items():
             if gateway_id in {suspect.site for suspect in suspects}:
                 continue  # what it uploaded and people labelled still counts below
             site = site_of.get(gateway_id, gateway_id)
-            by_site[site] = by_site[site] + statistics if site in by_site else statistics
+            by_site.setdefault(site, []).append(packed)
             covered |= covered_by[gateway_id]
         labelled = self._labelled(scenario, backbone, classes)
         for site, own in labelled.items():
             mine = own.pick(np.array([name not in covered for name in own.ids], dtype=bool))
             if mine.labels:
-                statistics = Statistics.of(classes, mine.embeddings, mine.labels)
-                by_site[site] = by_site[site] + statistics if site in by_site else statistics
-        dimension = next((d.embeddings.shape[1] for d in datasets), next((s.dimension for s in by_site.values()), 0))
-        shared = Statistics.empty(classes, dimension)
-        for dataset in datasets:
-            shared = shared + dataset.statistics(classes)
-        for statistics in by_site.values():
-            shared = shared + statistics
+                by_site.setdefault(site, []).append(pack(classes, mine.embeddings, mine.labels)[0].over(classes))
+        dimension = next(
+            (d.embeddings.shape[1] for d in datasets), next((p.dimension for own in by_site.values() for p in own), 0)
+        )
         return Evidence(
             classes,
-            shared,
-            by_site,
+            _sum(classes, dimension, datasets, by_site),
+            SiteParts(by_site),
             labelled,
             gold if datasets else _join([], dimension),
             self._running(scenario, active),
@@ -161,22 +159,19 @@ class Trainer:
 
     def _contributions(
         self, scenario: str, backbone: str, classes: tuple[str, ...]
-    ) -> tuple[dict[str, Statistics], dict[str, set[bytes]]]:
+    ) -> tuple[dict[str, Packed], dict[str, set[bytes]]]:
         """What every gateway sent, and which samples that counts; empty ones left out."""
-        found: dict[str, Statistics] = {}
+        found: dict[str, Packed] = {}
         covered: dict[str, set[bytes]] = {}
         for contribution in self._store.contributions(scenario, backbone):
-            statistics = Statistics(
-                tuple(contribution.meta["classes"]),
-                *(contribution.arrays[key].astype(np.float64) for key in ("counts", "sums", "moment")),
-            ).over(classes)
-            if statistics.total:
-                found[contribution.client] = statistics
+            packed = _unpacked(contribution).over(classes)
+            if packed.total:
+                found[contribution.client] = packed
                 covered[contribution.client] = {bytes.fromhex(name) for name in contribution.meta["covered"]}
         return found, covered
 
     def _suspects(
-        self, by_gateway: dict[str, Statistics], datasets: list[Dataset], classes: tuple[str, ...], gold: Labelled
+        self, by_gateway: dict[str, Packed], datasets: list[Dataset], classes: tuple[str, ...], gold: Labelled
     ) -> tuple[Suspicion, ...]:
         """Gateways whose statistics do not go into the sum. What people labelled at the centre is never judged here."""
         if not self._quarantine or not by_gateway:
@@ -184,7 +179,8 @@ class Trainer:
         trusted = Statistics.empty(classes, next(iter(by_gateway.values())).dimension)
         for dataset in datasets:
             trusted = trusted + dataset.statistics(classes)
-        suspects = find_suspects(by_gateway, Trusted(trusted, gold.embeddings.astype(np.float64), gold.labels))
+        sent = SiteParts({gateway_id: [packed] for gateway_id, packed in by_gateway.items()})
+        suspects = find_suspects(sent, Trusted(trusted, gold.embeddings.astype(np.float64), gold.labels))
         for suspect in suspects:
             log.warning("the statistics of %s are left out: %s", suspect.site, suspect.reason)
         return suspects
@@ -225,6 +221,25 @@ class Trainer:
         if SHARED not in heads:
             raise OperatorError(f"scenario {name} has no shared head", "This is a defect; please report it.")
         return Scenario(name, classes, normal, heads)
+
+
+def _unpacked(contribution: Contribution) -> Packed:
+    """As it is kept; before there were packed forms, the whole second moment was."""
+    classes, arrays = tuple(contribution.meta["classes"]), contribution.arrays
+    if "moment" in arrays and arrays["moment"].ndim == 2:
+        counts, sums, moment = (np.asarray(arrays[key], np.float64) for key in ("counts", "sums", "moment"))
+        return Triangle.of(Statistics(classes, counts, sums, moment))
+    return read_packed(classes, arrays)
+
+
+def _sum(
+    classes: tuple[str, ...], dimension: int, datasets: Sequence[Dataset], by_site: Mapping[str, Sequence[Packed]]
+) -> Statistics:
+    """Everything: the datasets, and what every site brought."""
+    shared = add_up(classes, dimension, (packed for own in by_site.values() for packed in own))
+    for dataset in datasets:
+        shared = shared + dataset.statistics(classes)
+    return shared
 
 
 def _append(classes: tuple[str, ...], more: Sequence[str]) -> tuple[str, ...]:

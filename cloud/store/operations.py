@@ -61,13 +61,14 @@ class OperationTables(Sessions):
         scenario: str,
         backbone: str,
         client: str,
-        arrays: Mapping[str, NDArray[np.float64]],
+        arrays: Mapping[str, NDArray[np.generic]],
         meta: Mapping[str, object],
         at_ns: int,
     ) -> None:
-        """Replace a gateway's statistics: repetition is harmless."""
+        """Replace a gateway's statistics: repetition is harmless. The arrays are packed (`common.packing`), so they are
+        kept as they are: compressing them saves next to nothing."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **dict(arrays))
+        np.savez(buffer, allow_pickle=False, **dict(arrays))
         row = ContributionRow(
             scenario=scenario, backbone=backbone, client=client, arrays=buffer.getvalue(), meta=dict(meta), at_ns=at_ns
         )
