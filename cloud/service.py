@@ -56,7 +56,7 @@ class Service:
         )
         self.ingest = Ingest(self.store, settings.ingest, self.clock, self._publish)
         self.events = Events()
-        self.grid = MqttGrid(self._send_flower, self.online)
+        self.grid = MqttGrid(self._send_flower, self.participants)
         self._seen_at_s: dict[str, float] = {}
         self._desired_at_s: dict[str, tuple[float, bytes]] = {}
         self._rounds: queue.Queue[str] = queue.Queue(ROUNDS_WAITING_MAX)
@@ -162,6 +162,14 @@ class Service:
         now_s = self.clock.monotonic_s()
         return sorted(g for g, at_s in list(self._seen_at_s.items()) if now_s - at_s < OFFLINE_AFTER_HEARTBEATS_S)
 
+    def participants(self) -> Sequence[str]:
+        """Gateways online that may take part in a round: all but those that were unlearned."""
+        excluded = self.store.excluded()
+        if not excluded:
+            return self.online()
+        site_of = {state.gateway_id: state.site_id for state in self.store.states()}
+        return [g for g in self.online() if g not in excluded and site_of.get(g) not in excluded]
+
     # --- learning -----------------------------------------------------------------------------
 
     def start_round(self, author: str) -> str:
@@ -216,7 +224,7 @@ class Service:
         if asked:
             self._await(set(asked) - answered)
         else:
-            asked = list(self.online())
+            asked = list(self.participants())
             self.store.update_run(dataclasses.replace(run, status="running", record={**run.record, "asked": asked}))
         if not asked:
             return {"asked": 0, "answered": 0}

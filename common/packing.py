@@ -68,7 +68,7 @@ class Triangle:
     def over(self, classes: Sequence[str]) -> "Triangle":
         """See `Statistics.over`."""
         counts, sums = _over(classes, self.classes, self.counts, self.sums)
-        return Triangle(tuple(classes), counts, sums, self.moment)
+        return Triangle(tuple(classes), counts, sums.astype(np.float64, copy=False), self.moment)
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         return {"counts": self.counts, "sums": self.sums, "moment": self.moment}

@@ -9,8 +9,8 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -54,6 +54,20 @@ class Dataset:
     @property
     def gold(self) -> Labelled:
         return Labelled(self.ids, self.embeddings, self.labels).pick(self.is_gold)
+
+    def without(self, sites: Collection[str]) -> "Dataset":
+        """The pictures of the other sites."""
+        rows = np.array([row for row, site in enumerate(self.sites) if site not in sites], dtype=np.int64)
+        if len(rows) == len(self.sites):
+            return self
+        return replace(
+            self,
+            embeddings=self.embeddings[rows],
+            labels=tuple(self.labels[row] for row in rows),
+            sites=tuple(self.sites[row] for row in rows),
+            ids=tuple(self.ids[row] for row in rows),
+            is_gold=self.is_gold[rows],
+        )
 
     def statistics(self, classes: Sequence[str]) -> Statistics:
         """Of everything but the gold set."""
