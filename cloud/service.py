@@ -20,6 +20,7 @@ from cloud.federation.strategy import Parts
 from cloud.ingest import Ingest
 from cloud.learning.datasets import Catalogue
 from cloud.learning.training import Trainer
+from cloud.learning.triggers import DRIFT_LEVEL, Past, Trigger, TriggerRules, find_trigger
 from cloud.registry import Registry
 from cloud.settings import CloudSettings
 from cloud.store import Run, Store
@@ -36,6 +37,7 @@ OFFLINE_AFTER_HEARTBEATS_S = 45.0
 DESIRED_AGAIN_S = 10.0
 ROUNDS_WAITING_MAX = 4
 RESUME_LOOK_S = 0.2
+TRIGGER_LOOK_S = 5.0
 
 
 class Service:
@@ -60,9 +62,9 @@ class Service:
         self._seen_at_s: dict[str, float] = {}
         self._desired_at_s: dict[str, tuple[float, bytes]] = {}
         self._rounds: queue.Queue[str] = queue.Queue(ROUNDS_WAITING_MAX)
+        self._triggers_seen_s = float("-inf")
         self._stopping = threading.Event()
         self._learner = threading.Thread(target=self._learn_on, name="learning", daemon=True)
-        self._labels_at_round = 0
 
     def start(self) -> None:
         """Start all threads; rounds that a crash cut short are run again."""
@@ -77,12 +79,11 @@ class Service:
         """Keep gateways told what to run, and start a round when enough new labels have come."""
         for gateway_id in self.online():
             self._tell(gateway_id)
-        every = self.settings.learning.new_labels
-        if every:
-            labels = int(self.store.counts()["labels"])
-            if labels - self._labels_at_round >= every:
-                self._labels_at_round = labels
-                self.start_round("trigger: new labels")
+        now_s = self.clock.monotonic_s()
+        if now_s - self._triggers_seen_s >= TRIGGER_LOOK_S:
+            self._triggers_seen_s = now_s
+            if trigger := self._find_trigger():
+                self.start_round(f"trigger: {trigger.kind}", trigger)
         if not self._learner.is_alive():
             raise RuntimeError("the learning thread has died; see the log above")
 
@@ -172,20 +173,57 @@ class Service:
 
     # --- learning -----------------------------------------------------------------------------
 
-    def start_round(self, author: str) -> str:
+    def start_round(self, author: str, trigger: Trigger | None = None) -> str:
         """Queue a round: federation, training, gate, release. Returns its run id.
+
+        Args:
+            trigger: why it starts by itself; None when somebody starts it.
 
         Raises:
             OperatorError: too many rounds wait already.
         """
         now_ns = self.clock.wall_ns()
-        run = Run(f"run-{uuid.uuid4().hex[:12]}", now_ns, None, "queued", {"author": author})
+        record = {
+            "author": author,
+            "trigger": dataclasses.asdict(trigger) if trigger else None,
+            "labels": int(self.store.counts()["labels"]),
+            "drifting": sorted(self._drifting()),
+        }
+        run = Run(f"run-{uuid.uuid4().hex[:12]}", now_ns, None, "queued", record)
         if self._rounds.full():
             raise OperatorError(f"{ROUNDS_WAITING_MAX} rounds wait already", "Wait until one has ended.")
         self.store.add_run(run)
         self._rounds.put_nowait(run.run_id)
         self.store.audit(author, "start round", {"run_id": run.run_id}, now_ns)
         return run.run_id
+
+    def _find_trigger(self) -> Trigger | None:
+        rules = self.settings.learning
+        bounds = TriggerRules(rules.new_labels, rules.every_hours, rules.drift_cameras, rules.rounds_per_day)
+        if not (bounds.new_labels or bounds.every_hours or bounds.drift_cameras):
+            return None
+        past = [
+            Past(
+                run.started_ns,
+                run.status in ("queued", "running"),
+                int(run.record.get("labels", 0)),
+                frozenset(run.record.get("drifting", ())),
+                bool(run.record.get("trigger")),
+            )
+            for run in self.store.runs()
+        ]
+        labels = int(self.store.counts()["labels"])
+        return find_trigger(bounds, self.clock.wall_ns(), labels, self._drifting(), past)
+
+    def _drifting(self) -> frozenset[str]:
+        """Cameras that have drifted, `gateway/camera`, of the gateways online."""
+        online = set(self.online())
+        return frozenset(
+            f"{state.gateway_id}/{camera.camera_id}"
+            for state in self.store.states()
+            for camera in state.cameras
+            if state.gateway_id in online and camera.drift >= DRIFT_LEVEL
+        )
 
     def _learn_on(self) -> None:
         while not self._stopping.is_set():

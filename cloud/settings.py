@@ -36,6 +36,17 @@ class LearningSettings(Section):
     """[learning]: when and how the centre learns."""
 
     new_labels: int = Field(0, ge=0, description="Start a round by itself after so many new labels; 0: only by hand.")
+    every_hours: float = Field(
+        0.0, ge=0, description="Start a round by itself when the last one began so long ago; 0: never by time."
+    )
+    drift_cameras: int = Field(
+        0,
+        ge=0,
+        description="Start a round by itself when so many cameras have drifted since the last; 0: never by drift.",
+    )
+    rounds_per_day: int = Field(
+        24, ge=0, description="Rounds that may start by themselves within 24 hours; 0: no bound. Yours always start."
+    )
     round_deadline_s: float = Field(60.0, gt=0, description="A round closes at this deadline with whoever answered.")
     quorum: float = Field(0.5, ge=0, le=1, description="A round needs answers of this share of the gateways online.")
     shrinkage: float = Field(0.3, gt=0, le=1, description="Share of the identity in the covariance of the head.")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +21,7 @@ from common.errors import HeadframeError
 from common.ids import event_id, sample_id
 from common.messages import Box, CameraState, Event, Sample
 from edge.camera import Camera
+from edge.drift import DriftWatch
 from edge.events import Phase, Turn
 from edge.frames import FileStill, Frame, Picture, Still, cut_zone
 from edge.judge import Judge, Verdict
@@ -99,6 +101,7 @@ class Lookout:
         self._selector = Selector(settings.selection, list(self.cameras))
         self._keeper = Keeper(settings.data_dir, self._selector, list(self.cameras), clock.monotonic_s())
         self._refused = 0
+        self._drift = DriftWatch(settings.drift_every_s)
         clips = settings.outputs.clips
         self._recorder = Recorder(clips, settings.data_dir / "clips", clock) if clips.enabled else None
         self._flushed: set[str] = set()
@@ -126,7 +129,10 @@ class Lookout:
     @property
     def states(self) -> tuple[CameraState, ...]:
         """Reported state of each camera."""
-        return tuple(camera.state for camera in self.cameras.values())
+        return tuple(
+            msgspec.structs.replace(camera.state, drift=round(self._drift.level(name), 3))
+            for name, camera in self.cameras.items()
+        )
 
     def start(self) -> None:
         """Begin to look; does not wait for a model or a frame."""
@@ -214,6 +220,8 @@ class Lookout:
             frame.camera_id, frame.captured_at_ns, view.embedding, view.predictions, seen, verdict.doubt
         )
         self._accept(self._selector.offer(candidate))
+        if not camera.blind:
+            self._drift.tell(frame.camera_id, frame.captured_at_ns, view.embedding)
         if camera.held_bytes > camera.settings.memory_bytes_max // 2:
             # the memory for pictures is full: the frames compete within a shorter window
             self._accept(self._selector.flush(frame.camera_id))
@@ -224,6 +232,7 @@ class Lookout:
             self._tell(name, judge.adopt(model.manifest, self._looked_at_ns.get(name, 0)), self._judged_release)
         self._judged_release = model.release_id
         self._accept(self._selector.adopt(model.manifest.backbone.hash))
+        self._drift.adopt(model.backbone.hash)
 
     def _close_lost(self) -> None:
         """A camera that fails or is blind shows nothing: its open events are closed, and open anew when it is back."""

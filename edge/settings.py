@@ -270,6 +270,12 @@ class EdgeSettings(RoleSettings):
     )
     heartbeat_s: float = Field(10.0, gt=0, description="Seconds between reports of state.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level logged.")
+    drift_every_s: float = Field(
+        60.0,
+        gt=0,
+        description="One look of a camera in so many seconds is compared with what it used to show: the first 512 of"
+        " them.",
+    )
     workers: int | None = Field(
         None,
         ge=0,
