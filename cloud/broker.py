@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 PAYLOAD_MAX = "64MB"
 START_S = 15.0
 STOP_S = 10.0
-PORT_WAIT_S = 3.0
+PORT_WAIT_S = 20.0
+"""With a thousand connections the broker of a killed centre takes more than three seconds to end."""
 WATCH_S = 0.5
 RESTART_S_MAX = 10.0
 LOG_TAIL_BYTES = 800
@@ -89,6 +90,7 @@ class EmbeddedBroker:
     def _await_port(self) -> None:
         """A killed centre's broker dies with it, but a moment later: give the port that moment."""
         deadline = time.monotonic() + PORT_WAIT_S
+        said = False
         while True:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -100,6 +102,9 @@ class EmbeddedBroker:
                             f"port {self._port} of {self._host}, for the embedded broker, is taken ({error.strerror})",
                             "Set broker.port to a free one, or broker.embedded = false to use the broker there.",
                         ) from error
+                    if not said:
+                        log.info("port %d is taken; waiting up to %g s for it", self._port, PORT_WAIT_S)
+                        said = True
                 else:
                     return
             time.sleep(0.1)

@@ -11,8 +11,6 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 
-import msgspec
-
 from cloud.events import Events
 from cloud.federation.grid import MqttGrid
 from cloud.federation.server_app import run_round
@@ -22,6 +20,7 @@ from cloud.learning.datasets import Catalogue
 from cloud.learning.training import Trainer
 from cloud.learning.triggers import DRIFT_LEVEL, Past, Trigger, TriggerRules, find_trigger
 from cloud.registry import Registry
+from cloud.reported import Reported
 from cloud.settings import CloudSettings
 from cloud.store import Run, Store
 from common import codec, topics
@@ -33,7 +32,6 @@ from common.signing import Signer
 
 log = logging.getLogger(__name__)
 
-OFFLINE_AFTER_HEARTBEATS_S = 45.0
 DESIRED_AGAIN_S = 10.0
 ROUNDS_WAITING_MAX = 4
 RESUME_LOOK_S = 0.2
@@ -59,7 +57,8 @@ class Service:
         self.ingest = Ingest(self.store, settings.ingest, self.clock, self._publish)
         self.events = Events()
         self.grid = MqttGrid(self._send_flower, self.participants)
-        self._seen_at_s: dict[str, float] = {}
+        self.reported = Reported(self.store, self.clock)
+        self._wanted = self._find_wanted()
         self._desired_at_s: dict[str, tuple[float, bytes]] = {}
         self._rounds: queue.Queue[str] = queue.Queue(ROUNDS_WAITING_MAX)
         self._triggers_seen_s = float("-inf")
@@ -76,7 +75,9 @@ class Service:
         self.link.start()
 
     def step(self) -> None:
-        """Keep gateways told what to run, and start a round when enough new labels have come."""
+        """Write down what was reported, keep gateways told what to run, start a round when enough labels have come."""
+        self.reported.flush()
+        self._wanted = self._find_wanted()
         for gateway_id in self.online():
             self._tell(gateway_id)
         now_s = self.clock.monotonic_s()
@@ -92,6 +93,7 @@ class Service:
         self._stopping.set()
         self.ingest.stop(timeout_s)
         self.link.stop()
+        self.reported.flush()
         self._learner.join(timeout_s)
         self.store.close()
 
@@ -125,32 +127,29 @@ class Service:
                 raise OperatorError(f"a {type(message).__name__} is not for the centre")
 
     def _on_state(self, state: State) -> None:
-        if state.online:
-            self._seen_at_s[state.gateway_id] = self.clock.monotonic_s()
-        else:
-            self._seen_at_s.pop(state.gateway_id, None)
-            known = {known.gateway_id: known for known in self.store.states()}.get(state.gateway_id)
-            if known:
-                state = msgspec.structs.replace(known, online=False)
-        self.store.put_state(state)
+        self.reported.take(state)
         if state.online:
             self._tell(state.gateway_id)
 
     def _tell(self, gateway_id: str) -> None:
         """Publish the desired release, retained, when it is new to the gateway; again while it is not reported."""
-        desired = self.registry.desired()
-        if desired is None:
+        if self._wanted is None:
             return
+        active, desired = self._wanted
         told_s, told = self._desired_at_s.get(gateway_id, (float("-inf"), b""))
         now_s = self.clock.monotonic_s()
         if told == desired.signature and now_s - told_s < DESIRED_AGAIN_S:
             return
-        active = next((r.release_id for r in self.store.releases() if r.status == "active"), "")
-        running = next((s.release_id for s in self.store.states() if s.gateway_id == gateway_id), "")
-        if told == desired.signature and running == active:
+        if told == desired.signature and self.reported.release_of(gateway_id) == active:
             return
         if self._publish(topics.down(gateway_id, "desired"), desired, retain=True):
             self._desired_at_s[gateway_id] = (now_s, desired.signature)
+
+    def _find_wanted(self) -> tuple[str, Desired] | None:
+        """The active release and what gateways are told of it; another process may have published it."""
+        desired = self.registry.desired()
+        active = next((r.release_id for r in self.store.releases() if r.status == "active"), "")
+        return (active, desired) if desired else None
 
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> bool:
         return self.link.publish(topic, codec.encode(message), retain=retain or isinstance(message, Desired))
@@ -160,8 +159,7 @@ class Service:
 
     def online(self) -> Sequence[str]:
         """Gateways that reported within the last heartbeats."""
-        now_s = self.clock.monotonic_s()
-        return sorted(g for g, at_s in list(self._seen_at_s.items()) if now_s - at_s < OFFLINE_AFTER_HEARTBEATS_S)
+        return self.reported.online()
 
     def participants(self) -> Sequence[str]:
         """Gateways online that may take part in a round: all but those that were unlearned."""

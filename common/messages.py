@@ -219,6 +219,8 @@ class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
     cameras: tuple[CameraState, ...] = ()
     online: bool = True
     """False only in the last will."""
+    config: str = ""
+    """Outcome of the last reload of the configuration (`applied: …`, `refused: why`), and what the budget costs."""
     health: tuple[ReleaseHealth, ...] = ()
     """Of the release that runs, and of one that is being installed or was just rolled back (at most 3)."""
 

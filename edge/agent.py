@@ -11,7 +11,7 @@ import msgspec
 
 from common import AGENT_VERSION, codec, topics
 from common.clock import Clock, SystemClock
-from common.errors import EnvironmentFault
+from common.errors import EnvironmentFault, OperatorError
 from common.messages import Desired, Event, FlowerFrame, LayerPart, Message, Receipt, Sample, State
 from common.mqtt import MqttLink
 from edge.events import Phase
@@ -21,11 +21,12 @@ from edge.learner import Learner
 from edge.lookout import Lookout
 from edge.outputs import SiteOutputs
 from edge.providers import COMPILED, Compute
+from edge.roster import plan
 from edge.settings import EdgeSettings
 from edge.spool import Spool
 from edge.threads import usable_cores
 from edge.uplink import Uplink
-from edge.workers import Workers, worker_count
+from edge.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class Agent:
 
     def __init__(self, settings: EdgeSettings, clock: Clock | None = None) -> None:
         self.settings = settings
+        self._plan = plan(settings, usable_cores())
+        self._config = ""
         self._clock = clock or SystemClock()
         folder = settings.data_dir
         self.spool = Spool.open(folder / "spool.db", settings.spool.bytes_max)
@@ -82,11 +85,48 @@ class Agent:
         self._reported_release = ""
 
     def _make_lookout(self) -> Lookout | Workers:
-        count = worker_count(self.settings, usable_cores())
-        if not count:
-            return Lookout(self.settings, self.settings.cameras, self._clock, self._accept, on_event=self._on_event)
-        layers = self.settings.data_dir / RELEASES / LAYERS
-        return Workers(self.settings, self._clock, self._accept, layers, count, self._on_event)
+        roster = self._plan.roster
+        if self._plan.sentence:
+            log.warning("%s", self._plan.sentence)
+        if self._plan.workers:
+            layers = self.settings.data_dir / RELEASES / LAYERS
+            return Workers(self.settings, roster, self._clock, self._accept, layers, self._plan.workers, self._on_event)
+        lookout = Lookout(self.settings, roster.cameras, self._clock, self._accept, on_event=self._on_event)
+        lookout.watch(roster)
+        return lookout
+
+    def reconfigure(self, settings: EdgeSettings) -> None:
+        """Take the cameras of new settings: attach, detach, restart what changed, and leave the others alone. What else
+        differs waits for the next start, and is named.
+
+        Raises:
+            ConfigError: they do not fit into the budget; what runs goes on.
+        """
+        made = plan(settings, usable_cores(), self._plan.workers)
+        before = {camera.id: camera for camera in self.settings.cameras}
+        after = {camera.id: camera for camera in settings.cameras}
+        self.settings, self._plan = self.settings.model_copy(update={"cameras": settings.cameras}), made
+        self.lookout.watch(made.roster)
+        self._announced_release = ""  # events of new cameras are announced at the site
+        counts = {
+            "attached": sorted(after.keys() - before.keys()),
+            "detached": sorted(before.keys() - after.keys()),
+            "changed": sorted(name for name in after.keys() & before.keys() if after[name] != before[name]),
+        }
+        if self.outputs:
+            for name in counts["detached"]:
+                self.outputs.withdraw(name)
+        said = "; ".join(f"{what} {', '.join(names)}" for what, names in counts.items() if names)
+        later = [name for name in EdgeSettings.model_fields if getattr(settings, name) != getattr(self.settings, name)]
+        self._config = f"applied: {said or 'no camera differs'}"
+        if later:
+            self._config += f"; at the next start: {', '.join(later)}"
+        log.info("configuration %s", self._config)
+
+    def refuse(self, error: OperatorError) -> None:
+        """New settings were wrong: say so where somebody looks; what runs goes on."""
+        self._config = f"refused: {error}"
+        log.error("configuration %s", self._config)
 
     @property
     def release_id(self) -> str:
@@ -103,6 +143,15 @@ class Agent:
         """Scenario -> classes of what runs now."""
         model = self.lookout.model
         return {item.name: item.classes for item in model.manifest.scenarios} if model else {}
+
+    @property
+    def linked(self) -> bool:
+        """Whether the broker of the centre is connected."""
+        return self._link.connected
+
+    def last_look(self, camera_id: str) -> bytes | None:
+        """A small JPEG of what was looked at last of a camera; None when there is nothing."""
+        return self.lookout.last_look(camera_id)
 
     def start(self) -> None:
         """Start from the last good release; the network may come later."""
@@ -176,6 +225,7 @@ class Agent:
             alarms=tuple(sorted(self._alarms)),
             local_labels=self.exemplars.counts().get("labels", 0),
             cameras=self.lookout.states,
+            config="; ".join(part for part in (self._config, self._plan.sentence) if part),
         )
 
     def _runs_on(self) -> str:
@@ -199,6 +249,8 @@ class Agent:
         self.uplink.tell(event)
         if self.outputs:
             self.outputs.tell(event)
+            if all(camera.id != event.camera_id for camera in self.settings.cameras):
+                self.outputs.withdraw(event.camera_id)  # the last event of a camera that was detached
 
     def _announce(self, outputs: SiteOutputs) -> None:
         """Tell the site's broker what is watched for, when that has changed; and send what waits."""

@@ -25,14 +25,23 @@ def run(config: ConfigOption) -> None:
     """Run the agent until SIGTERM."""
     from edge.app import run_agent
 
-    run_agent(load_settings(EdgeSettings, config))
+    run_agent(load_settings(EdgeSettings, config), config)
 
 
 @config_app.command()
 def check(config: ConfigOption) -> None:
     """Say whether the file is right; name every wrong key."""
+    from edge.roster import plan
+    from edge.threads import usable_cores
+
     settings = load_settings(EdgeSettings, config)
-    typer.echo(f"{config} is right: gateway {settings.gateway_id}, {len(settings.cameras)} cameras")
+    made = plan(settings, usable_cores())
+    typer.echo(
+        f"{config} is right: gateway {settings.gateway_id}, {len(settings.cameras)} cameras in {max(1, made.workers)}"
+        f" processes, {made.memory_bytes // 1_000_000} MB at most"
+    )
+    if made.sentence:
+        typer.echo(made.sentence)
 
 
 @config_app.command()

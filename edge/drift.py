@@ -123,6 +123,11 @@ class DriftWatch:
         camera = self._cameras.get(camera_id)
         return camera.level if camera else 0.0
 
+    def forget(self, camera_id: str) -> None:
+        """A camera is gone."""
+        self._cameras.pop(camera_id, None)
+        self._last_ns.pop(camera_id, None)
+
     def adopt(self, space: str) -> None:
         """Embeddings are of this backbone from now on; with another one every usual is learnt anew."""
         if space != self._space:

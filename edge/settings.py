@@ -199,6 +199,24 @@ class ComputeSettings(Section):
     )
 
 
+class BudgetSettings(Section):
+    """[budget]: what the agent may take of the box."""
+
+    cores: float | None = Field(
+        None,
+        gt=0,
+        le=256,
+        description="CPU that the agent may use, in cores; beyond it cameras are looked at less, the lowest priority"
+        " first. By default all.",
+    )
+    memory_mb: int | None = Field(
+        None,
+        ge=100,
+        description="Memory that the agent may use, in millions of bytes; workers, then looks and kept video of the"
+        " lowest priority give way to it. By default without limit.",
+    )
+
+
 class SpoolSettings(Section):
     """[spool]: the durable queue on disk."""
 
@@ -287,6 +305,7 @@ class EdgeSettings(RoleSettings):
     selection: SelectionSettings = SelectionSettings()
     events: EventSettings = EventSettings()
     compute: ComputeSettings = ComputeSettings()
+    budget: BudgetSettings = BudgetSettings()
     spool: SpoolSettings = SpoolSettings()
     uplink: UplinkSettings = UplinkSettings()
     outputs: OutputSettings = OutputSettings()

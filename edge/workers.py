@@ -6,17 +6,20 @@ queues up. A worker that dies is started anew with back-off, and its cameras are
 `Workers` has the face of one `Lookout`.
 """
 
+import contextlib
 import logging
 import multiprocessing
 import signal
 import threading
 import time
 from collections import Counter
+from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from pydantic import TypeAdapter
 
 from common import codec
 from common.clock import Clock, SystemClock
@@ -28,6 +31,7 @@ from edge.events import Phase
 from edge.lookout import Accept, Lookout, OnEvent
 from edge.perception import Model, load_model
 from edge.providers import COMPILED, Compute
+from edge.roster import Roster, deal_again, share_out
 from edge.settings import CameraSettings, EdgeSettings
 from edge.threads import one_thread_each
 
@@ -50,12 +54,32 @@ class Load(msgspec.Struct, tag="load", frozen=True):
     """The layer that the parent has chosen among the variants: all workers run the same."""
 
 
+class Watch(msgspec.Struct, tag="watch", frozen=True):
+    """To a worker: watch these cameras from now on."""
+
+    roster: bytes
+    """JSON of a `Roster`: its cameras are pydantic's, not msgspec's."""
+
+
 class Durable(msgspec.Struct, tag="durable", frozen=True):
     """To a worker: the sample it sent is in the spool."""
 
 
 class Stop(msgspec.Struct, tag="stop", frozen=True):
     """To a worker: end, and judge what is still held."""
+
+
+class Show(msgspec.Struct, tag="show", frozen=True):
+    """To a worker: somebody wants to see what was looked at last of a camera."""
+
+    camera_id: str
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """From a worker, in answer: a JPEG, empty when there is none."""
+
+    camera_id: str
+    jpeg: bytes
 
 
 class Report(msgspec.Struct, tag="report", frozen=True):
@@ -68,28 +92,16 @@ class Report(msgspec.Struct, tag="report", frozen=True):
     pictures_lost: int
 
 
-_order = msgspec.msgpack.Decoder(Load | Durable | Stop)
+Order = Load | Watch | Durable | Stop | Show
+_roster = TypeAdapter(Roster)
+_order = msgspec.msgpack.Decoder(Order)
+_shown = msgspec.msgpack.Decoder(Shown)
 _report = msgspec.msgpack.Decoder(Report)
 _encode = msgspec.msgpack.encode
-SAMPLE, REPORT, EVENT = b"s", b"r", b"e"
-"""First byte of what a worker sends: a sample as on the wire, a report, or an event as on the wire."""
-
-
-CAMERAS_PER_WORKER: Final = 48
-"""From here on a second process pays: one holds 64 sub-streams on 0.6 of a core, and a process costs 100 MB."""
-
-
-def worker_count(settings: EdgeSettings, cores: int) -> int:
-    """Worker processes for a gateway: as set, else one per core once the cameras need them; 0 is none."""
-    if settings.workers is not None:
-        return min(settings.workers, len(settings.cameras))
-    needed = -(-len(settings.cameras) // CAMERAS_PER_WORKER)
-    return 0 if needed < 2 else min(cores, needed)
-
-
-def share_out(cameras: tuple[CameraSettings, ...], workers: int) -> list[tuple[CameraSettings, ...]]:
-    """Cameras per worker, dealt in turn, so that neighbours in the file (often alike) are spread; none is empty."""
-    return [cameras[number::workers] for number in range(min(workers, len(cameras)))]
+SAMPLE, REPORT, EVENT, PICTURE = b"s", b"r", b"e", b"p"
+"""First byte of what a worker sends: a sample as on the wire, a report, an event as on the wire, or a `Shown`."""
+SHOW_S: Final = 2.0
+"""Somebody who wants to see a camera waits so long for its worker."""
 
 
 class Workers:
@@ -97,6 +109,7 @@ class Workers:
 
     Args:
         settings: of the gateway.
+        roster: its cameras, and what they may take.
         clock: of the parent.
         accept: makes a sample durable; called by one thread per worker.
         layers: the folder of the releases' layers.
@@ -107,6 +120,7 @@ class Workers:
     def __init__(
         self,
         settings: EdgeSettings,
+        roster: Roster,
         clock: Clock,
         accept: Accept,
         layers: Path,
@@ -115,10 +129,16 @@ class Workers:
     ) -> None:
         self._model: Model | None = None
         self._running: Model | None = None
+        rows = share_out(roster.cameras, count)
         self._workers = [
-            _Worker(number, settings, cameras, clock, accept, layers, on_event)
-            for number, cameras in enumerate(share_out(settings.cameras, count))
+            _Worker(number, settings, roster.part(cameras, len(rows)), clock, accept, layers, on_event)
+            for number, cameras in enumerate(rows)
         ]
+
+    @property
+    def count(self) -> int:
+        """Processes."""
+        return len(self._workers)
 
     @property
     def model(self) -> Model | None:
@@ -136,7 +156,7 @@ class Workers:
     @property
     def ended(self) -> bool:
         """All cameras of all workers were played to their end and judged."""
-        return all(worker.report.ended for worker in self._workers)
+        return all(worker.ended for worker in self._workers)
 
     @property
     def states(self) -> tuple[CameraState, ...]:
@@ -162,6 +182,11 @@ class Workers:
         """Process ids of the workers that live."""
         return [worker.pid for worker in self._workers if worker.pid]
 
+    def last_look(self, camera_id: str) -> bytes | None:
+        """A small JPEG of what was looked at last; None where there is nothing, or its worker does not answer."""
+        worker = next((worker for worker in self._workers if worker.has(camera_id)), None)
+        return worker.last_look(camera_id) if worker else None
+
     def start(self) -> None:
         """Start all processes; does not wait for them."""
         for worker in self._workers:
@@ -172,6 +197,13 @@ class Workers:
         self._model = model
         for worker in self._workers:
             worker.load(model)
+
+    def watch(self, roster: Roster) -> None:
+        """From now on these cameras, as `Lookout.watch`: who was in a worker stays there; new ones go where there are
+        fewest. The number of processes stays."""
+        rows = deal_again([worker.cameras for worker in self._workers], roster.cameras)
+        for worker, cameras in zip(self._workers, rows, strict=True):
+            worker.watch(roster.part(cameras, len(rows)))
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Ask all, then wait for all: what they still choose is accepted meanwhile."""
@@ -189,13 +221,13 @@ class _Worker:
         self,
         number: int,
         settings: EdgeSettings,
-        cameras: tuple[CameraSettings, ...],
+        roster: Roster,
         clock: Clock,
         accept: Accept,
         layers: Path,
         on_event: OnEvent | None,
     ) -> None:
-        self._number, self._settings, self._cameras = number, settings, cameras
+        self._number, self._settings, self._roster = number, settings, roster
         self._clock, self._accept, self._layers = clock, accept, layers
         self._on_event = on_event
         self._open: dict[str, Event] = {}
@@ -209,10 +241,22 @@ class _Worker:
         self.looks_before: Counter[str] = Counter()
         """Of the processes that died."""
         self.report = self._blank()
+        self._asked: dict[str, Future[bytes]] = {}
+        """What somebody wants to see, by camera; who asks for the same meanwhile gets the same."""
+        self._asking = threading.Lock()
         self._thread = threading.Thread(target=self._look_after, name=f"worker-{number}", daemon=True)
 
     def _blank(self) -> Report:
-        return Report("", {}, tuple(CameraState(camera_id=c.id, state="starting") for c in self._cameras), False, 0)
+        return Report("", {}, (), False, 0)
+
+    @property
+    def cameras(self) -> tuple[CameraSettings, ...]:
+        return self._roster.cameras
+
+    @property
+    def ended(self) -> bool:
+        reported = {state.camera_id for state in self.report.cameras}
+        return self.report.ended and all(camera.id in reported for camera in self.cameras)
 
     @property
     def alive(self) -> bool:
@@ -226,11 +270,11 @@ class _Worker:
     @property
     def states(self) -> tuple[CameraState, ...]:
         """As reported last; of a dead worker, why there is nothing."""
+        reported = {state.camera_id: state for state in self.report.cameras}
+        states = tuple(reported.get(c.id) or CameraState(camera_id=c.id, state="starting") for c in self.cameras)
         if not self._fault:
-            return self.report.cameras
-        return tuple(
-            msgspec.structs.replace(c, state="failed", detail=self._fault, gear="") for c in self.report.cameras
-        )
+            return states
+        return tuple(msgspec.structs.replace(c, state="failed", detail=self._fault, gear="") for c in states)
 
     def start(self) -> None:
         self._thread.start()
@@ -238,6 +282,29 @@ class _Worker:
     def load(self, model: Model) -> None:
         self._order = Load(model.release_id, model.manifest, model.backbone.hash)
         self._send(self._order)
+
+    def watch(self, roster: Roster) -> None:
+        self._roster = roster
+        self._send(self._watch())
+
+    def _watch(self) -> Watch:
+        return Watch(_roster.dump_json(self._roster))
+
+    def has(self, camera_id: str) -> bool:
+        return any(camera.id == camera_id for camera in self.cameras)
+
+    def last_look(self, camera_id: str) -> bytes | None:
+        with self._asking:
+            asked = self._asked.get(camera_id)
+            if asked is None:
+                asked = self._asked[camera_id] = Future()
+                self._send(Show(camera_id))
+        try:
+            return asked.result(SHOW_S) or None
+        except TimeoutError:
+            with self._asking:
+                self._asked.pop(camera_id, None)
+            return None
 
     def ask_to_stop(self) -> None:
         self._stopping.set()
@@ -250,7 +317,7 @@ class _Worker:
             self._process.kill()
             self._process.join(1)
 
-    def _send(self, order: Load | Durable | Stop) -> None:
+    def _send(self, order: Order) -> None:
         with self._sending:
             if self._pipe is None:
                 return
@@ -287,12 +354,12 @@ class _Worker:
     def _spawn(self) -> None:
         context = multiprocessing.get_context("spawn")  # fork would copy threads' locks in whatever state they are
         ours, theirs = context.Pipe()
-        names = tuple(camera.id for camera in self._cameras)
-        self._process = context.Process(target=work, args=(theirs, self._settings, names, self._layers), daemon=True)
+        self._process = context.Process(target=work, args=(theirs, self._settings, self._layers), daemon=True)
         self._process.start()
         theirs.close()
         with self._sending:
             self._pipe = ours
+        self._send(self._watch())
         if self._order:
             self._send(self._order)
         if self._stopping.is_set():
@@ -312,6 +379,13 @@ class _Worker:
             if data[:1] == REPORT:
                 self.report, self._fault = _report.decode(data[1:]), ""
                 continue
+            if data[:1] == PICTURE:
+                shown = _shown.decode(data[1:])
+                with self._asking:
+                    asked = self._asked.pop(shown.camera_id, None)
+                if asked:
+                    asked.set_result(shown.jpeg)
+                continue
             message = codec.decode(data[1:])
             if isinstance(message, Event):
                 self._tell(message)
@@ -329,28 +403,31 @@ class _Worker:
             self._on_event(event)
 
 
-def work(pipe: Connection, settings: EdgeSettings, camera_ids: tuple[str, ...], layers: Path) -> None:
+def work(pipe: Connection, settings: EdgeSettings, layers: Path) -> None:
     """The life of a worker process; ends when told to, or with its parent, whose pipe then breaks."""
-    for number in (signal.SIGTERM, signal.SIGINT):  # a service manager signals the whole group; the parent decides
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGHUP,
+    ):  # a service manager signals the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
     configure_logs(settings.log_level)
-    cameras = [camera for camera in settings.cameras if camera.id in camera_ids]
-    share = settings.selection.samples_per_hour * len(cameras) / len(settings.cameras)
-    selection = settings.selection.model_copy(update={"samples_per_hour": share})
     with one_thread_each():
-        _Inside(pipe, settings.model_copy(update={"selection": selection}), cameras, layers).run()
+        _Inside(pipe, settings, layers).run()
 
 
 class _Inside:
-    """What runs in the worker: a lookout, and this thread that talks to the parent."""
+    """What runs in the worker: a lookout, and this thread that talks to the parent. The first order names cameras."""
 
-    def __init__(self, pipe: Connection, settings: EdgeSettings, cameras: list[CameraSettings], layers: Path) -> None:
+    def __init__(self, pipe: Connection, settings: EdgeSettings, layers: Path) -> None:
         self._pipe, self._settings, self._layers = pipe, settings, layers
         self._compute = Compute(settings.compute.provider, settings.data_dir / COMPILED)
         self._sending = threading.Lock()
         self._durable = threading.Event()
         self._gone = threading.Event()
-        self._lookout = Lookout(settings, cameras, SystemClock(), self._accept, on_event=self._tell)
+        self._lookout = Lookout(settings, (), SystemClock(), self._accept, on_event=self._tell)
+        self._told = threading.Event()
+        """Which cameras to watch: before that nothing is reported, or it would seem that all have ended."""
 
     def run(self) -> None:
         """Until told to stop, the parent is gone, or the look loop has died (then the process ends with an error)."""
@@ -359,7 +436,8 @@ class _Inside:
         listener.start()
         try:
             while not self._gone.wait(REPORT_S):
-                self._report()
+                if self._told.is_set():
+                    self._report()
                 if not self._lookout.alive:
                     raise RuntimeError("the look loop has died; see the log above")
             stopper = threading.Thread(target=self._lookout.stop, name="stop", daemon=True)
@@ -380,10 +458,15 @@ class _Inside:
             match order:
                 case Load():
                     self._load(order)
+                case Watch():
+                    self._lookout.watch(_roster.validate_json(order.roster))
+                    self._told.set()
                 case Durable():
                     self._durable.set()
                 case Stop():
                     self._gone.set()
+                case Show():
+                    self._show(order.camera_id)
 
     def _load(self, order: Load) -> None:
         """The installer has verified and tried the release already, so that a failure here is the environment's."""
@@ -413,6 +496,11 @@ class _Inside:
     def _tell(self, event: Event) -> None:
         with self._sending:
             self._pipe.send_bytes(EVENT + codec.encode(event))
+
+    def _show(self, camera_id: str) -> None:
+        jpeg = self._lookout.last_look(camera_id) or b""
+        with self._sending, contextlib.suppress(OSError):  # the parent is gone: the next receipt of an order sees it
+            self._pipe.send_bytes(PICTURE + _encode(Shown(camera_id, jpeg)))
 
     def _report(self) -> None:
         model = self._lookout.model

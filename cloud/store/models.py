@@ -120,3 +120,15 @@ class AuditRow(Base):
     action: Mapped[str] = mapped_column(String(120))
     detail: Mapped[dict[str, object]] = mapped_column(JSON)
     at_ns: Mapped[int] = mapped_column(BigInteger)
+
+
+class RolloutLineRow(Base):
+    """A line of the rollouts' ledger (`cloud.rollout.entries`). Only ever added to."""
+
+    __tablename__ = "rollout_lines"
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    rollout_id: Mapped[str] = mapped_column(String(40), index=True)
+    kind: Mapped[str] = mapped_column(String(20))
+    actor: Mapped[str] = mapped_column(String(120))
+    at_ns: Mapped[int] = mapped_column(BigInteger)
+    line: Mapped[bytes] = mapped_column(LargeBinary)

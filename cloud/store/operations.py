@@ -1,13 +1,14 @@
 """States, quarantine, contributions, runs, releases and the audit log in the store."""
 
 import io
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import delete, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from cloud.store.models import AuditRow, ContributionRow, ExclusionRow, QuarantineRow, ReleaseRow, RunRow, StateRow
@@ -25,8 +26,19 @@ class OperationTables(Sessions):
 
     def put_state(self, state: State) -> None:
         """Replace the last reported state of a gateway."""
+        self.put_states([state])
+
+    def put_states(self, states: Sequence[State]) -> None:
+        """Replace the last reported states of several gateways, each named once, in one transaction."""
+        rows = [{"gateway_id": state.gateway_id, "state": msgspec.json.encode(state)} for state in states]
+        if not rows:
+            return
+        insert = (postgresql if self._engine.dialect.name == "postgresql" else sqlite).insert(StateRow)
+        query = insert.on_conflict_do_update(
+            index_elements=[StateRow.gateway_id], set_={"state": insert.excluded.state}
+        )
         with self._write() as session:
-            session.merge(StateRow(gateway_id=state.gateway_id, state=msgspec.json.encode(state)))
+            session.execute(query, rows)
 
     def states(self) -> list[State]:
         """The last reported state of every gateway, by gateway."""
@@ -179,11 +191,12 @@ class OperationTables(Sessions):
             OperatorError: there is no such release; nothing changed.
         """
         with self._write() as session:
+            if status == "active":
+                make_active(session, release_id)
+                return
             row = session.get(ReleaseRow, release_id)
             if row is None:
                 raise OperatorError(f"there is no release {release_id}", "`headframe cloud releases` lists them.")
-            if status == "active":
-                _supersede(session)
             row.status = status
 
     def audit(self, actor: str, action: str, detail: Mapping[str, Any], at_ns: int) -> None:
@@ -201,6 +214,19 @@ class OperationTables(Sessions):
 def _supersede(session: Session) -> None:
     for row in session.scalars(select(ReleaseRow).where(ReleaseRow.status == "active")):
         row.status = "superseded"
+
+
+def make_active(session: Session, release_id: str) -> None:
+    """A release becomes the active one, and the one that was before is superseded, within the session's commit.
+
+    Raises:
+        OperatorError: there is no such release.
+    """
+    row = session.get(ReleaseRow, release_id)
+    if row is None:
+        raise OperatorError(f"there is no release {release_id}", "`headframe cloud releases` lists them.")
+    _supersede(session)
+    row.status = "active"
 
 
 def _release(row: ReleaseRow) -> Release:

@@ -75,3 +75,16 @@ class Release:
     gate: dict[str, Any]
     status: str
     created_at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerLine:
+    """A line of the rollouts' ledger."""
+
+    number: int
+    rollout_id: str
+    kind: str
+    actor: str
+    at_ns: int
+    line: bytes
+    """JSON of `cloud.rollout.entries`."""

@@ -9,12 +9,13 @@ from sqlalchemy import Engine
 
 from cloud.store.blobs import Blobs
 from cloud.store.operations import OperationTables
+from cloud.store.rollouts import RolloutTables
 from cloud.store.samples import SampleTables
 from cloud.store.sessions import Sessions, begin_writing, connect, translate_faults
 from common.errors import HeadframeError, OperatorError
 
 
-class Store(SampleTables, OperationTables):
+class Store(SampleTables, OperationTables, RolloutTables):
     """All that the centre remembers. Each method is a short session of its own; any thread may call it."""
 
     def __init__(self, engine: Engine, blobs: Path) -> None:

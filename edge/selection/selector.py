@@ -89,7 +89,9 @@ class Selector:
         self._settings = settings
         self._cameras = {name: _Camera() for name in camera_ids}
         self._random = random.Random(seed)
-        self._per_s = settings.samples_per_hour / 3600.0 / max(1, len(camera_ids))
+        self._space = ""
+        self._per_s = 0.0
+        self.allot(settings.samples_per_hour)
         self._normality = Normality(settings.normal_s)
         valued = [open_rule(name) for name in settings.rules]
         self._valued = len(valued)
@@ -99,6 +101,19 @@ class Selector:
         self.offered = 0
         self.refused = 0
         """Looks that were not judged: their embedding or a head's answer held something that is no number."""
+
+    def allot(self, samples_per_hour: float) -> None:
+        """The budget of all cameras that there are now, from now on; what was saved up stays."""
+        self._per_s = samples_per_hour / 3600.0 / max(1, len(self._cameras))
+
+    def attach(self, camera_id: str) -> None:
+        """Another camera will offer frames; `allot` follows."""
+        self._cameras[camera_id] = _Camera(space=self._space)
+
+    def detach(self, camera_id: str) -> None:
+        """A camera offers no more; what it held is let go, so `flush` comes before and `allot` follows."""
+        del self._cameras[camera_id]
+        self._normality.forget(camera_id)
 
     def offer(self, candidate: Candidate) -> list[Chosen]:
         """Take a frame; returns what was chosen of the window that it closes, most often nothing."""
@@ -129,6 +144,7 @@ class Selector:
         Args:
             space: name of the backbone.
         """
+        self._space = space
         for ranks in self._ranks:
             ranks.forget()
         others = (camera for camera in self._cameras.values() if camera.space not in ("", space))
@@ -149,8 +165,10 @@ class Selector:
 
     def restore(self, camera_id: str, memory: CameraMemory) -> None:
         """Go on where a camera was before the restart; to be called before its first frame."""
+        if self._space and memory.space not in ("", self._space):
+            return  # attached while another backbone runs: its embeddings do not compare
         camera = self._cameras[camera_id]
-        camera.space, camera.budget = memory.space, memory.budget
+        camera.space, camera.budget = memory.space or self._space, memory.budget
         camera.sent.extend(memory.sent)
         self._normality.restore(camera_id, memory.normal)
 

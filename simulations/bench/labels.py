@@ -161,13 +161,10 @@ def _choose(head: HeadWeights, embeddings: NDArray[np.floating], count: int) -> 
     )
     selector = Selector(settings, ["camera"])
     shares, novelties = head.probabilities(embeddings), head.novelty(embeddings)
-    found = []
     for number, embedding in enumerate(embeddings):
         said = Prediction("bench", head.classes, tuple(map(float, shares[number])), float(novelties[number]))
         selector.offer(Candidate("camera", (number + 1) * SECOND_NS, embedding, (said,), number))
-    for choice in selector.flush():
-        if isinstance(choice.candidate.token, int):
-            found.append(choice.candidate.token)
+    found = [choice.candidate.token for choice in selector.flush()]
     return np.array(found[:count], dtype=np.int64)
 
 

@@ -17,8 +17,10 @@ from simulations.fleet.engine import Alone, Crew, Processes, RayCluster, RoundFi
 from simulations.fleet.pool import Pool, generated_pool, real_pool
 from simulations.fleet.report import as_rows, write_report, write_table
 from simulations.fleet.scenario import SCENARIOS, Fleet, Scenario, read_scenario
+from simulations.load.cli import load
 
 app = typer.Typer(no_args_is_help=True, help="Thousands of virtual sites on the code that learns.")
+app.command()(load)
 
 
 @app.command("list")

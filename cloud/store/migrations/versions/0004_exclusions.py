@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003_exclusions"
-down_revision = "0002"
+revision = "0004_exclusions"
+down_revision = "0003_rollout"
 
 
 def upgrade() -> None:
