@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from common.signing import Signer
 from typer.testing import CliRunner
 
 import cloud.learning.ledger as ledger_module
@@ -19,6 +18,7 @@ from cloud.learning.unlearning import unlearn
 from cloud.registry import Registry
 from cloud.settings import LearningSettings
 from cloud.store import Store
+from cloud.trust import Repository
 from common.clock import SystemClock
 from common.errors import OperatorError
 from common.messages import Sample, State
@@ -45,7 +45,9 @@ class Centre:
 
     def __init__(self, folder: Path, store: Store, make_sample: Callable[..., Sample], backbone: bytes) -> None:
         self.store, self.make_sample = store, make_sample
-        self.registry = Registry(folder / "layers", store, Signer.open(folder / "key"), SystemClock())
+        self.registry = Registry(
+            folder / "layers", store, Repository.open(folder / "trust", SystemClock()), SystemClock()
+        )
         self.registry.set_backbone(backbone)
         self.backbone = self.registry.backbone()[0].hash
         (folder / "datasets").mkdir()
@@ -95,7 +97,7 @@ class Centre:
 def centre(
     tmp_path: Path, store: Store, make_sample: Callable[..., Sample], tiny_backbone: Callable[..., bytes]
 ) -> Centre:
-    return Centre(tmp_path, store, make_sample, tiny_backbone())
+    return Centre(tmp_path, store, make_sample, tiny_backbone(DIMENSION))
 
 
 def test_a_site_that_is_unlearned_was_never_there(centre: Centre) -> None:

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004_exclusions"
-down_revision = "0003_rollout"
+revision = "0005_exclusions"
+down_revision = "0004_trust"
 
 
 def upgrade() -> None:
