@@ -239,11 +239,13 @@ def enrolled(centre: SecuredCentre, tmp_path: Path) -> EdgeSettings:
     camera = tmp_path / "camera"
     camera.mkdir()
     cv2.imwrite(str(camera / "0.png"), np.zeros((12, 16, 3), np.uint8))
+    root = tmp_path / "root.json"
+    root.write_bytes(centre.service.repository.root())
     return EdgeSettings.model_validate(
         {
             "gateway_id": "north-1",
             "site_id": "north",
-            "release_key": centre.service.signer.public_hex,
+            "release_root": root,
             "data_dir": tmp_path / "gateway",
             "broker": {
                 "host": centre.broker.host,
