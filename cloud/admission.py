@@ -5,9 +5,9 @@ A refused sample is dropped by its gateway, so only what no repetition can mend 
 
 import math
 
-import cv2
 import numpy as np
 
+from cloud.pictures import PictureCheck
 from cloud.settings import IngestSettings
 from common.errors import WireError
 from common.ids import check_name, sample_id
@@ -24,8 +24,7 @@ TEXTS = {
     "reason": 20,
     "pixel_path": 120,
 }  # as wide as the columns of the store
-_START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_END_OF_IMAGE = b"\xff\xd9"
+_pictures = PictureCheck()  # of the process: what it remembers is bounded, and the same for every gateway
 
 
 def check_sample(sample: Sample, gateway_id: str, settings: IngestSettings) -> None:
@@ -50,27 +49,7 @@ def check_sample(sample: Sample, gateway_id: str, settings: IngestSettings) -> N
         if len(text) > length_max or (text and not text.isprintable()):
             raise WireError(f"{name} {text[:40]!r} is not one line of at most {length_max} characters")
     _check_numbers(sample)
-    _check_picture(sample, settings)
-
-
-def read_jpeg_size(jpeg: bytes) -> tuple[int, int]:
-    """Width and height from the header alone, before anything is decoded (ITU-T T.81, B.1.1.2 and B.2.2).
-
-    Raises:
-        WireError: no JPEG, or no frame header.
-    """
-    if jpeg[:2] != b"\xff\xd8":
-        raise WireError("the picture is no JPEG")
-    at = 2
-    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
-        marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
-        if marker == 0xFF:  # any number of fill bytes may precede a marker
-            at += 1
-            continue
-        if marker in _START_OF_FRAME:
-            return int.from_bytes(jpeg[at + 7 : at + 9], "big"), int.from_bytes(jpeg[at + 5 : at + 7], "big")
-        at += 2 + length
-    raise WireError("the picture has no JPEG frame header")
+    _pictures.check(sample.jpeg, sample.width_px, sample.height_px, settings.pixels_max)
 
 
 def _check_numbers(sample: Sample) -> None:
@@ -94,20 +73,3 @@ def _check_numbers(sample: Sample) -> None:
             raise WireError(f"a box is named {box.label[:40]!r}")
     if not all(math.isfinite(getattr(sample.scores, name)) for name in Scores.__struct_fields__):
         raise WireError("the scores hold values that are not finite")
-
-
-def _check_picture(sample: Sample, settings: IngestSettings) -> None:
-    """Its size is read and bounded first; then it must decode, whole, to that size."""
-    width, height = read_jpeg_size(sample.jpeg)
-    if (width, height) != (sample.width_px, sample.height_px):
-        raise WireError(f"picture of {width} x {height} pixels is said to be {sample.width_px} x {sample.height_px}")
-    if width * height > settings.pixels_max:
-        raise WireError(f"picture of {width} x {height} pixels is over the bound of {settings.pixels_max}")
-    if not sample.jpeg.endswith(_END_OF_IMAGE):  # a decoder fills what is missing with grey and says nothing
-        raise WireError("the picture is cut off")
-    try:
-        image = cv2.imdecode(np.frombuffer(sample.jpeg, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:
-        raise WireError(f"the picture does not decode: {error}") from error
-    if image is None or image.shape[:2] != (height, width):
-        raise WireError("the picture does not decode")

@@ -51,6 +51,18 @@ def run(config: ConfigOption) -> None:
 
 
 @app.command()
+def ingest(
+    config: ConfigOption,
+    shards: Annotated[str, typer.Option(help="Shards of the fleet that it takes, of 0-255.")] = "0-255",
+) -> None:
+    """Run an ingest worker beside the centre until SIGTERM; several share the fleet, with PostgreSQL."""
+    from cloud.settings import parse_shards
+    from cloud.worker import run_worker
+
+    run_worker(load_settings(CloudSettings, config), parse_shards(shards))
+
+
+@app.command()
 def key(config: ConfigOption) -> None:
     """Print the public key that gateways put into `release_key`."""
     from common.signing import Signer

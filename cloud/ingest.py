@@ -1,23 +1,24 @@
 """Samples in: checked before they are stored, committed in batches, receipted only after the commit.
 
-The queue is bounded; when it is full the link's thread waits, the broker holds messages back, and the edges' windows
-stop them: nothing is dropped silently, and what is dropped all the same is sent again, since it has no receipt.
+The backlog is bounded in samples and bytes; when it is full the centre stops reading (`has_room`), the broker holds
+messages back, and the edges' windows stop them: nothing is dropped silently, and what is dropped all the same is sent
+again, since it has no receipt.
 """
 
+import contextlib
 import logging
-import queue
 import threading
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 
 from cloud.admission import check_sample
+from cloud.backlog import Backlog
 from cloud.settings import IngestSettings
 from cloud.store import Store
 from common import codec, topics
 from common.chunks import Joiner
 from common.clock import Clock
-from common.errors import EnvironmentFault, HeadframeError, WireError
+from common.errors import EnvironmentFault, HeadframeError, OperatorError, WireError
 from common.ids import SAMPLE_ID_BYTES
 from common.messages import Chunk, Message, Receipt, Refusal, Sample
 
@@ -27,6 +28,7 @@ RECEIPT_IDS_MAX = 500
 QUEUE_WAIT_S = 20.0
 RETRY_S = 1.0
 GATHER_S = 0.25
+BATCH_BYTES = 32 << 20
 JOINERS_BYTES = 256 * 1024 * 1024  # unfinished transfers of all gateways
 FIGURES = ("received", "stored", "duplicates", "refused", "overflowed", "faults")
 
@@ -38,7 +40,7 @@ class Ingest:
 
     def __init__(self, store: Store, settings: IngestSettings, clock: Clock, send: Send) -> None:
         self._store, self._settings, self._clock, self._send = store, settings, clock, send
-        self._queue: queue.Queue[Sample] = queue.Queue(settings.queue)
+        self._backlog = Backlog(settings.queue, settings.queue_bytes)
         self._joiners: OrderedDict[str, Joiner] = OrderedDict()
         self._joining_bytes = 0
         self._figures = Counter(dict.fromkeys(FIGURES, 0))
@@ -64,7 +66,7 @@ class Ingest:
     def figures(self) -> dict[str, int]:
         """Counters (`FIGURES`) since the start, and how many samples are waiting for their commit."""
         with self._figures_lock:
-            return {**self._figures, "waiting": self._queue.qsize()}
+            return {**self._figures, "waiting": len(self._backlog)}
 
     def on_message(self, topic: str, payload: bytes) -> None:
         """One message, on the link's thread. Waits when the queue is full."""
@@ -79,11 +81,19 @@ class Ingest:
         except HeadframeError as error:
             self._refuse(gateway_id, topic, payload, str(error), sample)
             return
-        try:
-            self._queue.put(sample, timeout=QUEUE_WAIT_S)
-        except queue.Full:
+        if not self._backlog.put(sample, QUEUE_WAIT_S):
             self._count("overflowed")
             log.warning("ingest is stuck; a sample of %s will be sent again", gateway_id)
+
+    def has_room(self) -> bool:
+        """Whether the next message would be taken without waiting."""
+        return self._backlog.has_room()
+
+    def on_oversize(self, topic: str, size: int) -> None:
+        """A message that was too large to be read at all."""
+        with contextlib.suppress(WireError, OperatorError):  # a topic that is nobody's is nobody's fault
+            gateway_id, _ = topics.parse_up(topic)
+            self._refuse(gateway_id, topic, b"", f"a message of {size} bytes is over the bound", None)
 
     def _join(self, gateway_id: str, kind: str, payload: bytes) -> Sample | None:
         message = codec.decode(payload)
@@ -128,8 +138,9 @@ class Ingest:
             self._send(topics.down(gateway_id, "receipt"), Receipt(refused=(refusal,)))
 
     def _run(self) -> None:
-        while not (self._stopping.is_set() and self._queue.empty()):
-            batch = self._gather()
+        settings = self._settings
+        while not (self._stopping.is_set() and not len(self._backlog)):
+            batch = self._backlog.take(settings.batch, BATCH_BYTES, GATHER_S, settings.batch_wait_s)
             if batch and not self._commit(batch):
                 return
 
@@ -155,20 +166,6 @@ class Ingest:
                 self._count("duplicates", len(batch) - new)
                 self._receipt(batch)
                 return True
-
-    def _gather(self) -> list[Sample]:
-        """Up to `batch` samples; waits for the first, then a little for the others."""
-        try:
-            batch = [self._queue.get(timeout=GATHER_S)]
-        except queue.Empty:
-            return []
-        deadline = time.monotonic() + self._settings.batch_wait_s
-        while len(batch) < self._settings.batch and (left := deadline - time.monotonic()) > 0:
-            try:
-                batch.append(self._queue.get(timeout=left))
-            except queue.Empty:
-                break
-        return batch
 
     def _receipt(self, batch: Sequence[Sample]) -> None:
         """After the commit, and for duplicates too; a receipt that is lost is asked for by the next re-sending."""

@@ -20,22 +20,33 @@ from cloud.federation.strategy import Parts
 from cloud.ingest import Ingest
 from cloud.learning.datasets import Catalogue
 from cloud.learning.training import Trainer
+from cloud.link import CentreLink
 from cloud.registry import Registry
-from cloud.settings import CloudSettings
+from cloud.settings import CloudSettings, parse_shards
 from cloud.store import Run, Store
+from cloud.worker import SAMPLE_KINDS
 from common import codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import HeadframeError, OperatorError
 from common.messages import Desired, Event, Fetch, FlowerFrame, Message, State
-from common.mqtt import Broker, MqttLink
+from common.mqtt import Broker
 from common.signing import Signer
 
 log = logging.getLogger(__name__)
 
+ALL_SHARDS = "0-255"
 OFFLINE_AFTER_HEARTBEATS_S = 45.0
 DESIRED_AGAIN_S = 10.0
 ROUNDS_WAITING_MAX = 4
 RESUME_LOOK_S = 0.2
+
+
+def filters_of(shards: str) -> list[str]:
+    """What the centre subscribes to when it takes the samples of these shards itself."""
+    if shards == ALL_SHARDS:
+        return [topics.up_filter()]
+    others = [topics.up_filter(kind=kind) for kind in topics.UP_KINDS if kind not in SAMPLE_KINDS]
+    return others + (topics.up_filters(parse_shards(shards), SAMPLE_KINDS) if shards else [])
 
 
 class Service:
@@ -46,15 +57,20 @@ class Service:
         self.clock = clock or SystemClock()
         folder = settings.data_dir
         folder.mkdir(parents=True, exist_ok=True)
-        self.store = Store.open(settings.database or f"sqlite:///{folder / 'headframe.db'}", folder / "blobs")
+        self.store = Store.open(settings.database_url, folder / "blobs")
         self.signer = Signer.open(folder / "release.key")
         self.registry = Registry(folder / "layers", self.store, self.signer, self.clock)
         self.catalogue = Catalogue(folder / "datasets")
         self.trainer = Trainer(self.store, self.catalogue, self.registry, settings.learning)
-        self.link = MqttLink(
-            broker, "headframe-centre", (topics.up_filter(),), self._on_message, clean=True, window=256
-        )
         self.ingest = Ingest(self.store, settings.ingest, self.clock, self._publish)
+        self.link = CentreLink(
+            broker,
+            "headframe-centre",
+            filters_of(settings.ingest.shards),
+            self._on_message,
+            has_room=self.ingest.has_room,
+            on_oversize=self.ingest.on_oversize,
+        )
         self.events = Events()
         self.grid = MqttGrid(self._send_flower, self.online)
         self._seen_at_s: dict[str, float] = {}

@@ -1,5 +1,6 @@
 """Opens the database, brings its schema up to date, and offers the tables as one object."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from alembic import command
@@ -20,6 +21,7 @@ class Store(SampleTables, OperationTables):
     def __init__(self, engine: Engine, blobs: Path) -> None:
         Sessions.__init__(self, engine)
         self._blobs = Blobs(blobs)
+        self._disk = ThreadPoolExecutor(1, "blobs")
 
     @classmethod
     def open(cls, url: str, blobs: Path) -> "Store":
@@ -44,8 +46,9 @@ class Store(SampleTables, OperationTables):
         return cls(engine, blobs)
 
     def close(self) -> None:
-        """Close all connections and end the writers of blobs."""
+        """Close all connections and end the writer of blobs."""
         self._engine.dispose()
+        self._disk.shutdown()
         self._blobs.close()
 
 
