@@ -9,6 +9,7 @@ import numpy as np
 
 from cloud.pictures import PictureCheck
 from cloud.settings import IngestSettings
+from cloud.store.delivery import check_number
 from common.errors import WireError
 from common.ids import check_name, sample_id
 from common.messages import Sample, Scores
@@ -40,6 +41,8 @@ def check_sample(sample: Sample, gateway_id: str, settings: IngestSettings) -> N
     check_name("camera", sample.camera_id)
     if not 0 <= sample.captured_at_ns <= TIME_NS_MAX:
         raise WireError(f"capture time {sample.captured_at_ns} is out of bounds")
+    if sample.epoch:
+        check_number(sample.epoch, sample.sequence, least=1)
     if len(sample.jpeg) > settings.jpeg_bytes_max:
         raise WireError(f"picture of {len(sample.jpeg)} bytes is over the bound of {settings.jpeg_bytes_max}")
     if sample.sample_id != sample_id(sample.jpeg, sample.gateway_id, sample.camera_id, sample.captured_at_ns):

@@ -100,6 +100,33 @@ def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
         Console().print(table)
 
 
+@app.command()
+def gaps(config: ConfigOption, as_json: JsonOption = False) -> None:
+    """Prove that nothing is missing: every number that a spool gave, and where it is. Ends with 1 when one is lost."""
+    import msgspec
+
+    from cloud.store import Store
+
+    settings = load_settings(CloudSettings, config)
+    store = Store.open(settings.database_url, settings.data_dir / "blobs")
+    try:
+        found = store.gaps()
+    finally:
+        store.close()
+    missing = sum(gap.missing for gap in found)
+    if as_json:
+        typer.echo(json.dumps({"missing": missing, "epochs": msgspec.to_builtins(found)}))
+    else:
+        names = ("gateway", "epoch", "head", "stored", "let go", "waiting", "missing", "clashes", "went back")
+        table = Table(*names)
+        for gap in found:
+            table.add_row(*(str(value) for value in msgspec.to_builtins(gap).values()))
+        Console().print(table)
+        typer.echo(f"{missing} samples are missing" if missing else "nothing is missing")
+    if missing:
+        raise typer.Exit(1)
+
+
 @app.command("roll-back")
 def roll_back(
     config: ConfigOption,

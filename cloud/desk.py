@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from cloud.service import Service
-from cloud.store import Run, StoredSample
+from cloud.store import Gap, Run, StoredSample
 from common.manifest import decode_manifest
 from common.messages import State
 
@@ -25,6 +25,10 @@ class Desk:
     def counts(self) -> dict[str, Any]:
         """Samples, labels, and what ingest has counted since the start."""
         return {**self._store.counts(), "ingest": self._service.ingest.figures()}
+
+    def gaps(self) -> list[Gap]:
+        """What of each gateway's spool is accounted for."""
+        return self._store.gaps()
 
     def events(self, limit: int) -> list[dict[str, Any]]:
         """What cameras reported lately, newest first; `has_jpeg` says whether there is a picture."""

@@ -28,7 +28,7 @@ from cloud.worker import SAMPLE_KINDS
 from common import codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import HeadframeError, OperatorError
-from common.messages import Desired, Event, Fetch, FlowerFrame, Message, State
+from common.messages import Desired, Event, Fetch, FlowerFrame, Message, Receipt, State
 from common.mqtt import Broker
 from common.signing import Signer
 
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 ALL_SHARDS = "0-255"
 OFFLINE_AFTER_HEARTBEATS_S = 45.0
+EPOCHS_SAID_MAX = 8
 DESIRED_AGAIN_S = 10.0
 ROUNDS_WAITING_MAX = 4
 RESUME_LOOK_S = 0.2
@@ -114,7 +115,7 @@ class Service:
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         gateway_id, kind = topics.parse_up(topic)
-        if kind in ("sample", "chunk"):
+        if kind in SAMPLE_KINDS:
             self.ingest.on_message(topic, payload)
             return
         try:
@@ -149,7 +150,18 @@ class Service:
                 state = msgspec.structs.replace(known, online=False)
         self.store.put_state(state)
         if state.online:
+            self._follow(state)
             self._tell(state.gateway_id)
+
+    def _follow(self, state: State) -> None:
+        """Keep how far its spool is; one that is less far than it was runs an old image, and is asked to begin anew."""
+        back = self.store.put_epochs(state.gateway_id, state.epochs[:EPOCHS_SAID_MAX], self.clock.wall_ns())
+        if back and state.epochs[0].epoch in back:
+            log.warning("the spool of %s is an old image of itself", state.gateway_id)
+            self.store.audit(
+                "ingest", "spool went back", {"gateway": state.gateway_id, "epoch": back[0]}, self.clock.wall_ns()
+            )
+            self._publish(topics.down(state.gateway_id, "receipt"), Receipt(renew=state.epochs[0].epoch))
 
     def _tell(self, gateway_id: str) -> None:
         """Publish the desired release, retained, when it is new to the gateway; again while it is not reported."""

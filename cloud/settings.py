@@ -33,7 +33,7 @@ class IngestSettings(Section):
         description="Shards whose samples this centre takes itself; empty: all are left to `headframe cloud ingest`.",
     )
     batch: int = Field(512, ge=1, le=10_000, description="Samples per commit at most.")
-    batch_wait_s: float = Field(0.1, gt=0, description="A commit waits so long for its batch to fill.")
+    batch_wait_s: float = Field(0.02, gt=0, description="A commit waits so long for its batch to fill.")
     queue: int = Field(2048, ge=1, description="Samples held in memory; above it the centre stops reading.")
     queue_bytes: int = Field(
         128_000_000, ge=1_000_000, description="Bytes of samples held in memory; above it the centre stops reading."

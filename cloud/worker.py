@@ -22,7 +22,7 @@ from common.mqtt import Broker
 
 log = logging.getLogger(__name__)
 
-SAMPLE_KINDS: Sequence[str] = ("sample", "chunk")
+SAMPLE_KINDS: Sequence[str] = ("sample", "chunk", "ledger")
 BROKER_WAIT_S = 20.0
 STEP_S = 0.5
 

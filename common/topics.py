@@ -17,7 +17,7 @@ from common.errors import WireError
 from common.ids import check_name
 
 SHARDS: Final = 256
-UP_KINDS: Final = ("sample", "chunk", "state", "fetch", "flower", "event")
+UP_KINDS: Final = ("sample", "chunk", "state", "fetch", "flower", "event", "ledger")
 DOWN_KINDS: Final = ("receipt", "desired", "layer", "flower")
 
 

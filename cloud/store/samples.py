@@ -262,6 +262,8 @@ class SampleTables(Sessions):
                 scores=msgspec.convert(row.scores, Scores),
                 boxes=msgspec.convert(row.boxes or [], tuple[Box, ...]),
                 variant=row.variant or "",
+                epoch=row.epoch or "",
+                sequence=row.sequence or 0,
                 labels=labels.get(row.sample_id, {}),
             )
 
@@ -291,6 +293,8 @@ def _row(sample: Sample, at_ns: int) -> dict[str, Any]:
         "value": sample.scores.value,
         "boxes": _json(sample.boxes),
         "variant": sample.variant,
+        "epoch": sample.epoch or None,
+        "sequence": sample.sequence if sample.epoch else None,
     }
 
 

@@ -9,13 +9,14 @@ from alembic.util import CommandError
 from sqlalchemy import Engine
 
 from cloud.store.blobs import Blobs
+from cloud.store.delivery import DeliveryTables
 from cloud.store.operations import OperationTables
 from cloud.store.samples import SampleTables
 from cloud.store.sessions import Sessions, begin_writing, connect, translate_faults
 from common.errors import HeadframeError, OperatorError
 
 
-class Store(SampleTables, OperationTables):
+class Store(SampleTables, DeliveryTables, OperationTables):
     """All that the centre remembers. Each method is a short session of its own; any thread may call it."""
 
     def __init__(self, engine: Engine, blobs: Path) -> None:
