@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from cloud.service import Service
-from cloud.store import Run, StoredSample
+from cloud.store import Gap, Run, StoredSample
 from common.errors import OperatorError
 from common.manifest import decode_manifest
 from common.messages import State
@@ -60,6 +60,10 @@ class Desk:
         """What was tried and refused: how often since the start, and the alarms of the last hour."""
         attempts = self._service.guard.attempts
         return {"counts": attempts.counts(), "fresh": attempts.fresh(self._service.clock.wall_ns())}
+
+    def gaps(self) -> list[Gap]:
+        """What of each gateway's spool is accounted for."""
+        return self._store.gaps()
 
     def events(self, limit: int) -> list[dict[str, Any]]:
         """What cameras reported lately, newest first; `has_jpeg` says whether there is a picture."""

@@ -53,7 +53,12 @@ class Agent:
         self._config = ""
         self._clock = clock or SystemClock()
         folder = settings.data_dir
-        self.spool = Spool.open(folder / "spool.db", settings.spool.bytes_max)
+        self.spool = Spool.open(
+            folder / "spool.db",
+            settings.spool.bytes_max,
+            age_max_s=3600 * settings.spool.age_max_h,
+            clock=self._clock,
+        )
         self.exemplars = Exemplars.open(folder / "exemplars.db")
         self.compute = Compute(settings.compute.provider, folder / COMPILED)
         self.lookout = self._make_lookout()
@@ -65,6 +70,7 @@ class Agent:
             self._on_message,
             will=(topics.up(settings.gateway_id, "state"), codec.encode(self._will())),
             on_connect=self._on_connect,
+            keep=False,
         )
         self.offers = (
             Offers.open(folder / "offers.db", self.spool, settings.offers, self._clock)
@@ -261,7 +267,8 @@ class Agent:
             spool_bytes=figures.bytes,
             accepted=figures.accepted,
             receipted=figures.receipted,
-            evicted=figures.evicted,
+            evicted=figures.evicted + figures.expired,
+            epochs=self.spool.epochs(),
             refused=figures.refused,
             declined=figures.declined,
             bytes_up=self.uplink.bytes_up,
