@@ -73,6 +73,42 @@ def train(config: ConfigOption, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def unlearn(
+    config: ConfigOption,
+    name: Annotated[str, typer.Argument(help="Site or gateway to be unlearned.")],
+    author: Annotated[str, typer.Option(help="Who says so; kept in the audit log.")] = "headframe cloud unlearn",
+    release: Annotated[bool, typer.Option(help="Make the release without it at once.")] = True,
+    undo: Annotated[bool, typer.Option("--undo", help="Let it count again, from the next round on.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a site or gateway out of what was learnt, exactly; it is not asked in rounds from then on."""
+    from cloud.learning import unlearning
+
+    with _open(config) as service:
+        if undo:
+            if not service.store.include(name):
+                raise OperatorError(f"{name!r} was not unlearned", "Nothing to undo.")
+            service.store.audit(author, "unlearn undone", {"name": name}, service.clock.wall_ns())
+            typer.echo(json.dumps({"name": name, "undone": True}) if as_json else f"{name} counts again")
+            return
+        found = unlearning.unlearn(
+            name, service.store, service.registry, service.trainer, author, service.clock.wall_ns()
+        )
+        outcome = service.trainer.run(f"without {name}") if release and found.heads else None
+        made = outcome.release_id if outcome else ""
+        if as_json:
+            typer.echo(json.dumps(found.summary() | {"release_id": made}))
+        else:
+            typer.echo(
+                f"unlearned {name}: {found.contributions} contributions, {found.samples} samples, heads solved anew in "
+                f"{found.seconds:.2f} s; {f'released {made}' if made else 'no release'}"
+            )
+    if outcome and not made:
+        typer.echo("the gate refused the release without it; `headframe cloud train --json` shows why", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
 def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
     """List the releases with their gate results."""
     with _open(config) as service:

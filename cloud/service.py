@@ -20,6 +20,7 @@ from cloud.guard import Guard
 from cloud.ingest import Ingest
 from cloud.learning.datasets import Catalogue
 from cloud.learning.training import Trainer
+from cloud.learning.triggers import DRIFT_LEVEL, Past, Trigger, TriggerRules, find_trigger
 from cloud.offers import Offers
 from cloud.registry import Registry
 from cloud.reported import Reported
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 DESIRED_AGAIN_S = 10.0
 ROUNDS_WAITING_MAX = 4
 RESUME_LOOK_S = 0.2
+TRIGGER_LOOK_S = 5.0
 
 
 class Service:
@@ -62,16 +64,16 @@ class Service:
             self.store, settings.ingest, self.clock, self._publish, self.guard, on_stored=self.offers.stored
         )
         self.events = Events()
-        self.grid = MqttGrid(self._send_flower, self.online)
+        self.grid = MqttGrid(self._send_flower, self.participants)
         self.reported = Reported(self.store, self.clock)
         self.rollouts = Rollouts(self.store, self.registry, self.reported, settings.rollout, self.clock)
         self.registry.launch = self.rollouts.launch
         self._desired_at_s: dict[str, tuple[float, tuple[str, int]]] = {}
         """When a gateway was told, which release, and with which state of the metadata."""
         self._rounds: queue.Queue[str] = queue.Queue(ROUNDS_WAITING_MAX)
+        self._triggers_seen_s = float("-inf")
         self._stopping = threading.Event()
         self._learner = threading.Thread(target=self._learn_on, name="learning", daemon=True)
-        self._labels_at_round = 0
 
     def start(self) -> None:
         """Start all threads; rounds that a crash cut short are run again."""
@@ -93,12 +95,11 @@ class Service:
         for gateway_id in self.online():
             self._tell(gateway_id)
         self.registry.flush()
-        every = self.settings.learning.new_labels
-        if every:
-            labels = int(self.store.counts()["labels"])
-            if labels - self._labels_at_round >= every:
-                self._labels_at_round = labels
-                self.start_round("trigger: new labels")
+        now_s = self.clock.monotonic_s()
+        if now_s - self._triggers_seen_s >= TRIGGER_LOOK_S:
+            self._triggers_seen_s = now_s
+            if trigger := self._find_trigger():
+                self.start_round(f"trigger: {trigger.kind}", trigger)
         if not self._learner.is_alive():
             raise RuntimeError("the learning thread has died; see the log above")
 
@@ -181,22 +182,67 @@ class Service:
         """Gateways that reported within the last heartbeats."""
         return self.reported.online()
 
+    def participants(self) -> Sequence[str]:
+        """Gateways online that may take part in a round: all but those that were unlearned."""
+        excluded = self.store.excluded()
+        if not excluded:
+            return self.online()
+        site_of = {state.gateway_id: state.site_id for state in self.store.states()}
+        return [g for g in self.online() if g not in excluded and site_of.get(g) not in excluded]
+
     # --- learning -----------------------------------------------------------------------------
 
-    def start_round(self, author: str) -> str:
+    def start_round(self, author: str, trigger: Trigger | None = None) -> str:
         """Queue a round: federation, training, gate, release. Returns its run id.
+
+        Args:
+            trigger: why it starts by itself; None when somebody starts it.
 
         Raises:
             OperatorError: too many rounds wait already.
         """
         now_ns = self.clock.wall_ns()
-        run = Run(f"run-{uuid.uuid4().hex[:12]}", now_ns, None, "queued", {"author": author})
+        record = {
+            "author": author,
+            "trigger": dataclasses.asdict(trigger) if trigger else None,
+            "labels": int(self.store.counts()["labels"]),
+            "drifting": sorted(self._drifting()),
+        }
+        run = Run(f"run-{uuid.uuid4().hex[:12]}", now_ns, None, "queued", record)
         if self._rounds.full():
             raise OperatorError(f"{ROUNDS_WAITING_MAX} rounds wait already", "Wait until one has ended.")
         self.store.add_run(run)
         self._rounds.put_nowait(run.run_id)
         self.store.audit(author, "start round", {"run_id": run.run_id}, now_ns)
         return run.run_id
+
+    def _find_trigger(self) -> Trigger | None:
+        rules = self.settings.learning
+        bounds = TriggerRules(rules.new_labels, rules.every_hours, rules.drift_cameras, rules.rounds_per_day)
+        if not (bounds.new_labels or bounds.every_hours or bounds.drift_cameras):
+            return None
+        past = [
+            Past(
+                run.started_ns,
+                run.status in ("queued", "running"),
+                int(run.record.get("labels", 0)),
+                frozenset(run.record.get("drifting", ())),
+                bool(run.record.get("trigger")),
+            )
+            for run in self.store.runs()
+        ]
+        labels = int(self.store.counts()["labels"])
+        return find_trigger(bounds, self.clock.wall_ns(), labels, self._drifting(), past)
+
+    def _drifting(self) -> frozenset[str]:
+        """Cameras that have drifted, `gateway/camera`, of the gateways online."""
+        online = set(self.online())
+        return frozenset(
+            f"{state.gateway_id}/{camera.camera_id}"
+            for state in self.store.states()
+            for camera in state.cameras
+            if state.gateway_id in online and camera.drift >= DRIFT_LEVEL
+        )
 
     def _learn_on(self) -> None:
         while not self._stopping.is_set():
@@ -235,7 +281,7 @@ class Service:
         if asked:
             self._await(set(asked) - answered)
         else:
-            asked = list(self.online())
+            asked = list(self.participants())
             self.store.update_run(dataclasses.replace(run, status="running", record={**run.record, "asked": asked}))
         if not asked:
             return {"asked": 0, "answered": 0}
@@ -247,7 +293,7 @@ class Service:
                     scenario,
                     backbone.hash,
                     gateway_id,
-                    {"counts": statistics.counts, "sums": statistics.sums, "moment": statistics.moment},
+                    statistics.arrays(),
                     {
                         "classes": list(statistics.classes),
                         "covered": sorted(name.hex() for name in covered),
@@ -266,6 +312,7 @@ class Service:
             quorum=self.settings.learning.quorum,
             on_answer=keep,
             answered=answered,
+            bytes_max=self.settings.learning.statistics_bytes_max,
         )
         folded = result.counters["folded"]
         return {"answered": folded + len(answered), "resumed": len(answered), "counters": dict(result.counters)}

@@ -53,6 +53,17 @@ class LearningSettings(Section):
     """[learning]: when and how the centre learns."""
 
     new_labels: int = Field(0, ge=0, description="Start a round by itself after so many new labels; 0: only by hand.")
+    every_hours: float = Field(
+        0.0, ge=0, description="Start a round by itself when the last one began so long ago; 0: never by time."
+    )
+    drift_cameras: int = Field(
+        0,
+        ge=0,
+        description="Start a round by itself when so many cameras have drifted since the last; 0: never by drift.",
+    )
+    rounds_per_day: int = Field(
+        24, ge=0, description="Rounds that may start by themselves within 24 hours; 0: no bound. Yours always start."
+    )
     round_deadline_s: float = Field(60.0, gt=0, description="A round closes at this deadline with whoever answered.")
     quorum: float = Field(0.5, ge=0, le=1, description="A round needs answers of this share of the gateways online.")
     shrinkage: float = Field(0.3, gt=0, le=1, description="Share of the identity in the covariance of the head.")
@@ -60,6 +71,12 @@ class LearningSettings(Section):
     personal_weight: float = Field(20.0, ge=1, description="Weight of a site's own samples in its personal head.")
     personal_labels_min: int = Field(4, ge=1, description="Labels a site needs before it can get a head of its own.")
     tolerance: float = Field(0.02, ge=0, le=1, description="Gate: how far a site or a class may drop.")
+    statistics_bytes_max: int = Field(
+        0,
+        ge=0,
+        description="Bytes that a gateway's statistics of a scenario may have; 0 loses nothing, 600000 costs next to"
+        " nothing, 55000 some tenths of a point (docs/learning.md).",
+    )
     quarantine: bool = Field(True, description="Leave out gateways whose statistics are scaled or whose labels lie.")
 
 

@@ -151,6 +151,9 @@ class CameraState(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float = 0.0
     """From the arrival of a frame to the end of its look: median of the recent looks."""
     latency_ms_p99: float = 0.0
+    drift: float = 0.0
+    """How far what it shows has moved from what it used to show, as a share of the limit: 1 is drift (`edge.drift`); 0
+    while its usual is being learnt."""
 
 
 class ReleaseHealth(msgspec.Struct, frozen=True, kw_only=True):

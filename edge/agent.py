@@ -91,6 +91,7 @@ class Agent:
             self.exemplars,
             lambda data: self._send("flower", FlowerFrame(message=data)),
             share=settings.share,
+            bytes_max=settings.uplink.statistics_bytes_max,
         )
         self.renewer = self._make_renewer()
         self.downward = Downward(

@@ -262,6 +262,12 @@ class UplinkSettings(Section):
     window: int = Field(32, ge=1, le=1000, description="Samples sent but not yet receipted by the centre.")
     resend_s: float = Field(20.0, gt=0, description="A sample without receipt is sent again after so long.")
     bytes_per_day: int = Field(500_000_000, ge=0, description="Bytes of samples per day; 0 is without limit.")
+    statistics_bytes_max: int = Field(
+        0,
+        ge=0,
+        description="Bytes that a round's statistics of a scenario may have; 0: what the centre asks for. The"
+        " smaller of the two bounds holds.",
+    )
 
 
 class OfferSettings(Section):
@@ -326,6 +332,12 @@ class EdgeSettings(RoleSettings):
     )
     heartbeat_s: float = Field(10.0, gt=0, description="Seconds between reports of state.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level logged.")
+    drift_every_s: float = Field(
+        60.0,
+        gt=0,
+        description="One look of a camera in so many seconds is compared with what it used to show: the first 512 of"
+        " them.",
+    )
     workers: int | None = Field(
         None,
         ge=0,

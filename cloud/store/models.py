@@ -78,6 +78,15 @@ class ContributionRow(Base):
     at_ns: Mapped[int] = mapped_column(BigInteger)
 
 
+class ExclusionRow(Base):
+    """A site or gateway that was unlearned: nothing of it counts."""
+
+    __tablename__ = "exclusions"
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    author: Mapped[str] = mapped_column(String(120))
+    at_ns: Mapped[int] = mapped_column(BigInteger)
+
+
 class RunRow(Base):
     """A round: queued, running, and how it ended."""
 

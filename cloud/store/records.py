@@ -48,7 +48,7 @@ class Contribution:
     """A gateway's statistics."""
 
     client: str
-    arrays: dict[str, NDArray[np.float64]]
+    arrays: dict[str, NDArray[np.generic]]
     meta: dict[str, Any]
     at_ns: int
 

@@ -163,6 +163,12 @@ class SampleTables(Sessions):
         with self._read() as session:
             return {row.sample_id: row.label for row in session.scalars(_current(scenario))}
 
+    def gateways(self) -> list[tuple[str, str]]:
+        """(gateway, site) of all samples."""
+        with self._read() as session:
+            rows = session.execute(select(SampleRow.gateway_id, SampleRow.site_id).distinct())
+            return sorted((row[0], row[1]) for row in rows)
+
     def labelled_scenarios(self) -> list[str]:
         """Scenarios that people have labelled samples of."""
         with self._read() as session:

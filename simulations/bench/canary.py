@@ -64,7 +64,8 @@ class Answers:
 
     @property
     def finite(self) -> NDArray[np.bool_]:
-        return np.isfinite(self.score)
+        finite: NDArray[np.bool_] = np.isfinite(self.score)
+        return finite
 
 
 class Canaries:
