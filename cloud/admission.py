@@ -11,12 +11,13 @@ import numpy as np
 
 from cloud.settings import IngestSettings
 from common.errors import BoundError, ForgeryError, WireError
-from common.ids import check_name, sample_id
-from common.messages import Event, Sample, Scores, State
+from common.ids import SAMPLE_ID_BYTES, check_name, sample_id
+from common.messages import Event, Offer, Sample, Scores, State
 
 EMBEDDING_BYTES_MAX = 64 * 1024
 TIME_NS_MAX = 2**63 - 1
 BOXES_MAX = 1000
+THUMBNAIL_PX_MAX = 256
 STATE_PARTS_MAX = 50_000  # of a gateway with 256 cameras, many times over
 STATE_TEXT_MAX = 2000
 TEXT_MAX = 120
@@ -83,6 +84,32 @@ def check_event(event: Event) -> None:
     if event.jpeg:
         read_jpeg_size(event.jpeg)
     _check_plain("an event", msgspec.to_builtins(event, builtin_types=(bytes,)), STATE_PARTS_MAX)
+
+
+def check_offer(offer: Offer, gateway_id: str) -> None:
+    """Check an offer that came on the topic of `gateway_id`.
+
+    Raises:
+        ForgeryError: it says that it is of another gateway.
+        BoundError: the thumbnail is larger than one is.
+        WireError: says which other rule was broken.
+        OperatorError: an id has characters that are not allowed.
+    """
+    if offer.gateway_id != gateway_id:
+        raise ForgeryError(f"an offer that says it is of {offer.gateway_id!r} came on the topic of {gateway_id!r}")
+    check_name("site", offer.site_id)
+    check_name("camera", offer.camera_id)
+    if len(offer.sample_id) != SAMPLE_ID_BYTES or not 0 < len(offer.embedding) <= EMBEDDING_BYTES_MAX:
+        raise WireError("an offer names no sample, or has no embedding")
+    numbers = [offer.step, *(getattr(offer.scores, name) for name in Scores.__struct_fields__)]
+    if not all(map(math.isfinite, numbers)) or offer.step <= 0 or offer.payload_bytes < 1:
+        raise WireError("an offer holds a number that cannot be")
+    if not np.frombuffer(offer.embedding, np.int8).any():
+        raise WireError("an offer has an embedding of zeros")
+    if any(len(text) > TEXT_MAX or not text.isprintable() for text in (offer.backbone, offer.reason)):
+        raise WireError("an offer holds a text that is not one short line")
+    if offer.thumbnail and max(read_jpeg_size(offer.thumbnail)) > THUMBNAIL_PX_MAX:
+        raise BoundError("the thumbnail of an offer is over the bound")
 
 
 def _check_plain(what: str, tree: object, parts_max: int) -> None:

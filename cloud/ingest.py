@@ -38,8 +38,15 @@ class Ingest:
     """Takes what gateways publish under `sample` and `chunk`."""
 
     def __init__(
-        self, store: Store, settings: IngestSettings, clock: Clock, send: Send, guard: Guard | None = None
+        self,
+        store: Store,
+        settings: IngestSettings,
+        clock: Clock,
+        send: Send,
+        guard: Guard | None = None,
+        on_stored: Callable[[Sequence[Sample]], None] | None = None,
     ) -> None:
+        self._on_stored = on_stored
         self._store, self._settings, self._clock, self._send = store, settings, clock, send
         self._guard = guard
         self._queue: queue.Queue[Sample] = queue.Queue(settings.queue)
@@ -180,6 +187,8 @@ class Ingest:
         """After the commit, and for duplicates too; a receipt that is lost is asked for by the next re-sending."""
         if self._guard:
             self._guard.receipted(batch)
+        if self._on_stored:
+            self._on_stored(batch)
         by_gateway: dict[str, list[bytes]] = {}
         for sample in batch:
             by_gateway.setdefault(sample.gateway_id, []).append(sample.sample_id)

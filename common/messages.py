@@ -151,6 +151,9 @@ class CameraState(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float = 0.0
     """From the arrival of a frame to the end of its look: median of the recent looks."""
     latency_ms_p99: float = 0.0
+    drift: float = 0.0
+    """How far what it shows has moved from what it used to show, as a share of the limit: 1 is drift (`edge.drift`); 0
+    while its usual is being learnt."""
 
 
 class ReleaseHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,6 +204,8 @@ class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
     receipted: int = 0
     evicted: int = 0
     refused: int = 0
+    declined: int = 0
+    """Samples that were offered and not asked for in time."""
     bytes_up: int = 0
     bytes_down: int = 0
     looks: int = 0
@@ -224,10 +229,17 @@ class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
 
 
 class Desired(msgspec.Struct, frozen=True, tag="desired", kw_only=True):
-    """What the centre wants a gateway to run: a signed manifest. Published retained."""
+    """What the centre wants a gateway to run: a manifest, and all that proves it. Published retained."""
 
     manifest: bytes
-    signature: bytes
+    signature: bytes = b""
+    """Of earlier versions: one key's Ed25519 signature. The roles below have taken its place."""
+    base: bytes = b""
+    """The whole release that `manifest` changes parts of, where no more than parts were signed for."""
+    metadata: dict[str, bytes] = {}
+    """TUF metadata by file name: `3.root.json`, `timestamp.json`, `7.snapshot.json`, `4.targets.json` …"""
+    assignment: bytes = b""
+    """TUF metadata of the role `assignments`: that this gateway is to run this manifest."""
 
 
 class Fetch(msgspec.Struct, frozen=True, tag="fetch", kw_only=True):
@@ -276,4 +288,47 @@ class Certificate(msgspec.Struct, frozen=True, tag="certificate", kw_only=True):
     certificate: bytes
 
 
-Message = Sample | Event | Chunk | Receipt | State | Desired | Fetch | LayerPart | FlowerFrame | Renewal | Certificate
+class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
+    """A sample that a gateway holds and would send: under 4 KB, so that the centre can choose across the fleet."""
+
+    sample_id: bytes
+    gateway_id: str
+    site_id: str
+    camera_id: str
+    captured_at_ns: int
+    backbone: str
+    embedding: bytes
+    """int8, times `step`."""
+    step: float
+    scores: Scores
+    reason: str
+    payload_bytes: int
+    """What sending it would cost."""
+    thumbnail: bytes = b""
+    """A small JPEG."""
+
+
+class Want(msgspec.Struct, frozen=True, tag="want", kw_only=True):
+    """The centre's answer to offers."""
+
+    wanted: tuple[bytes, ...] = ()
+    """Send these."""
+    heard: tuple[bytes, ...] = ()
+    """Not now, perhaps later; they need not be offered again soon."""
+
+
+Message = (
+    Offer
+    | Want
+    | Sample
+    | Event
+    | Chunk
+    | Receipt
+    | State
+    | Desired
+    | Fetch
+    | LayerPart
+    | FlowerFrame
+    | Renewal
+    | Certificate
+)

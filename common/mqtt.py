@@ -104,6 +104,12 @@ class MqttLink:
     def connected(self) -> bool:
         return self._up.is_set()
 
+    @property
+    def alive(self) -> bool:
+        """False when the network thread has died of an exception (or was not started): nothing brings it back."""
+        thread = self._client._thread  # paho has no public word for it
+        return thread is not None and thread.is_alive()
+
     def start(self) -> None:
         """Begin to connect, and go on trying until `stop`. Does not wait."""
         delay_s = random.uniform(1.0, 3.0)  # each client draws its own: paho's doubling has no jitter

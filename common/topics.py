@@ -15,8 +15,8 @@ from common.errors import WireError
 from common.ids import check_name
 
 SHARDS: Final = 256
-UP_KINDS: Final = ("sample", "chunk", "state", "fetch", "flower", "event", "renew")
-DOWN_KINDS: Final = ("receipt", "desired", "layer", "flower", "certificate")
+UP_KINDS: Final = ("sample", "chunk", "state", "fetch", "flower", "event", "renew", "offer")
+DOWN_KINDS: Final = ("receipt", "desired", "layer", "flower", "certificate", "want")
 
 
 def shard(gateway_id: str) -> int:

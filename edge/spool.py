@@ -8,7 +8,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from common.messages import Receipt, Sample
 log = logging.getLogger(__name__)
 
 LEDGER_MAX = 200_000
+NAMES_MAX = 500  # parameters of one query
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS queue (
     sample_id BLOB PRIMARY KEY, value REAL NOT NULL, bytes INTEGER NOT NULL, payload BLOB NOT NULL
@@ -52,6 +53,7 @@ class SpoolFigures:
     evicted: int
     refused: int
     by_reason: dict[str, int]
+    declined: int = 0
 
 
 class Spool:
@@ -122,6 +124,33 @@ class Spool:
                 for name, value in wanted
             ]
 
+    def held(self, names: Collection[bytes], limit: int) -> list[Queued]:
+        """Those of `names` that wait here, the most valuable first."""
+        found: list[tuple[bytes, float]] = []
+        with self._lock:
+            for part in _batches(names, NAMES_MAX):
+                marks = ", ".join("?" * len(part))
+                query = f"SELECT sample_id, value FROM queue WHERE sample_id IN ({marks})"  # noqa: S608  marks only
+                found += self._db.execute(query, part).fetchall()
+            found.sort(key=lambda row: -row[1])
+            return [
+                Queued(name, value, self._one("SELECT payload FROM queue WHERE sample_id = ?", name))
+                for name, value in found[:limit]
+            ]
+
+    def decline(self, names: Collection[bytes]) -> None:
+        """Remove what was offered and nobody asked for; ids that are not here are ignored.
+
+        Raises:
+            EnvironmentFault: the disk fails; the samples stay.
+        """
+        with self._lock, _Transaction(self._db, self._path):
+            for name in names:
+                self._end(name, "declined")
+            self._prune()
+            held = self._held()
+        self._bytes = held
+
     def forget(self, receipt: Receipt) -> None:
         """Remove what the centre has stored or will never store; ids that are not here are ignored.
 
@@ -147,10 +176,11 @@ class Spool:
         accepted, receipted, evicted, refused = (
             counted.get(name, 0) for name in ("accepted", "receipted", "evicted", "refused")
         )
-        return SpoolFigures(rows, self._bytes, accepted, receipted, evicted, refused, reasons)
+        declined = counted.get("declined", 0)
+        return SpoolFigures(rows, self._bytes, accepted, receipted, evicted, refused, reasons, declined)
 
     def ledger(self) -> dict[bytes, str]:
-        """State of every sample accepted here: accepted, receipted, evicted or refused (the last `LEDGER_MAX`)."""
+        """State of the last `LEDGER_MAX` samples accepted: accepted, receipted, evicted, refused or declined."""
         with self._lock:
             return dict(self._db.execute("SELECT sample_id, state FROM ledger").fetchall())
 
@@ -205,6 +235,13 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _batches(names: Collection[bytes], size: int) -> Iterator[list[bytes]]:
+    """The names in lists of at most `size`."""
+    rest = list(names)
+    for start in range(0, len(rest), size):
+        yield rest[start : start + size]
 
 
 class _Transaction:

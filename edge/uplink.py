@@ -12,10 +12,11 @@ import msgspec
 
 from common import chunks, codec, topics
 from common.clock import Clock
-from common.messages import Event, Receipt
+from common.messages import Event, Receipt, Want
 from common.mqtt import Link
+from edge.offers import Offers
 from edge.settings import UplinkSettings
-from edge.spool import Spool
+from edge.spool import Queued, Spool
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ IDLE_S = 0.5
 SPENT_S = 30.0  # the day's bytes are spent: only midnight of our own day helps
 BUSY_S = 0.02
 DAY_S = 86_400.0
+UNLIMITED = 2**63
 EVENTS_WAITING_MAX = 64
 """Events held while the link is down; the oldest go first: what is news to nobody any more."""
 
@@ -31,8 +33,16 @@ class Uplink:
     """Sends from the spool over a link; `step` is one pass, `start` runs it in a thread."""
 
     def __init__(
-        self, link: Link, spool: Spool, gateway_id: str, settings: UplinkSettings, clock: Clock, share: str
+        self,
+        link: Link,
+        spool: Spool,
+        gateway_id: str,
+        settings: UplinkSettings,
+        clock: Clock,
+        share: str,
+        offers: Offers | None = None,
     ) -> None:
+        self._offers = offers
         self._link, self._spool, self._gateway_id = link, spool, gateway_id
         self._settings, self._clock = settings, clock
         self._may_send = share in ("samples", "both")
@@ -75,7 +85,7 @@ class Uplink:
                 del self._sent_at_s[name]
             waiting = set(self._sent_at_s)
         room = self._settings.window - len(waiting)
-        for queued in self._spool.pending(room, exclude=waiting) if room > 0 else []:
+        for queued in self._ready(room, waiting):
             limit = self._settings.bytes_per_day
             if limit and self._day_bytes + len(queued.payload) > limit:
                 return SPENT_S
@@ -86,6 +96,22 @@ class Uplink:
             with self._lock:
                 self._sent_at_s[queued.sample_id] = now_s
         return IDLE_S
+
+    def _ready(self, room: int, waiting: set[bytes]) -> list[Queued]:
+        """What to send next; of a site that offers first, what was asked for."""
+        if self._offers is None:
+            return self._spool.pending(room, exclude=waiting) if room > 0 else []
+        limit = self._settings.bytes_per_day
+        sent = self._offers.step(self._link, self._gateway_id, limit - self._day_bytes if limit else UNLIMITED)
+        self._day_bytes += sent
+        self.bytes_up += sent
+        return self._offers.ready(room, waiting) if room > 0 else []
+
+    def on_want(self, want: Want) -> None:
+        """The centre has answered offers."""
+        if self._offers:
+            self._offers.on_want(want)
+            self._wake.set()
 
     def tell(self, event: Event) -> None:
         """Send an event soon. Never blocks."""
@@ -105,8 +131,11 @@ class Uplink:
     def on_receipt(self, receipt: Receipt) -> None:
         """The centre has committed (or will never take) these: let the spool forget them."""
         self._spool.forget(receipt)
+        names = [*receipt.stored, *(refusal.sample_id for refusal in receipt.refused)]
+        if self._offers:
+            self._offers.forget(names)
         with self._lock:
-            for name in (*receipt.stored, *(refusal.sample_id for refusal in receipt.refused)):
+            for name in names:
                 self._sent_at_s.pop(name, None)
         self._wake.set()
 

@@ -215,7 +215,7 @@ def _flags(o: Observation) -> tuple[float, float] | None:
 
 
 def _scores(o: Observation) -> tuple[float, float] | None:
-    if not o.frames or o.before is None or not o.before.frames:
+    if o.score_sum <= 0 or o.before is None or o.before.score_sum <= 0:  # 0: an agent that does not tell
         return None
     mean = o.score_sum / o.frames
     spread = max(o.score_squares / o.frames - mean**2, 1e-4)

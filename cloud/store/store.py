@@ -8,6 +8,7 @@ from alembic.util import CommandError
 from sqlalchemy import Engine
 
 from cloud.store.blobs import Blobs
+from cloud.store.lineage import LineageTables
 from cloud.store.operations import OperationTables
 from cloud.store.rollouts import RolloutTables
 from cloud.store.samples import SampleTables
@@ -15,7 +16,7 @@ from cloud.store.sessions import Sessions, begin_writing, connect, translate_fau
 from common.errors import HeadframeError, OperatorError
 
 
-class Store(SampleTables, OperationTables, RolloutTables):
+class Store(SampleTables, OperationTables, RolloutTables, LineageTables):
     """All that the centre remembers. Each method is a short session of its own; any thread may call it."""
 
     def __init__(self, engine: Engine, blobs: Path) -> None:

@@ -161,7 +161,7 @@ def _run_ours(footage: Footage, model: Model, folder: Path, *, substream: bool, 
     settings = EdgeSettings(
         gateway_id="bench",
         site_id="bench",
-        release_key="0" * 64,
+        release_root=Path("root.json"),
         data_dir=folder,
         cameras=(camera,),
         selection=SelectionSettings(samples_per_hour=SAMPLES_PER_HOUR),

@@ -50,7 +50,7 @@ def test_an_abstract_address_begins_with_a_null_byte(monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def config(tmp_path: Path, free_port: int) -> Path:
+def config(tmp_path: Path, free_port: int, release_root: Path) -> Path:
     """edge.toml of a gateway with one camera and no centre."""
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -58,7 +58,7 @@ def config(tmp_path: Path, free_port: int) -> Path:
         cv2.imwrite(str(pictures / f"{number}.png"), np.full((12, 16, 3), 60 * number, np.uint8))
     path = tmp_path / "edge.toml"
     path.write_text(
-        f'gateway_id = "gw-1"\nsite_id = "north"\nrelease_key = "{"0" * 64}"\ndata_dir = "{tmp_path / "data"}"\n'
+        f'gateway_id = "gw-1"\nsite_id = "north"\nrelease_root = "{release_root}"\ndata_dir = "{tmp_path / "data"}"\n'
         f"[broker]\nport = {free_port}\n"
         f'[[cameras]]\nid = "gate"\nsource = "{pictures}"\nloop = true\n'
     )

@@ -75,7 +75,7 @@ def settings_for(pictures: Path, cameras: int = 2, **fields: object) -> EdgeSett
     return EdgeSettings(
         gateway_id="gw-1",
         site_id="north",
-        release_key="0" * 64,
+        release_root=Path("root.json"),
         data_dir=pictures.parent / "data",
         cameras=tuple(
             CameraSettings(id=f"camera-{n}", source=str(pictures), picture_fps=5, **fields) for n in range(cameras)
