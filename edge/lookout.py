@@ -327,7 +327,8 @@ class Lookout:
             frame.captured_at_ns, view.predictions, view.sightings, view.patches, camera.blind
         )
         self._last[frame.camera_id] = LastLook.of(frame, look.picture, zone, verdict.boxes)
-        camera.looked_at(frame, striking=verdict.striking, insists=verdict.insists)
+        told = any(turn.phase is Phase.ENTER for _, turn in verdict.turns)
+        camera.looked_at(frame, striking=verdict.striking, told=told, insists=verdict.insists)
         if self._on_look:
             self._on_look(frame, view)
         self._tell(frame.camera_id, verdict.turns, model.release_id, frame, verdict)
