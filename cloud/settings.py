@@ -121,11 +121,14 @@ class LimitSettings(Section):
     errors_max: float = Field(0.01, ge=0, le=1, description="Errors per look from which a gateway has failed.")
     restarts_max: int = Field(2, ge=0, description="Starts of the agent from which on a gateway has failed.")
     disagreement_max: float = Field(
-        0.25, ge=0, le=1, description="Looks named otherwise than by the release before, beyond measured improvement."
+        0.20, ge=0, le=1, description="Looks named otherwise than by the release before, beyond measured improvement."
     )
     flags_change_max: float = Field(0.15, ge=0, le=1, description="Change of the share of striking looks.")
     scores_change_max: float = Field(0.10, ge=0, le=1, description="Change of the mean top probability.")
     latency_ratio_max: float = Field(2.0, gt=1, description="Latency over that of the release before.")
+    labels_against_max: float = Field(
+        0.6, ge=0.5, lt=1, description="Of the labels on which one release alone is right, those for the old one."
+    )
 
 
 class RolloutSettings(Section):
