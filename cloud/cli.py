@@ -59,6 +59,18 @@ def run(config: ConfigOption) -> None:
 
 
 @app.command()
+def ingest(
+    config: ConfigOption,
+    shards: Annotated[str, typer.Option(help="Shards of the fleet that it takes, of 0-255.")] = "0-255",
+) -> None:
+    """Run an ingest worker beside the centre until SIGTERM; several share the fleet, with PostgreSQL."""
+    from cloud.settings import parse_shards
+    from cloud.worker import run_worker
+
+    run_worker(load_settings(CloudSettings, config), parse_shards(shards))
+
+
+@app.command()
 def train(config: ConfigOption, as_json: JsonOption = False) -> None:
     """Learn from what the centre holds, without asking gateways; the first release is made so."""
     with _open(config) as service:
@@ -73,6 +85,42 @@ def train(config: ConfigOption, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def unlearn(
+    config: ConfigOption,
+    name: Annotated[str, typer.Argument(help="Site or gateway to be unlearned.")],
+    author: Annotated[str, typer.Option(help="Who says so; kept in the audit log.")] = "headframe cloud unlearn",
+    release: Annotated[bool, typer.Option(help="Make the release without it at once.")] = True,
+    undo: Annotated[bool, typer.Option("--undo", help="Let it count again, from the next round on.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a site or gateway out of what was learnt, exactly; it is not asked in rounds from then on."""
+    from cloud.learning import unlearning
+
+    with _open(config) as service:
+        if undo:
+            if not service.store.include(name):
+                raise OperatorError(f"{name!r} was not unlearned", "Nothing to undo.")
+            service.store.audit(author, "unlearn undone", {"name": name}, service.clock.wall_ns())
+            typer.echo(json.dumps({"name": name, "undone": True}) if as_json else f"{name} counts again")
+            return
+        found = unlearning.unlearn(
+            name, service.store, service.registry, service.trainer, author, service.clock.wall_ns()
+        )
+        outcome = service.trainer.run(f"without {name}") if release and found.heads else None
+        made = outcome.release_id if outcome else ""
+        if as_json:
+            typer.echo(json.dumps(found.summary() | {"release_id": made}))
+        else:
+            typer.echo(
+                f"unlearned {name}: {found.contributions} contributions, {found.samples} samples, heads solved anew in "
+                f"{found.seconds:.2f} s; {f'released {made}' if made else 'no release'}"
+            )
+    if outcome and not made:
+        typer.echo("the gate refused the release without it; `headframe cloud train --json` shows why", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
 def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
     """List the releases with their gate results."""
     with _open(config) as service:
@@ -84,6 +132,33 @@ def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
         for row in rows:
             table.add_row(row.release_id, row.status, "passed" if row.gate.get("passed") else "refused")
         Console().print(table)
+
+
+@app.command()
+def gaps(config: ConfigOption, as_json: JsonOption = False) -> None:
+    """Prove that nothing is missing: every number that a spool gave, and where it is. Ends with 1 when one is lost."""
+    import msgspec
+
+    from cloud.store import Store
+
+    settings = load_settings(CloudSettings, config)
+    store = Store.open(settings.database_url, settings.data_dir / "blobs")
+    try:
+        found = store.gaps()
+    finally:
+        store.close()
+    missing = sum(gap.missing for gap in found)
+    if as_json:
+        typer.echo(json.dumps({"missing": missing, "epochs": msgspec.to_builtins(found)}))
+    else:
+        names = ("gateway", "epoch", "head", "stored", "let go", "waiting", "missing", "clashes", "went back")
+        table = Table(*names)
+        for gap in found:
+            table.add_row(*(str(value) for value in msgspec.to_builtins(gap).values()))
+        Console().print(table)
+        typer.echo(f"{missing} samples are missing" if missing else "nothing is missing")
+    if missing:
+        raise typer.Exit(1)
 
 
 @app.command("roll-back")

@@ -8,7 +8,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from common.errors import OperatorError
 from common.settings import BrokerSection, RoleSettings, Section
+from common.topics import SHARDS
 
 
 class CloudBrokerSection(BrokerSection):
@@ -33,17 +35,57 @@ class ConsoleSettings(Section):
 class IngestSettings(Section):
     """[ingest]"""
 
-    batch: int = Field(64, ge=1, le=10_000, description="Samples per commit at most.")
-    batch_wait_s: float = Field(0.2, gt=0, description="A commit waits so long for its batch to fill.")
-    queue: int = Field(512, ge=1, description="Messages held in memory; above it the centre stops reading.")
+    shards: str = Field(
+        "0-255",
+        pattern=r"^(\d{1,3}-\d{1,3})?$",
+        description="Shards whose samples this centre takes itself; empty: all are left to `headframe cloud ingest`.",
+    )
+    batch: int = Field(512, ge=1, le=10_000, description="Samples per commit at most.")
+    batch_wait_s: float = Field(0.02, gt=0, description="A commit waits so long for its batch to fill.")
+    queue: int = Field(2048, ge=1, description="Samples held in memory; above it the centre stops reading.")
+    queue_bytes: int = Field(
+        128_000_000, ge=1_000_000, description="Bytes of samples held in memory; above it the centre stops reading."
+    )
     jpeg_bytes_max: int = Field(8_000_000, ge=10_000, description="Larger pictures are refused.")
     pixels_max: int = Field(40_000_000, ge=10_000, description="Pictures with more pixels are refused.")
+
+
+class OfferSettings(Section):
+    """[offers]: what the centre asks for of sites that offer before they send."""
+
+    samples_per_hour: int = Field(600, ge=1, description="Samples asked for per hour, over all sites that offer.")
+    similarity_max: float = Field(
+        0.92, gt=0, le=1, description="An offer more similar (cosine) to a known sample of any site is not asked for."
+    )
+
+
+def parse_shards(text: str) -> range:
+    """`0-127`.
+
+    Raises:
+        OperatorError: no such range.
+    """
+    first, dash, last = text.partition("-")
+    if not dash or not first.isdigit() or not last.isdigit() or not 0 <= int(first) <= int(last) < SHARDS:
+        raise OperatorError(f"{text!r} is no range of shards", f"Write 0-127: they are numbered 0 to {SHARDS - 1}.")
+    return range(int(first), int(last) + 1)
 
 
 class LearningSettings(Section):
     """[learning]: when and how the centre learns."""
 
     new_labels: int = Field(0, ge=0, description="Start a round by itself after so many new labels; 0: only by hand.")
+    every_hours: float = Field(
+        0.0, ge=0, description="Start a round by itself when the last one began so long ago; 0: never by time."
+    )
+    drift_cameras: int = Field(
+        0,
+        ge=0,
+        description="Start a round by itself when so many cameras have drifted since the last; 0: never by drift.",
+    )
+    rounds_per_day: int = Field(
+        24, ge=0, description="Rounds that may start by themselves within 24 hours; 0: no bound. Yours always start."
+    )
     round_deadline_s: float = Field(60.0, gt=0, description="A round closes at this deadline with whoever answered.")
     quorum: float = Field(0.5, ge=0, le=1, description="A round needs answers of this share of the gateways online.")
     shrinkage: float = Field(0.3, gt=0, le=1, description="Share of the identity in the covariance of the head.")
@@ -51,6 +93,12 @@ class LearningSettings(Section):
     personal_weight: float = Field(20.0, ge=1, description="Weight of a site's own samples in its personal head.")
     personal_labels_min: int = Field(4, ge=1, description="Labels a site needs before it can get a head of its own.")
     tolerance: float = Field(0.02, ge=0, le=1, description="Gate: how far a site or a class may drop.")
+    statistics_bytes_max: int = Field(
+        0,
+        ge=0,
+        description="Bytes that a gateway's statistics of a scenario may have; 0 loses nothing, 600000 costs next to"
+        " nothing, 55000 some tenths of a point (docs/learning.md).",
+    )
     quarantine: bool = Field(True, description="Leave out gateways whose statistics are scaled or whose labels lie.")
 
 
@@ -73,11 +121,14 @@ class LimitSettings(Section):
     errors_max: float = Field(0.01, ge=0, le=1, description="Errors per look from which a gateway has failed.")
     restarts_max: int = Field(2, ge=0, description="Starts of the agent from which on a gateway has failed.")
     disagreement_max: float = Field(
-        0.25, ge=0, le=1, description="Looks named otherwise than by the release before, beyond measured improvement."
+        0.20, ge=0, le=1, description="Looks named otherwise than by the release before, beyond measured improvement."
     )
     flags_change_max: float = Field(0.15, ge=0, le=1, description="Change of the share of striking looks.")
     scores_change_max: float = Field(0.10, ge=0, le=1, description="Change of the mean top probability.")
     latency_ratio_max: float = Field(2.0, gt=1, description="Latency over that of the release before.")
+    labels_against_max: float = Field(
+        0.6, ge=0.5, lt=1, description="Of the labels on which one release alone is right, those for the old one."
+    )
 
 
 class RolloutSettings(Section):
@@ -152,8 +203,14 @@ class CloudSettings(RoleSettings):
     console: ConsoleSettings = ConsoleSettings()
     ingest: IngestSettings = IngestSettings()
     learning: LearningSettings = LearningSettings()
+    offers: OfferSettings = OfferSettings()
     rollout: RolloutSettings = RolloutSettings()
 
     def broker_log(self) -> Path | None:
         """The log of the broker in use, when it can be read."""
         return self.data_dir / "broker" / "broker.log" if self.broker.embedded else self.broker.log_file
+
+    @property
+    def database_url(self) -> str:
+        """`database`, or SQLite in data_dir."""
+        return self.database or f"sqlite:///{self.data_dir / 'headframe.db'}"

@@ -24,6 +24,7 @@ from edge.inbox import Inbox
 from edge.installer import LAYERS, Installer
 from edge.learner import Learner
 from edge.lookout import Lookout
+from edge.offers import Offers
 from edge.outputs import SiteOutputs
 from edge.providers import COMPILED, Compute
 from edge.roster import plan
@@ -51,7 +52,12 @@ class Agent:
         self._config = ""
         self._clock = clock or SystemClock()
         folder = settings.data_dir
-        self.spool = Spool.open(folder / "spool.db", settings.spool.bytes_max)
+        self.spool = Spool.open(
+            folder / "spool.db",
+            settings.spool.bytes_max,
+            age_max_s=3600 * settings.spool.age_max_h,
+            clock=self._clock,
+        )
         self.exemplars = Exemplars.open(folder / "exemplars.db")
         self.compute = Compute(settings.compute.provider, folder / COMPILED)
         self.lookout = self._make_lookout()
@@ -63,8 +69,16 @@ class Agent:
             self._on_message,
             will=(topics.up(settings.gateway_id, "state"), codec.encode(self._will())),
             on_connect=self._on_connect,
+            keep=False,
         )
-        self.uplink = Uplink(self._link, self.spool, settings.gateway_id, settings.uplink, self._clock, settings.share)
+        self.offers = (
+            Offers.open(folder / "offers.db", self.spool, settings.offers, self._clock)
+            if settings.offers.enabled
+            else None
+        )
+        self.uplink = Uplink(
+            self._link, self.spool, settings.gateway_id, settings.uplink, self._clock, settings.share, self.offers
+        )
         self.installer = Installer(
             folder / RELEASES,
             TrustedMetadata(folder / TRUST, read_root(settings.release_root), settings.gateway_id),
@@ -82,6 +96,7 @@ class Agent:
             self.exemplars,
             lambda data: self._send("flower", FlowerFrame(message=data)),
             share=settings.share,
+            bytes_max=settings.uplink.statistics_bytes_max,
         )
         self.renewer = self._make_renewer()
         self.downward = Downward(
@@ -89,6 +104,7 @@ class Agent:
             on_desired=self.installer.on_desired,
             on_layer=self.installer.on_layer,
             on_flower=self.learner.on_frame,
+            on_want=self.uplink.on_want,
             on_certificate=self.renewer.on_certificate if self.renewer else None,
         )
         outputs = settings.outputs
@@ -200,6 +216,8 @@ class Agent:
         """
         if not self.lookout.alive:
             raise RuntimeError("the look loop has died; see the log above")
+        if not self._link.alive:
+            raise RuntimeError("the thread of the broker connection has died; see the log above")
         self.inbox.step()
         self.installer.step()
         if self.renewer:
@@ -223,6 +241,8 @@ class Agent:
         self._link.stop()
         if self.outputs:
             self.outputs.stop()
+        if self.offers:
+            self.offers.close()
         self.spool.close()
         self.exemplars.close()
 
@@ -246,8 +266,10 @@ class Agent:
             spool_bytes=figures.bytes,
             accepted=figures.accepted,
             receipted=figures.receipted,
-            evicted=figures.evicted,
+            evicted=figures.evicted + figures.expired,
+            epochs=self.spool.epochs(),
             refused=figures.refused,
+            declined=figures.declined,
             bytes_up=self.uplink.bytes_up,
             bytes_down=self.installer.bytes_down,
             looks=sum(self.looks_by_release.values()),

@@ -28,6 +28,7 @@ from common.errors import EnvironmentFault, HeadframeError
 from common.metadata import check_root, is_development, read_root
 from common.mqtt import MqttLink
 from common.settings import BrokerSection, load_settings
+from common.tls import client_context
 from edge.health import SENTENCES, Condition, Health, glance
 from edge.installer import BUILT_AT_NS
 from edge.motion import Luma, changed_share, shrink
@@ -150,14 +151,14 @@ def check_tls(broker: BrokerSection, gateway_id: str, now: datetime) -> Check:
     """The client certificate: readable, in time, and of this gateway."""
     if broker.ca_file is None:
         return Check("TLS", True, "not configured: samples travel in the clear, for trusted networks only")
-    if broker.cert_file is None or broker.key_file is None:
-        return Check("TLS", False, "a CA but no client certificate", "Set broker.cert_file and broker.key_file.")
+    if broker.cert_file is None:
+        return Check("TLS", False, "a CA but no client certificate", "Enrol: `headframe edge enroll`.")
     try:
+        client_context(broker.ca_file, broker.cert_file, broker.key_file)
         certificate = x509.load_pem_x509_certificate(broker.cert_file.read_bytes())
-        broker.key_file.read_bytes()
-        broker.ca_file.read_bytes()
-    except (OSError, ValueError) as error:
-        return Check("TLS", False, str(error), "Restore the certificate files named under [broker].")
+    except (HeadframeError, OSError, ValueError) as error:
+        mend = "Restore the certificate files named under [broker], or enrol again: `headframe edge enroll`."
+        return Check("TLS", False, getattr(error, "message", str(error)), mend)
     names = [item.value for item in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     if now < certificate.not_valid_before_utc or now > certificate.not_valid_after_utc:
         found = f"valid {certificate.not_valid_before_utc:%Y-%m-%d} to {certificate.not_valid_after_utc:%Y-%m-%d}"

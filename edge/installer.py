@@ -3,49 +3,43 @@
     fetching → testing → shadow → probation → committed
                   └────────┴─────────┴──────→ rolled-back
 
-Decides which release runs here. Leaves who may sign to `edge.trust`, the layers' bytes to `edge.download`, what is on
-disk to `edge.slots`, the rules of shadow and probation to `edge.trial`, and the looking (and the swap, between two
-frames) to the `Stage`. What runs goes on through all of it; a power cut at any instant leaves the old or the new
-release. Loading and self-test run aside, in a thread of their own, so that neither link nor heartbeat waits for them.
+Decides which release runs here. Leaves who may sign to `edge.trust`, the layers' bytes to `edge.download`, loading and
+self-test to `edge.loading`, what is on disk to `edge.slots`, the rules of shadow and probation to `edge.trial`, and the
+looking (and the swap, between two frames) to the `Stage`. What runs goes on through all of it; a power cut at any
+instant leaves the old or the new release. Loading runs aside, in a thread of its own: neither link nor heartbeat waits.
 """
 
 import logging
-import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, Protocol
 
-from common import AGENT_VERSION
 from common.backbone import Opener, open_session
 from common.clock import Clock
-from common.errors import EnvironmentFault, HeadframeError, OperatorError, TrustError, WireError
-from common.files import disk_fault
-from common.ids import layer_hash
-from common.manifest import Layer, Manifest, Variant, release_id
+from common.errors import EnvironmentFault, HeadframeError
+from common.manifest import Manifest, release_id
 from common.messages import Desired, LayerPart, ReleaseHealth
 from edge.download import Download, LayerFolder, Request
-from edge.perception import Model, load_model
-from edge.selftest import check_pace, read_golden, self_test
+from edge.fit import check_fit, check_room
+from edge.loading import Loaded, Loader
+from edge.perception import Model
 from edge.settings import InstallSettings
 from edge.slots import CURRENT, PREVIOUS, GoneBack, Slot, Slots
 from edge.tally import Observation, Pair, Tally
 from edge.trial import Before, Outcome, judge_probation, judge_shadow
 from edge.trust import Trust
-from edge.variants import VariantChoice, choose_variant
+from edge.variants import VariantChoice
 
 log = logging.getLogger(__name__)
 
 LAYERS: Final = "layers"
 """Folder of the layers within the installer's own."""
-LAYER_BYTES_MAX: Final = 2 * 1024**3
 BUILT_AT_NS: Final = 1_767_225_600 * 10**9  # 2026-01-01: no clock of a working box is earlier
-SPARE_BYTES: Final = 16 * 1024**2
-"""Left free on the disk by an install: the spool and the logs go on."""
-BOOT_AGAIN_S: Final = 1.0
-"""A slot that could not be read at the start is tried again after so long."""
+BOOT_AGAIN_S: Final = (1.0, 60.0)
+"""A slot that could not be read at the start is tried again after so long, and then ever less often."""
 
 
 class Phase(StrEnum):
@@ -92,8 +86,7 @@ class _Candidate:
     phase: Phase = Phase.FETCHING
     began_s: float = 0.0
     """Of the phase (monotonic)."""
-    model: Model | None = None
-    variant: VariantChoice = field(default_factory=lambda: VariantChoice("", ""))
+    loaded: Loaded | None = None
     fault: Exception | None = None
     """Of the test."""
 
@@ -120,8 +113,7 @@ class Installer:
         request: publishes a Fetch; False when the link is down (asked again later).
         stage: where models look.
         settings: how a release proves itself.
-        opener: opens backbones and detectors on what this box runs best.
-        precision: which variant of a backbone to run: `auto`, or one by name.
+        opener, precision: see `Loader`.
         aside: runs load and self-test.
     """
 
@@ -138,11 +130,10 @@ class Installer:
         precision: str = "auto",
         aside: Aside = in_a_thread,
     ) -> None:
-        self._opener, self._precision, self._aside = opener, precision, aside
+        self._aside = aside
         self._settings = settings or InstallSettings()
         self.variant = VariantChoice("", "no release yet")
         """Which variant of the backbone runs, and why."""
-        self._measured: tuple[tuple[Layer, tuple[Variant, ...]], VariantChoice] | None = None
         self._trust, self._site_id, self._clock = trust, site_id, clock
         self._request, self._stage = request, stage
         self._lock = threading.RLock()
@@ -155,6 +146,8 @@ class Installer:
         """A roll-back that the disk has not taken yet."""
         self._starts = 0
         self._boot_again_s: float | None = None
+        self._boot_delay_s = BOOT_AGAIN_S[0]
+        self._start_is_counted = self._stopped = False
         self._gone: ReleaseHealth | None = None
         """The release that went back last, as it was then."""
         self.outcome = ""
@@ -163,6 +156,7 @@ class Installer:
         self._folder = folder
         self._layers = LayerFolder(folder / LAYERS)
         self._slots = Slots(folder)
+        self._loader = Loader(self._layers, site_id, self._settings, opener, precision)
 
     def layer_path(self, name: str) -> Path:
         """Where a layer of this hash is, or will be."""
@@ -174,15 +168,20 @@ class Installer:
         with self._lock:
             self._boot_again_s = None
             try:
-                self._start_counted()
-            except (EnvironmentFault, OSError) as error:
+                if not self._start_is_counted:
+                    self._count_start()
+                    self._start_is_counted = True
+            except (HeadframeError, OSError) as error:
                 log.error("the start could not be counted, the release before is run: %s", error)
+                self._boot_again_s = self._clock.monotonic_s() + self._boot_delay_s
                 return self._boot_from((PREVIOUS, CURRENT))
             return self._boot_from((CURRENT, PREVIOUS))
 
     def on_desired(self, desired: Desired) -> None:
         """Take a signed manifest. A wrong one is refused with its reason; what runs goes on."""
         with self._lock:
+            if self._stopped:
+                return
             try:
                 self._take(desired)
             except (HeadframeError, OSError) as error:  # what is on its way already goes on
@@ -194,7 +193,7 @@ class Installer:
         """Take a part of the layer that is being fetched; anything else is ignored (late or duplicate)."""
         with self._lock:
             candidate = self._candidate
-            if candidate is None or candidate.phase is not Phase.FETCHING:
+            if self._stopped or candidate is None or candidate.phase is not Phase.FETCHING:
                 return
             try:
                 self.bytes_down += candidate.download.take(part)
@@ -206,8 +205,11 @@ class Installer:
     def step(self) -> None:
         """Go on as far as it goes now. Called at least each second."""
         with self._lock:
+            if self._stopped:
+                return
             now_s = self._clock.monotonic_s()
             if self._boot_again_s is not None and now_s >= self._boot_again_s:
+                self._boot_delay_s = min(2 * self._boot_delay_s, BOOT_AGAIN_S[1])
                 self.boot()
             try:
                 self._watch_probation()
@@ -217,8 +219,12 @@ class Installer:
                 self._refuse(self._candidate.name if self._candidate else "a step", error)
 
     def stop(self) -> None:
-        """The agent ends because it was told to: this start is not held against a release on trial."""
+        """The agent ends because it was told to: this start is not held against a release on trial. Nothing is
+        installed any more."""
         with self._lock:
+            self._stopped = True
+            if self._owed:
+                self._write_roll_back(self._owed)
             try:
                 self._slots.end_in_order()
             except EnvironmentFault as error:
@@ -242,30 +248,37 @@ class Installer:
 
     # Starting
 
-    def _start_counted(self) -> None:
-        """Count this start on a release that is on trial; after too many of them go back."""
-        window_ns = round(self._settings.crash_window_s * 1e9)
+    def _count_start(self) -> None:
+        """Count this start on a release that is on trial; after too many of them, or when it had gone back already
+        before the power was cut, go back."""
         slot = self._slots.read(CURRENT)
-        self._starts = self._slots.count_start(self._believed_ns(slot), window_ns)
-        if slot is None or self._starts <= self._settings.crashes_max:
+        if slot is None or not slot.on_trial:
             return
-        manifest = self._recall(slot)
+        manifest, now_ns = self._recall(slot), self._believed_ns(slot)
+        name = release_id(manifest)
+        known = next((gone for gone in self._slots.gone_back() if gone.release_id == name), None)
+        self._starts = self._slots.count_start(now_ns, round(self._settings.crash_window_s * 1e9))
+        if known is None and self._starts <= self._settings.crashes_max:
+            return
         why = f"the agent started {self._starts - 1} times on it and each time came to an end before it was committed"
-        self._slots.remember(GoneBack(release_id(manifest), manifest.sequence, why, self._believed_ns(slot)))
+        if known is None:
+            known = GoneBack(name, manifest.sequence, why, now_ns)
+            self._slots.remember(known)
         self._slots.go_back()
+        self._gone = _health(name, Phase.ROLLED_BACK, Tally(), None, reason=known.reason, restarts=self._starts)
         self._starts = 0
-        self._gone = _health(release_id(manifest), Phase.ROLLED_BACK, Tally(), None, reason=why)
-        self._say(f"rolled back {release_id(manifest)}: {why}")
+        self._say(f"rolled back {name}: {known.reason}")
 
     def _boot_from(self, names: tuple[str, str]) -> Model | None:
         for name in names:
             slot = self._load_slot(name)
             if slot is None:
                 continue
+            self._drop_candidate()  # it was to be compared with another release
             old = None
             if slot.on_trial:
                 committed = self._loaded(PREVIOUS)
-                old = committed[1] if committed else None
+                old = committed[1].model if committed else None
                 before = Before(old.release_id if old else "")
                 self._probation = _Probation(self._clock.monotonic_s(), before, old)
             self._stage.hand_over(self._model, old, on_trial=slot.on_trial)
@@ -277,20 +290,18 @@ class Installer:
         loaded = self._loaded(name)
         if loaded is None:
             return None
-        self._slot, self._model, self.variant = loaded
+        self._slot, self._model, self.variant = loaded[0], loaded[1].model, loaded[1].variant
         return self._slot
 
-    def _loaded(self, name: str) -> tuple[Slot, Model, VariantChoice] | None:
+    def _loaded(self, name: str) -> tuple[Slot, Loaded] | None:
         try:
             slot = self._slots.read(name)
             if slot is None:
                 return None
-            manifest = self._recall(slot)
-            choice = self._choose(manifest)
-            return slot, self._load(manifest, choice), choice
+            return slot, self._loader.load(self._recall(slot), self._model)
         except (HeadframeError, OSError) as error:
             if _passes(error):
-                self._boot_again_s = self._clock.monotonic_s() + BOOT_AGAIN_S
+                self._boot_again_s = self._clock.monotonic_s() + self._boot_delay_s
             self._say(f"could not start from {self._folder / name}: {error}")
             return None
 
@@ -307,45 +318,14 @@ class Installer:
         manifest = self._trust.check(desired, self._believed_ns(self._slot))
         if self._candidate and self._candidate.manifest == manifest:
             return
-        self._check_fit(manifest)
+        running = self._model.manifest if self._model else None
+        gone_back = (*self._slots.gone_back(), *([self._owed] if self._owed else []))
+        check_fit(manifest, self._site_id, running, gone_back)
         layers = manifest.layers_for(self._site_id)
         download = Download(layers, self._layers, self._clock, self._request)
-        self._check_room(manifest, download.bytes_needed)
+        check_room(manifest, download.bytes_needed, self._folder)
         self._drop_candidate()
         self._candidate = _Candidate(desired, manifest, download, began_s=self._clock.monotonic_s())
-
-    def _check_fit(self, manifest: Manifest) -> None:
-        name = release_id(manifest)
-        running = self._model.manifest if self._model else None
-        if running and manifest.sequence <= running.sequence:
-            raise TrustError(
-                f"release {name} is older than the running {release_id(running)}",
-                "A roll-back is published as a new release with the old layers.",
-            )
-        for gone in self._slots.gone_back():
-            if manifest.sequence <= gone.sequence:
-                raise OperatorError(
-                    f"release {name} is not installed, {gone.release_id} was rolled back here: {gone.reason}",
-                    "Publish a release with a higher sequence number.",
-                )
-        if _version(manifest.minimum_agent) > _version(AGENT_VERSION):
-            raise OperatorError(
-                f"release {name} needs agent {manifest.minimum_agent}, this is {AGENT_VERSION}",
-                "Update the agent on this gateway.",
-            )
-        oversize = [layer for layer in manifest.layers_for(self._site_id) if layer.size_bytes > LAYER_BYTES_MAX]
-        if oversize:
-            raise WireError(f"layer {oversize[0].hash[:12]} of {oversize[0].size_bytes} bytes is over the bound")
-
-    def _check_room(self, manifest: Manifest, needed_bytes: int) -> None:
-        """Before the first byte is fetched: a download that fills the disk would stop more than itself."""
-        free_bytes = shutil.disk_usage(self._folder).free
-        if needed_bytes and needed_bytes + SPARE_BYTES > free_bytes:
-            raise EnvironmentFault(
-                f"release {release_id(manifest)} needs {_mb(needed_bytes + SPARE_BYTES)} on the disk that holds"
-                f" {self._folder}, {_mb(free_bytes)} are free",
-                "Free space or move data_dir to a larger disk.",
-            )
 
     # A release on its way
 
@@ -378,65 +358,34 @@ class Installer:
     def _test(self, candidate: _Candidate) -> None:
         """Aside, without the lock: what it finds is put into the candidate."""
         try:
-            self._verify_layers(candidate.manifest)
-            golden = candidate.manifest.golden
-            expected = read_golden(self.layer_path(golden.hash)) if golden else None
-            choice = self._choose(candidate.manifest)
-            model = self._load(candidate.manifest, choice)
-            try:
-                self_test(model, expected, self._site_id, self._settings.tolerance)
-            except OperatorError as error:
-                if not choice.hash:
-                    raise
-                log.warning("the variant is not used: %s", error)
-                choice = VariantChoice("", f"its variant fails the self-test: {error.message}")
-                model = self._load(candidate.manifest, choice)
-                self_test(model, expected, self._site_id, self._settings.tolerance)
-            if self._model:
-                check_pace(model, self._model, self._settings.latency_ratio)
-            candidate.variant, candidate.model = choice, model
+            candidate.loaded = self._loader.prove(candidate.manifest, self._model)
         except Exception as error:  # of a model, in any library below it; told by `_end_test`
             log.info("release %s does not pass its test", candidate.name, exc_info=True)
             candidate.fault = error
         self.step()
 
-    def _verify_layers(self, manifest: Manifest) -> None:
-        """The bytes on disk, once more before anything opens them: they may be older than this start."""
-        for layer in manifest.layers_for(self._site_id):
-            path = self.layer_path(layer.hash)
-            try:
-                right = layer_hash(path.read_bytes()) == layer.hash
-                if not right:
-                    path.unlink()
-            except OSError as error:
-                raise disk_fault(path, error) from error
-            if not right:
-                raise EnvironmentFault(
-                    f"{path} does not match its hash", "It is fetched again when the release is desired again."
-                )
-
     def _end_test(self, candidate: _Candidate) -> bool:
-        error, model = candidate.fault, candidate.model
+        error, loaded = candidate.fault, candidate.loaded
         if error is not None:
             if _passes(error):
                 self._refuse(candidate.name, error)
             else:
                 self._go_back_before(candidate, str(error))
             return False
-        if model is None:
+        if loaded is None:
             if self._clock.monotonic_s() - candidate.began_s > self._settings.test_s:
                 self._go_back_before(candidate, f"it has not loaded within {self._settings.test_s:.0f} s")
             return False
         if self._model is None:
-            self._swap(candidate, model, Before(""))
+            self._swap(candidate, loaded, Before(""))
             return False
         candidate.phase, candidate.began_s = Phase.SHADOW, self._clock.monotonic_s()
-        self._stage.hand_over(self._model, beside=model)
+        self._stage.hand_over(self._model, beside=loaded.model)
         return True
 
     def _watch_shadow(self, candidate: _Candidate) -> bool:
-        model, running = candidate.model, self._model
-        if model is None or running is None:
+        loaded, running = candidate.loaded, self._model
+        if loaded is None or running is None:
             raise RuntimeError("a release in shadow and one that runs are loaded")
         seen = self._stage.observe()
         judged = judge_shadow(seen, candidate.name, self._clock.monotonic_s() - candidate.began_s, self._settings)
@@ -445,20 +394,20 @@ class Installer:
         elif judged.outcome is Outcome.GO:
             old = seen.of(running.release_id)
             before = Before(running.release_id, old.median_ms, old.frames, seen.pair.shift, seen.pair.compared)
-            self._swap(candidate, model, before)
+            self._swap(candidate, loaded, before)
         return False
 
-    def _swap(self, candidate: _Candidate, model: Model, before: Before) -> None:
+    def _swap(self, candidate: _Candidate, loaded: Loaded, before: Before) -> None:
         """First on disk, on trial, then between two frames. Nothing changes when the disk does not take it."""
         old, now_ns = self._model, self._believed_ns(self._slot)
         slot = Slot(candidate.desired.manifest, candidate.desired.signature, now_ns)
         self._slots.install(slot, self._slot)
-        self._candidate, self._model, self._slot, self.variant = None, model, slot, candidate.variant
-        self._starts, self._gone = 0, None
+        self._candidate, self._model, self._slot, self.variant = None, loaded.model, slot, loaded.variant
+        self._starts, self._gone, self._boot_again_s = 0, None, None
         self._probation = _Probation(self._clock.monotonic_s(), before, old)
         self.outcome = f"installed {candidate.name}, on probation"
         log.info("%s", self.outcome)
-        self._stage.hand_over(model, beside=old, on_trial=True)
+        self._stage.hand_over(loaded.model, beside=old, on_trial=True)
 
     # Probation
 
@@ -567,24 +516,6 @@ class Installer:
         self.outcome = what_went_wrong
         log.error("%s", what_went_wrong)
 
-    def _choose(self, manifest: Manifest) -> VariantChoice:
-        among = manifest.backbone, manifest.variants
-        if self._measured is None or self._measured[0] != among:  # a head-only release has the same: measured once
-            choice = choose_variant(manifest, self.layer_path, self._opener, self._precision)
-            self._measured = among, choice
-        return self._measured[1]
-
-    def _load(self, manifest: Manifest, choice: VariantChoice) -> Model:
-        return load_model(
-            release_id(manifest),
-            manifest,
-            self.layer_path,
-            self._site_id,
-            self._model.backbone if self._model else None,
-            opener=self._opener,
-            variant=choice.hash,
-        )
-
     def _believed_ns(self, slot: Slot | None) -> int:
         """The latest time there is reason to believe."""
         return max(self._clock.wall_ns(), BUILT_AT_NS, slot.seen_at_ns if slot else 0)
@@ -614,13 +545,7 @@ def _health(
 
 def _passes(error: BaseException) -> bool:
     """Whether the same may well work later: the disk's fault, not the release's."""
-    return isinstance(error, EnvironmentFault | OSError) or isinstance(error.__cause__, OSError)
-
-
-def _mb(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:.0f} MB"
-
-
-def _version(text: str) -> tuple[int, ...]:
-    """`1.2.10` as a tuple; a part that is no number counts as 0."""
-    return tuple(int(part) if part.isdigit() else 0 for part in text.split("."))
+    cause = error.__cause__ or error
+    return isinstance(error, EnvironmentFault) or (
+        isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+    )

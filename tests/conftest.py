@@ -124,8 +124,9 @@ def tiny_head() -> Callable[..., bytes]:
     return build
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
+    """Closed after each module: Playwright's event loop would be in the way of tests with one of their own."""
     from playwright.sync_api import sync_playwright
 
     binary = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from fastapi import Path as PathParameter
 from pydantic import BaseModel, Field
 
 from cloud.desk import Desk
@@ -73,9 +74,29 @@ def make_api(desk: Desk) -> APIRouter:
     def counts() -> dict[str, Any]:
         return desk.counts()
 
+    @api.get("/offers")
+    def offers(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:
+        return desk.offers(limit)
+
+    @api.get("/offers/{name}.jpg")
+    def offer_jpeg(name: Annotated[str, PathParameter(pattern="^[0-9a-f]{32}$")]) -> Response:
+        data = desk.offer_jpeg(bytes.fromhex(name))
+        if data is None:
+            raise HTTPException(404, "there is no such offer")
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    @api.post("/offers/{name}/want", dependencies=writer)
+    def want(name: Annotated[str, PathParameter(pattern="^[0-9a-f]{32}$")], who: Author) -> dict[str, str]:
+        _or_refuse(lambda: desk.want(bytes.fromhex(name), who.author))
+        return {"sample_id": name}
+
     @api.get("/attempts")
     def attempts() -> dict[str, Any]:
         return desk.attempts()
+
+    @api.get("/gaps")
+    def gaps() -> Any:
+        return msgspec.to_builtins(desk.gaps())
 
     @api.get("/events")
     def events(limit: Annotated[int, Query(ge=1, le=200)] = 20) -> list[dict[str, Any]]:

@@ -29,6 +29,8 @@ class StoredSample:
     pixel_path: str
     boxes: tuple[Box, ...] = ()
     variant: str = ""
+    epoch: str = ""
+    sequence: int = 0
     labels: dict[str, str] = field(default_factory=dict)
 
 
@@ -48,7 +50,7 @@ class Contribution:
     """A gateway's statistics."""
 
     client: str
-    arrays: dict[str, NDArray[np.float64]]
+    arrays: dict[str, NDArray[np.generic]]
     meta: dict[str, Any]
     at_ns: int
 

@@ -27,7 +27,7 @@ from common.clock import SystemClock
 from common.delta import make_delta
 from common.errors import HeadframeError
 from common.ids import layer_hash
-from common.manifest import encode_manifest
+from common.manifest import decode_manifest, encode_manifest
 from common.messages import Desired, Fetch, LayerPart, Message
 from common.mqtt import Broker
 from common.weights import find_weights
@@ -236,7 +236,7 @@ class _Gateway:
                 self.downward.take(topics.down(GATEWAY, "layer"), answer)
             else:
                 self.installer.step()
-        return f"r{self._sequence}-" in self.installer.outcome
+        return False
 
     def _ask(self, fetch: Fetch) -> bool:
         self._asked = [fetch]
@@ -256,6 +256,11 @@ class _Gateway:
     def _signed_nonsense(self, rng: random.Random) -> Desired:
         """A spoiled manifest with a right signature."""
         spoiled = mutate(self._manifest(), rng)
+        try:  # a number that no release can follow would end the test, not the gateway
+            manifest = msgspec.structs.replace(decode_manifest(spoiled), sequence=self._sequence)
+            spoiled = encode_manifest(manifest)
+        except (HeadframeError, OverflowError):
+            pass
         return self._desired(spoiled)
 
     def _answer(self, fetch: Fetch) -> LayerPart:

@@ -106,6 +106,29 @@ def test_the_agent_is_ready_then_feeds_the_watchdog_then_stops(
     assert agent.wait(30) == 0
 
 
+def test_an_agent_whose_terminal_is_closed_ends(config: Path, supervisor: socket.socket) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "simulations", "edge", "run", "--config", str(config)]
+    process = subprocess.Popen(
+        ["setsid", "--ctty", "--wait", *command],
+        cwd=REPOSITORY,
+        env=os.environ | {"NOTIFY_SOCKET": str(supervisor.getsockname())},
+        stdin=theirs,
+        stdout=subprocess.DEVNULL,
+    )
+    os.close(theirs)
+    try:
+        assert supervisor.recv(100) == b"READY=1"
+        os.close(ours)
+        said = b""
+        while said != b"STOPPING=1":
+            said = supervisor.recv(100)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait(10)
+
+
 def reported(config: Path, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The state on the agent's page, once it is as wanted."""
     port = json.loads((config.parent / "data" / "status.json").read_text())["port"]

@@ -229,7 +229,7 @@ def test_a_release_that_brings_the_agent_down_while_it_is_tried_is_left(
 
     for _ in range(RULES.crashes_max):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("edge.installer.self_test", crash)
+            patch.setattr("edge.loading.self_test", crash)
             again = start_gateway()
             again.installer.boot()
             again.installer.on_desired(second[1])
@@ -474,3 +474,69 @@ def test_one_scenario_is_rolled_back_alone(gateway: Gateway, depot: Depot) -> No
         newer.heads[SHARED],
     ]
     assert gateway.installer.bytes_down == before, "both heads were here"
+
+
+# Disks that come and go
+
+
+def test_a_slot_that_cannot_be_read_at_the_start_is_tried_again(
+    gateway: Gateway,
+    depot: Depot,
+    second: tuple[Manifest, Desired],
+    start_gateway: StartGateway,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gateway.install(depot, second[1])
+    again = start_gateway()
+
+    def unreadable(self: Path) -> bytes:
+        raise OSError(5, "Input/output error", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", unreadable)
+        assert again.installer.boot() is None
+        again.installer.step()
+        assert again.runs == ""
+    again.clock.now_s += 1.0
+    again.installer.step()
+    assert again.runs == release_id(second[0])
+    assert again.phases == {release_id(second[0]): "committed"}
+
+
+def test_a_start_that_cannot_be_counted_is_made_on_the_proven_release(
+    gateway: Gateway,
+    depot: Depot,
+    second: tuple[Manifest, Desired],
+    start_gateway: StartGateway,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise EnvironmentFault("The disk is full")
+
+    to_probation(gateway, depot, second[1])
+    again = start_gateway()
+    with monkeypatch.context() as patch:
+        patch.setattr("edge.slots.write_atomically", full)
+        assert again.installer.boot().release_id.startswith("r1-")
+    again.install(depot, second[1])
+    assert again.installer.outcome == f"committed {release_id(second[0])}"
+
+
+def test_a_release_whose_roll_back_is_not_on_disk_yet_is_not_installed_again(
+    gateway: Gateway, depot: Depot, second: tuple[Manifest, Desired], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise EnvironmentFault("The disk is full")
+
+    to_probation(gateway, depot, second[1])
+    monkeypatch.setattr("edge.slots.write_atomically", full)
+    gateway.stage.look(1, deaths=1)
+    gateway.installer.step()
+    gateway.installer.on_desired(second[1])
+    assert "was rolled back here" in gateway.installer.outcome
+
+
+def test_after_the_stop_nothing_is_installed(gateway: Gateway, depot: Depot, second: tuple[Manifest, Desired]) -> None:
+    gateway.installer.stop()
+    gateway.install(depot, second[1])
+    assert gateway.runs.startswith("r1-")
