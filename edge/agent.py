@@ -218,6 +218,8 @@ class Agent:
             raise RuntimeError("the look loop has died; see the log above")
         if not self._link.alive:
             raise RuntimeError("the thread of the broker connection has died; see the log above")
+        if not self.uplink.alive:
+            raise RuntimeError("the thread that sends samples has died; see the log above")
         self.inbox.step()
         self.installer.step()
         if self.renewer:

@@ -195,8 +195,12 @@ class Spool:
             self._let_go()
 
     def pending(self, limit: int, exclude: Collection[bytes] = ()) -> list[Queued]:
-        """The most valuable samples that wait, without those in `exclude`."""
-        with self._lock:
+        """The most valuable samples that wait, without those in `exclude`.
+
+        Raises:
+            EnvironmentFault: the disk cannot be read; so do `held`, `ended`, `epochs` and `figures`.
+        """
+        with self._lock, _Reading(self._path):
             rows = self._db.execute(
                 "SELECT sample_id, value FROM queue ORDER BY value DESC LIMIT ?", (limit + len(exclude),)
             ).fetchall()
@@ -209,7 +213,7 @@ class Spool:
     def held(self, names: Collection[bytes], limit: int) -> list[Queued]:
         """Those of `names` that wait here, the most valuable first."""
         found: list[tuple[bytes, float]] = []
-        with self._lock:
+        with self._lock, _Reading(self._path):
             for part in _batches(names, NAMES_MAX):
                 marks = ", ".join("?" * len(part))
                 query = f"SELECT sample_id, value FROM queue WHERE sample_id IN ({marks})"  # noqa: S608  marks only
@@ -267,12 +271,12 @@ class Spool:
     def ended(self, limit: int) -> list[Ended]:
         """The oldest entries of the ledger that the centre has not receipted."""
         query = "SELECT epoch, sequence, sample_id, value, state FROM ended ORDER BY epoch, sequence LIMIT ?"
-        with self._lock:
+        with self._lock, _Reading(self._path):
             return [Ended(*row) for row in self._db.execute(query, (limit,))]
 
     def epochs(self) -> tuple[SpoolEpoch, ...]:
         """How far each life is: the running one, and those of which something still waits."""
-        with self._lock:
+        with self._lock, _Reading(self._path):
             waiting: dict[str, tuple[int, int]] = {}
             for table in ("queue", "ended"):
                 query = f"SELECT epoch, min(sequence), count(*) FROM {table} WHERE epoch != '' GROUP BY epoch"  # noqa: S608
@@ -305,7 +309,7 @@ class Spool:
 
     def figures(self) -> SpoolFigures:
         """Counts for the heartbeat."""
-        with self._lock:
+        with self._lock, _Reading(self._path):
             counted = dict(self._db.execute("SELECT name, value FROM figures").fetchall())
         reasons = {name.split(":")[1]: value for name, value in counted.items() if name.startswith("reason:")}
         of = {
@@ -422,6 +426,22 @@ def _batches(names: Collection[bytes], size: int) -> Iterator[list[bytes]]:
     rest = list(names)
     for start in range(0, len(rest), size):
         yield rest[start : start + size]
+
+
+class _Reading:
+    """A failure to read becomes a sentence about the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        """Nothing is locked: one connection reads and writes."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, sqlite3.OperationalError):
+            raise EnvironmentFault(
+                f"cannot read {self._path}: {error}", "Check the disk that holds data_dir."
+            ) from error
 
 
 class _Transaction:

@@ -89,6 +89,11 @@ class Uplink:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread that sends runs."""
+        return self._thread.is_alive()
+
     def stop(self, timeout_s: float) -> None:
         """End the thread; what is not receipted stays in the spool."""
         self._stopping.set()
