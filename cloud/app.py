@@ -5,7 +5,9 @@ import logging
 import os
 import signal
 import threading
+from pathlib import Path
 
+from common.errors import EnvironmentFault
 from common.files import own_folder, write_atomically
 from common.logs import configure_logs
 from common.quiet import silence_flower
@@ -59,10 +61,11 @@ def _run(settings: CloudSettings, stop: threading.Event) -> None:
         service.link.wait_connected(BROKER_WAIT_S)
         console.start()
         where = {"port": console.port, "pid": os.getpid(), "mqtt_port": broker.port}
-        write_atomically(settings.data_dir / "console.json", json.dumps(where).encode())
+        told = _tell_where(settings.data_dir, where)
         log.info("centre runs: console on port %d, MQTT on port %d", console.port, broker.port)
         roster = roster_version(authority)
         while not stop.wait(STEP_S):
+            told = told or _tell_where(settings.data_dir, where)
             service.step()
             if settings.broker.embedded and settings.broker.tls and (now := roster_version(authority)) != roster:
                 roster = now
@@ -72,3 +75,13 @@ def _run(settings: CloudSettings, stop: threading.Event) -> None:
         service.stop()
         if settings.broker.embedded:
             embedded.stop()
+
+
+def _tell_where(folder: Path, where: dict[str, int]) -> bool:
+    """Write the ports. On a full disk the centre runs all the same, and they are told when there is room."""
+    try:
+        write_atomically(folder / "console.json", json.dumps(where).encode())
+    except EnvironmentFault as error:
+        log.error("%s", error)
+        return False
+    return True

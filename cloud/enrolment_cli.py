@@ -79,17 +79,21 @@ def enroll(
     out: Annotated[Path | None, typer.Option(help="File to write; by default GATEWAY.enrolment here.")] = None,
     host: Annotated[str, typer.Option(help="Broker as the gateway knows it; by default broker.host.")] = "",
     port: Annotated[int, typer.Option(help="Its TLS port; by default broker.port.")] = 0,
-    trust: Annotated[list[Path] | None, typer.Option(help="Further root of trust to hand over, as a file.")] = None,
+    trust: Annotated[
+        list[Path] | None, typer.Option(help="Another file to hand over, beside the root of trust.")
+    ] = None,
 ) -> None:
     """Admit a gateway: writes the one file that `headframe edge enroll` takes there."""
     from cloud.authority import Authority
+    from cloud.trust import Repository
     from common.certificates import CENTRE, key_pem, new_key, read_request
-    from common.enrolment import Enrolment
+    from common.clock import SystemClock
+    from common.enrolment import ROOT, Enrolment
     from common.ids import check_name
-    from common.signing import Signer
 
     settings = load_settings(CloudSettings, config)
     authority = Authority.open(settings.data_dir / "ca")
+    root = Repository.open(settings.data_dir / "trust", SystemClock()).root()
     key = None if csr else new_key()
     name, public = read_request(_read(csr)) if csr else (gateway, None)
     if gateway and name != gateway:
@@ -109,8 +113,7 @@ def enroll(
         ca=authority.certificate_pem.decode(),
         certificate=authority.issue(name, holder, _now()).decode(),
         key=key_pem(key).decode() if key else "",
-        release_key=Signer.open(settings.data_dir / "release.key").public_hex,
-        trust={path.name: _read(path).decode() for path in trust or ()},
+        trust={ROOT: root.decode()} | {path.name: _read(path).decode() for path in trust or ()},
     )
     path = out or Path(f"{name}.enrolment")
     made.save(path)

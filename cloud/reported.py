@@ -67,6 +67,13 @@ class Reported:
         with self._lock:
             return sorted(name for name, at_s in self._seen_at_s.items() if now_s - at_s < OFFLINE_AFTER_S)
 
+    def states(self) -> tuple[dict[str, State], dict[str, float]]:
+        """The last state of every gateway, and of those online how many seconds ago it came."""
+        now_s = self._clock.monotonic_s()
+        with self._lock:
+            ages = {name: now_s - at_s for name, at_s in self._seen_at_s.items() if now_s - at_s < OFFLINE_AFTER_S}
+            return dict(self._states), ages
+
     def flush(self) -> None:
         """Write what is new. When the disk fails it is kept and written with the next call."""
         while True:

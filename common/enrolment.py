@@ -9,6 +9,8 @@ from common.files import write_atomically
 
 FORMAT = "headframe-enrolment-1"
 BYTES_MAX = 1024 * 1024
+ROOT = "root.json"
+"""File of the root of trust in releases: `release_root` of the gateway."""
 
 
 class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,9 +23,8 @@ class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
     ca: str
     certificate: str
     key: str = ""
-    release_key: str = ""
     trust: dict[str, str] = {}
-    """File name -> text of further roots of trust in releases, written beside `ca.pem`."""
+    """File name -> text of what is trusted in releases, written beside `ca.pem`: `root.json` is the `release_root`."""
     format: str = FORMAT
 
     def __repr__(self) -> str:  # the key stays out of logs and tracebacks

@@ -127,6 +127,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             yield from scenario.heads.values()
         yield from (variant.layer for variant in self.variants)
         yield from (detector.layer for detector in self.detectors)
+        if self.golden:
+            yield self.golden
 
     def layers_for(self, site_id: str) -> tuple[Layer, ...]:
         """Everything a gateway of this site needs, backbone first."""

@@ -13,21 +13,24 @@ from common import AGENT_VERSION, codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import EnvironmentFault, OperatorError
 from common.messages import Event, FlowerFrame, Message, Sample, State
+from common.metadata import TrustedMetadata, read_root
 from common.mqtt import MqttLink
 from edge.downward import Downward
 from edge.enrolment import FLAG, Renewer, renews_itself
 from edge.events import Phase
 from edge.exemplars import Exemplars
+from edge.inbox import FOLDER as IMPORT
+from edge.inbox import Inbox
 from edge.installer import LAYERS, Installer
 from edge.learner import Learner
 from edge.lookout import Lookout
+from edge.offers import Offers
 from edge.outputs import SiteOutputs
 from edge.providers import COMPILED, Compute
 from edge.roster import plan
 from edge.settings import EdgeSettings
 from edge.spool import Spool
 from edge.threads import usable_cores
-from edge.trust import SingleKey
 from edge.uplink import Uplink
 from edge.workers import Workers
 
@@ -36,6 +39,8 @@ log = logging.getLogger(__name__)
 DISK_RETRY_S = 1.0
 RELEASES = "releases"
 """Folder of the installer within `data_dir`."""
+TRUST = "trust"
+"""Folder of what is trusted within `data_dir`."""
 
 
 class Agent:
@@ -47,7 +52,12 @@ class Agent:
         self._config = ""
         self._clock = clock or SystemClock()
         folder = settings.data_dir
-        self.spool = Spool.open(folder / "spool.db", settings.spool.bytes_max)
+        self.spool = Spool.open(
+            folder / "spool.db",
+            settings.spool.bytes_max,
+            age_max_s=3600 * settings.spool.age_max_h,
+            clock=self._clock,
+        )
         self.exemplars = Exemplars.open(folder / "exemplars.db")
         self.compute = Compute(settings.compute.provider, folder / COMPILED)
         self.lookout = self._make_lookout()
@@ -59,24 +69,34 @@ class Agent:
             self._on_message,
             will=(topics.up(settings.gateway_id, "state"), codec.encode(self._will())),
             on_connect=self._on_connect,
+            keep=False,
         )
-        self.uplink = Uplink(self._link, self.spool, settings.gateway_id, settings.uplink, self._clock, settings.share)
+        self.offers = (
+            Offers.open(folder / "offers.db", self.spool, settings.offers, self._clock)
+            if settings.offers.enabled
+            else None
+        )
+        self.uplink = Uplink(
+            self._link, self.spool, settings.gateway_id, settings.uplink, self._clock, settings.share, self.offers
+        )
         self.installer = Installer(
             folder / RELEASES,
-            SingleKey(settings.release_key),
+            TrustedMetadata(folder / TRUST, read_root(settings.release_root), settings.gateway_id),
             settings.site_id,
             self._clock,
-            lambda fetch: self._send("fetch", fetch),
+            lambda fetch: self.inbox.take(fetch) or self._send("fetch", fetch),
             self.lookout,
             settings.install,
             self.compute.open,
             settings.compute.precision,
         )
+        self.inbox = Inbox(folder / IMPORT, settings.gateway_id, self.installer.on_desired, self.installer.on_layer)
         self.learner = Learner(
             settings.gateway_id,
             self.exemplars,
             lambda data: self._send("flower", FlowerFrame(message=data)),
             share=settings.share,
+            bytes_max=settings.uplink.statistics_bytes_max,
         )
         self.renewer = self._make_renewer()
         self.downward = Downward(
@@ -84,6 +104,7 @@ class Agent:
             on_desired=self.installer.on_desired,
             on_layer=self.installer.on_layer,
             on_flower=self.learner.on_frame,
+            on_want=self.uplink.on_want,
             on_certificate=self.renewer.on_certificate if self.renewer else None,
         )
         outputs = settings.outputs
@@ -195,6 +216,11 @@ class Agent:
         """
         if not self.lookout.alive:
             raise RuntimeError("the look loop has died; see the log above")
+        if not self._link.alive:
+            raise RuntimeError("the thread of the broker connection has died; see the log above")
+        if not self.uplink.alive:
+            raise RuntimeError("the thread that sends samples has died; see the log above")
+        self.inbox.step()
         self.installer.step()
         if self.renewer:
             self.renewer.step()
@@ -209,6 +235,7 @@ class Agent:
         """Stop in the order of the flow, so that what was accepted is on disk and what can leave has left."""
         self._stopping.set()
         self.installer.stop()
+        self.inbox.close()
         self.lookout.stop(timeout_s)
         self.learner.stop(timeout_s)
         self.uplink.stop(timeout_s)
@@ -216,6 +243,8 @@ class Agent:
         self._link.stop()
         if self.outputs:
             self.outputs.stop()
+        if self.offers:
+            self.offers.close()
         self.spool.close()
         self.exemplars.close()
 
@@ -239,8 +268,10 @@ class Agent:
             spool_bytes=figures.bytes,
             accepted=figures.accepted,
             receipted=figures.receipted,
-            evicted=figures.evicted,
+            evicted=figures.evicted + figures.expired,
+            epochs=self.spool.epochs(),
             refused=figures.refused,
+            declined=figures.declined,
             bytes_up=self.uplink.bytes_up,
             bytes_down=self.installer.bytes_down,
             looks=sum(self.looks_by_release.values()),

@@ -1,7 +1,8 @@
 """Entry of the agent process: runs it until SIGTERM or SIGINT, tells systemd, serves the status page.
 
 SIGHUP reads the configuration again (`systemctl reload`): a signal, because whoever may send one may edit the file as
-well, while the status page takes no orders from whoever reaches it.
+well, while the status page takes no orders from whoever reaches it. The SIGHUP of a terminal that was closed ends the
+agent as it always did.
 """
 
 import json
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from common.errors import OperatorError
+from common.errors import EnvironmentFault, OperatorError
 from common.files import own_folder, write_atomically
 from common.logs import configure_logs
 from common.quiet import silence_flower
@@ -58,7 +59,8 @@ def _run(agent: Agent, config: Path | None, stop: threading.Event, reload: threa
     settings = agent.settings
     page = StatusPage(settings.status.host, settings.status.port, agent)
     page.start()
-    write_atomically(settings.data_dir / "status.json", json.dumps({"port": page.port, "pid": os.getpid()}).encode())
+    at_terminal = has_terminal()
+    told = _tell_where(settings.data_dir, page.port)
     agent.start()
     notify_systemd("READY=1")
     log.info("gateway %s runs, status page on port %d", settings.gateway_id, page.port)
@@ -66,13 +68,26 @@ def _run(agent: Agent, config: Path | None, stop: threading.Event, reload: threa
         while not stop.wait(STEP_S):
             if reload.is_set():
                 reload.clear()
+                if at_terminal and not has_terminal():
+                    break
                 _reload(agent, config)
+            told = told or _tell_where(settings.data_dir, page.port)
             agent.step()
             notify_systemd("WATCHDOG=1")
     finally:
         notify_systemd("STOPPING=1")
         page.stop()
         agent.stop()
+
+
+def _tell_where(folder: Path, port: int) -> bool:
+    """Write the page's port. On a full disk the agent runs all the same, and the port is told when there is room."""
+    try:
+        write_atomically(folder / "status.json", json.dumps({"port": port, "pid": os.getpid()}).encode())
+    except EnvironmentFault as error:
+        log.error("%s", error)
+        return False
+    return True
 
 
 def _reload(agent: Agent, config: Path | None) -> None:
@@ -83,6 +98,15 @@ def _reload(agent: Agent, config: Path | None) -> None:
         agent.reconfigure(load_settings(EdgeSettings, config))
     except OperatorError as error:
         agent.refuse(error)
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal, and somebody is still at its other end."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def notify_systemd(state: str) -> None:

@@ -154,18 +154,19 @@ class Camera:
             self._watch_ring.bound(bytes_max // 4)
         self.held_bytes_max = bytes_max // 2
 
-    def looked_at(self, frame: Frame, *, striking: bool, insists: bool = False) -> None:
+    def looked_at(self, frame: Frame, *, striking: bool, told: bool = False, insists: bool = False) -> None:
         """The model has looked at a frame of this camera (called by the look loop).
 
         Args:
             striking: unusually unsure or novel: looks become dense.
+            told: an event begins with this look: they need no longer be.
             insists: an event is undecided: the next look does not wait for a change in the picture.
         """
         self._sampler.insists = insists
         now_s = self._clock.monotonic_s()
         self._looked.count(now_s)
         self._latencies_ms.append(1e3 * (now_s - frame.ready_s))
-        self._sampler.strike(frame.captured_at_ns, striking=striking)
+        self._sampler.strike(frame.captured_at_ns, striking=striking, told=told)
 
     def _run(self) -> None:
         """The camera loop: play, and after a fault try again, ever more slowly, until told to stop."""

@@ -61,6 +61,25 @@ def renew(config: ConfigOption) -> None:
     typer.echo(f"the new certificate is valid until {until}")
 
 
+@app.command("import")
+def import_(
+    config: ConfigOption, file: Annotated[Path, typer.Argument(help="File of `headframe cloud export`.")]
+) -> None:
+    """Take a release that was carried here by hand: it is verified, then handed to the agent, running or not."""
+    import time
+
+    from common.manifest import release_id
+    from common.metadata import read_root
+    from edge.agent import TRUST
+    from edge.inbox import put_in
+
+    settings = load_settings(EdgeSettings, config)
+    root = read_root(settings.release_root)
+    trust = settings.data_dir / TRUST
+    manifest = put_in(file, settings.data_dir, trust, root, settings.gateway_id, settings.site_id, time.time_ns())
+    typer.echo(f"{release_id(manifest)} is right; the agent takes it from here")
+
+
 @config_app.command()
 def check(config: ConfigOption) -> None:
     """Say whether the file is right; name every wrong key."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from common import codec
 from common.errors import HeadframeError
-from common.messages import Certificate, Desired, FlowerFrame, LayerPart, Message, Receipt
+from common.messages import Certificate, Desired, FlowerFrame, LayerPart, Message, Receipt, Want
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +24,10 @@ class Downward:
         on_layer: Callable[[LayerPart], None] | None = None,
         on_flower: Callable[[bytes], None] | None = None,
         on_certificate: Callable[[Certificate], None] | None = None,
+        on_want: Callable[[Want], None] | None = None,
     ) -> None:
         self._on_receipt, self._on_desired, self._on_layer = on_receipt, on_desired, on_layer
-        self._on_flower, self._on_certificate = on_flower, on_certificate
+        self._on_flower, self._on_certificate, self._on_want = on_flower, on_certificate, on_want
         self.refused = 0
 
     def take(self, topic: str, payload: bytes) -> str:
@@ -51,6 +52,8 @@ class Downward:
                 self._on_flower(message.message)
             case Certificate() if self._on_certificate:
                 self._on_certificate(message)
+            case Want() if self._on_want:
+                self._on_want(message)
             case _:
                 return False
         return True

@@ -27,7 +27,7 @@ from common.certificates import (
     read_key,
 )
 from common.clock import Clock
-from common.enrolment import Enrolment
+from common.enrolment import ROOT, Enrolment
 from common.errors import EnvironmentFault, HeadframeError, OperatorError, TrustError
 from common.files import READABLE, own_folder, write_atomically
 from common.ids import check_name
@@ -98,7 +98,8 @@ def settings_lines(enrolment: Enrolment, folder: Path) -> str:
     """What belongs into edge.toml after an enrolment."""
     return (
         f'gateway_id = "{enrolment.gateway_id}"\nsite_id = "{enrolment.site_id}"\n'
-        f'release_key = "{enrolment.release_key}"\n\n[broker]\nhost = "{enrolment.host}"\nport = {enrolment.port}\n'
+        f'release_root = "{(folder / ROOT).resolve()}"\n\n'
+        f'[broker]\nhost = "{enrolment.host}"\nport = {enrolment.port}\n'
         f'ca_file = "{(folder / CA).resolve()}"\ncert_file = "{(folder / IDENTITY).resolve()}"\n'
     )
 
@@ -130,21 +131,21 @@ class Renewer:
         """The last renewal in words."""
 
     def step(self) -> None:
-        """Ask when it is time; at most once an hour, or when a person asks.
-
-        Raises:
-            OperatorError: the certificate that the gateway has cannot be read.
-        """
+        """Ask when it is time; at most once an hour, or when a person asks. Looking goes on whatever the files hold."""
         now_s = self._clock.monotonic_s()
         wanted = self._flag.exists()
         if not wanted and (now_s - self._looked_at_s < LOOK_S or now_s - self._asked_at_s < AGAIN_S):
             return
         self._looked_at_s = now_s
-        identity = read_identity(self._cert_file)
-        if (wanted or self._is_due(identity)) and self._send(ask_renewal(identity, self._next_key())):
-            self._asked_at_s = now_s
-            self._flag.unlink(missing_ok=True)
-            log.info("asked for the next certificate of %s", identity.name)
+        try:
+            identity = read_identity(self._cert_file)
+            if (wanted or self._is_due(identity)) and self._send(ask_renewal(identity, self._next_key())):
+                self._asked_at_s = now_s
+                self._flag.unlink(missing_ok=True)
+                log.info("asked for the next certificate of %s", identity.name)
+        except HeadframeError as error:
+            self.outcome = f"cannot renew: {error}"
+            log.error("%s", self.outcome)
 
     def on_certificate(self, message: Certificate) -> None:
         """Take the centre's answer; what does not fit is refused and the old certificate stays."""

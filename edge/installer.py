@@ -311,7 +311,7 @@ class Installer:
     def _take(self, desired: Desired) -> None:
         """Begin with a release, unless it runs, or is on its way, already."""
         if self._slot and self._slot.manifest == desired.manifest:
-            self._trust.recall(desired)
+            self._trust.check(desired, self._believed_ns(self._slot))  # new keys and times are learnt all the same
             if self._candidate:
                 log.info("release %s is no longer wanted", self._candidate.name)
                 self._drop_candidate()

@@ -12,12 +12,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from common.clock import Clock
 from common.ids import event_id
 from common.messages import CameraState, Event, Sample
 from edge.camera import Camera
 from edge.casting import AbandonedError, Cast, Casting
 from edge.develop import Negative, develop
+from edge.drift import DriftWatch
 from edge.events import Phase, Turn
 from edge.frames import Frame, cut_zone
 from edge.judge import Judge, Verdict
@@ -97,6 +100,7 @@ class Lookout:
         """Cameras that start when a predecessor of the same name has left."""
         self._next_roster: Roster | None = None
         self._refused = 0
+        self._drift = DriftWatch(settings.drift_every_s)
         clips = settings.outputs.clips
         self._recorder = Recorder(clips, settings.data_dir / "clips", clock) if clips.enabled else None
         self._flushed: set[str] = set()
@@ -131,7 +135,10 @@ class Lookout:
     @property
     def states(self) -> tuple[CameraState, ...]:
         """Reported state of each camera."""
-        return tuple(camera.state for camera in self.cameras.values())
+        return tuple(
+            msgspec.structs.replace(camera.state, drift=round(self._drift.level(name), 3))
+            for name, camera in self.cameras.items()
+        )
 
     def start(self) -> None:
         """Begin to look; does not wait for a model or a frame."""
@@ -244,6 +251,7 @@ class Lookout:
         self._accept(self._selector.flush(name))
         self._keeper.detach(name, now_s)
         self._selector.detach(name)
+        self._drift.forget(name)
         self._slots.discard(name)
         del self._judges[name]
         self._last.pop(name, None)
@@ -319,7 +327,8 @@ class Lookout:
             frame.captured_at_ns, view.predictions, view.sightings, view.patches, camera.blind
         )
         self._last[frame.camera_id] = LastLook.of(frame, look.picture, zone, verdict.boxes)
-        camera.looked_at(frame, striking=verdict.striking, insists=verdict.insists)
+        told = any(turn.phase is Phase.ENTER for _, turn in verdict.turns)
+        camera.looked_at(frame, striking=verdict.striking, told=told, insists=verdict.insists)
         if self._on_look:
             self._on_look(frame, view)
         self._tell(frame.camera_id, verdict.turns, model.release_id, frame, verdict)
@@ -328,6 +337,8 @@ class Lookout:
             frame.camera_id, frame.captured_at_ns, view.embedding, view.predictions, seen, verdict.doubt
         )
         self._accept(self._selector.offer(candidate))
+        if not camera.blind:
+            self._drift.tell(frame.camera_id, frame.captured_at_ns, view.embedding)
         if camera.held_bytes > camera.held_bytes_max:
             # the memory for pictures is full: the frames compete within a shorter window
             self._accept(self._selector.flush(frame.camera_id))
@@ -339,6 +350,7 @@ class Lookout:
             self._tell(name, judge.adopt(model.manifest, self._looked_at_ns(name)), self._judged_release)
         self._judged_release = model.release_id
         self._owed.extend(self._selector.adopt(model.manifest.backbone.hash))
+        self._drift.adopt(model.backbone.hash)
 
     def _close_lost(self) -> None:
         """A camera that fails or is blind shows nothing: its open events are closed, and open anew when it is back."""

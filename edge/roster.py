@@ -15,12 +15,12 @@ from edge.rationing import STEPS, Rationing
 from edge.settings import CameraSettings, EdgeSettings
 
 CAMERAS_PER_WORKER: Final = 48
-"""From here on a second process pays: one holds 64 sub-streams on 0.6 of a core, and a process costs 100 MB."""
+"""From here on a second process pays: one holds 64 sub-streams on 0.6 of a core, and a process costs 150 MB."""
 MB: Final = 1_000_000
 AGENT_BYTES: Final = 260 * MB
-"""Of the agent with a release loaded, before its first camera: 190 to 240 MB were measured."""
-WORKER_BYTES: Final = 130 * MB
-"""Of a worker process: 100 to 120 MB were measured."""
+"""Of the agent with a float release loaded, before its first camera: 243 MB resident were measured."""
+WORKER_BYTES: Final = 150 * MB
+"""Of a worker process, without what it shares with others: 171 MB were measured with two cameras on main streams."""
 DECODER_BYTES: Final = {True: 4 * MB, False: 16 * MB}
 """Of one camera, by whether it has a sub-stream: decoder, frames under way, what selection holds; without packets."""
 PACKETS_BYTES_MIN: Final = MB

@@ -59,7 +59,7 @@ class Sampler:
         self.health = Health(can_freeze=is_live(settings.substream or settings.source))
         self.share = 1.0
         """Of the looks that the gear asks for (`edge.rationing`); set from another thread."""
-        self._strikes: deque[tuple[int, bool]] = deque(maxlen=8)
+        self._strikes: deque[tuple[int, bool, bool]] = deque(maxlen=8)
         self.insists = False
         """The next look must not wait for a change in the picture: an event is undecided. Set from another thread."""
 
@@ -76,15 +76,15 @@ class Sampler:
     def shift(self) -> Gear:
         """The gear after the looks that have come back since."""
         while self._strikes:
-            at_ns, striking = self._strikes.popleft()
+            at_ns, striking, told = self._strikes.popleft()
             # a look ends later than newer frames were seen: its news is as new as they are
-            self._gears.on_look(max(at_ns, self._seen_ns), striking=striking)
+            self._gears.on_look(max(at_ns, self._seen_ns), striking=striking, told=told)
         gear = self._gears.gear
         return Gear.WATCH if self.insists and gear is Gear.IDLE else gear
 
-    def strike(self, at_ns: int, *, striking: bool) -> None:
-        """What the model said of a frame of this camera: was it unusually unsure, or novel?"""
-        self._strikes.append((at_ns, striking))
+    def strike(self, at_ns: int, *, striking: bool, told: bool) -> None:
+        """What the model said of a frame of this camera: was it unusually unsure, or novel? Did an event begin?"""
+        self._strikes.append((at_ns, striking, told))
 
     def sees_motion(self, luma: Luma) -> bool:
         """Whether something is in the picture that is not of the scene; nothing is remembered."""

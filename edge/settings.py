@@ -254,14 +254,39 @@ class SpoolSettings(Section):
     """[spool]: the durable queue on disk."""
 
     bytes_max: int = Field(2_000_000_000, ge=1_000_000, description="Bound; the least valuable are evicted first.")
+    age_max_h: float = Field(
+        24.0 * 90, gt=0, description="What has waited for so many hours of the agent's running time is let go."
+    )
 
 
 class UplinkSettings(Section):
     """[uplink]: how samples leave."""
 
-    window: int = Field(32, ge=1, le=1000, description="Samples sent but not yet receipted by the centre.")
-    resend_s: float = Field(20.0, gt=0, description="A sample without receipt is sent again after so long.")
-    bytes_per_day: int = Field(500_000_000, ge=0, description="Bytes of samples per day; 0 is without limit.")
+    window: int = Field(32, ge=1, le=1000, description="Samples sent but not yet receipted by the centre, at most.")
+    resend_s: float = Field(
+        20.0,
+        gt=0,
+        description="A sample without receipt is sent again after so long, then twice that, and so on.",
+    )
+    bytes_per_day: int = Field(
+        500_000_000, ge=0, description="Bytes of samples per 24 hours of running, repetitions too; 0 is without limit."
+    )
+    bytes_per_s: float = Field(0.0, ge=0, description="Bytes of samples per second on average; 0 is without limit.")
+    statistics_bytes_max: int = Field(
+        0,
+        ge=0,
+        description="Bytes that a round's statistics of a scenario may have; 0: what the centre asks for. The"
+        " smaller of the two bounds holds.",
+    )
+
+
+class OfferSettings(Section):
+    """[offers]: offer before pixels. Only where pixels may leave at all (`share`)."""
+
+    enabled: bool = Field(
+        False, description="Offer samples first (under 4 KB each), and send only those the centre asks for."
+    )
+    keep_hours: float = Field(72.0, gt=0, description="An offer that nobody asked for is declined after so long.")
 
 
 class SiteBrokerSettings(BrokerSection):
@@ -308,13 +333,21 @@ class EdgeSettings(RoleSettings):
     gateway_id: str = Field(description="Identity of this box; with TLS, the certificate's common name.")
     site_id: str = Field(description="The site (mine) that this gateway stands at.")
     data_dir: Path = Field(Path("/var/lib/headframe/edge"), description="Spool, releases and local labels.")
-    release_key: str = Field(description="Public key whose releases this gateway runs: see `headframe cloud key`.")
+    release_root: Path = Field(
+        description="Root of trust, the file of `headframe cloud keys root`: only what its roles sign runs here."
+    )
     share: Literal["samples", "updates", "both"] = Field(
         "samples",
         description="What may leave the site: samples (pixels), updates (statistics; labels are given here), or both.",
     )
     heartbeat_s: float = Field(10.0, gt=0, description="Seconds between reports of state.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level logged.")
+    drift_every_s: float = Field(
+        60.0,
+        gt=0,
+        description="One look of a camera in so many seconds is compared with what it used to show: the first 512 of"
+        " them.",
+    )
     workers: int | None = Field(
         None,
         ge=0,
@@ -330,6 +363,7 @@ class EdgeSettings(RoleSettings):
     budget: BudgetSettings = BudgetSettings()
     spool: SpoolSettings = SpoolSettings()
     uplink: UplinkSettings = UplinkSettings()
+    offers: OfferSettings = OfferSettings()
     outputs: OutputSettings = OutputSettings()
     status: StatusSettings = StatusSettings()
 

@@ -1,15 +1,15 @@
 """Whose releases run here: turns what the centre desires into a manifest, or refuses it with a reason.
 
+The seam between installer and trust; `common.metadata.TrustedMetadata` stands behind it on a gateway.
+
 Decides by signatures alone. Leaves to the installer what compares a release with the one that runs (sequence, what this
 agent can run); hands nothing on that is not signed.
 """
 
 from typing import Protocol
 
-from common.errors import TrustError
-from common.manifest import Manifest, decode_manifest, release_id
+from common.manifest import Manifest
 from common.messages import Desired
-from common.signing import verify
 
 
 class Trust(Protocol):
@@ -36,26 +36,3 @@ class Trust(Protocol):
             WireError: what is signed is no manifest.
         """
         ...
-
-
-class SingleKey:
-    """One Ed25519 key signs every release (decision 0005).
-
-    Args:
-        release_key: public key (hex) that manifests must be signed with.
-    """
-
-    def __init__(self, release_key: str) -> None:
-        self._key = release_key
-
-    def check(self, desired: Desired, now_ns: int) -> Manifest:
-        """See `Trust.check`."""
-        manifest = self.recall(desired)
-        if manifest.expires_at_ns < now_ns:
-            raise TrustError(f"release {release_id(manifest)} has expired", "Publish it again at the centre.")
-        return manifest
-
-    def recall(self, desired: Desired) -> Manifest:
-        """See `Trust.recall`."""
-        verify(desired.manifest, desired.signature, self._key)
-        return decode_manifest(desired.manifest)

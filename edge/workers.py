@@ -6,10 +6,8 @@ queues up. A worker that dies is started anew with back-off, and its cameras are
 `Workers` has the face of one `Lookout`.
 """
 
-import contextlib
 import logging
 import multiprocessing
-import signal
 import threading
 import time
 from collections import Counter
@@ -19,106 +17,41 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from pydantic import TypeAdapter
 
 from common import codec
-from common.clock import Clock, SystemClock
-from common.errors import HeadframeError
-from common.logs import configure_logs
-from common.manifest import Manifest
+from common.clock import Clock
 from common.messages import CameraState, Event, Sample
 from edge.events import Phase
-from edge.lookout import Accept, Lookout, OnEvent
-from edge.perception import Model, load_model
-from edge.providers import COMPILED, Compute
+from edge.lookout import Accept, OnEvent
+from edge.perception import Model
+from edge.piping import (
+    PICTURE,
+    REPORT,
+    Durable,
+    Load,
+    Order,
+    Release,
+    Report,
+    Show,
+    Stop,
+    Watch,
+    as_json,
+    decode_report,
+    decode_shown,
+    encode,
+)
 from edge.roster import Roster, deal_again, share_out
 from edge.settings import CameraSettings, EdgeSettings
 from edge.tally import Observation, add_up
-from edge.threads import one_thread_each
+from edge.worker import work
 
 log = logging.getLogger(__name__)
 
-REPORT_S: Final = 0.5
 SILENT_S: Final = 60.0
 """A worker that has not reported for so long hangs: it is ended and started anew."""
 BACK_OFF_S: Final = (1.0, 60.0)
 CALM_S: Final = 60.0
 """A worker that has lived for so long begins again with the shortest back-off."""
-
-
-class Release(msgspec.Struct, frozen=True):
-    """What a worker needs to load a release from the layers on disk."""
-
-    release_id: str
-    manifest: Manifest
-    backbone: str = ""
-    """The layer that the parent has chosen among the variants: all workers run the same."""
-
-    @classmethod
-    def of(cls, model: Model | None) -> "Release | None":
-        """The release that a model of the parent is."""
-        return cls(model.release_id, model.manifest, model.backbone.hash) if model else None
-
-
-class Load(msgspec.Struct, tag="load", frozen=True):
-    """To a worker: `Lookout.hand_over` with these."""
-
-    number: int
-    """Of the order: what a worker reports is of the last one that it has carried out."""
-    runs: Release | None
-    beside: Release | None = None
-    on_trial: bool = False
-    rescue: bool = False
-
-
-class Watch(msgspec.Struct, tag="watch", frozen=True):
-    """To a worker: watch these cameras from now on."""
-
-    roster: bytes
-    """JSON of a `Roster`: its cameras are pydantic's, not msgspec's."""
-
-
-class Durable(msgspec.Struct, tag="durable", frozen=True):
-    """To a worker: the sample it sent is in the spool."""
-
-
-class Stop(msgspec.Struct, tag="stop", frozen=True):
-    """To a worker: end, and judge what is still held."""
-
-
-class Show(msgspec.Struct, tag="show", frozen=True):
-    """To a worker: somebody wants to see what was looked at last of a camera."""
-
-    camera_id: str
-
-
-class Shown(msgspec.Struct, frozen=True):
-    """From a worker, in answer: a JPEG, empty when there is none."""
-
-    camera_id: str
-    jpeg: bytes
-
-
-class Report(msgspec.Struct, tag="report", frozen=True):
-    """From a worker, twice a second."""
-
-    release_id: str
-    looks_by_release: dict[str, int]
-    cameras: tuple[CameraState, ...]
-    ended: bool
-    pictures_lost: int
-    order: int = 0
-    observation: Observation = Observation()
-
-
-Order = Load | Watch | Durable | Stop | Show
-_roster = TypeAdapter(Roster)
-_order = msgspec.msgpack.Decoder(Order)
-_shown = msgspec.msgpack.Decoder(Shown)
-_report = msgspec.msgpack.Decoder(Report)
-_encode = msgspec.msgpack.encode
-SAMPLE, REPORT, EVENT, PICTURE = b"s", b"r", b"e", b"p"
-"""First byte of what a worker sends: a sample as on the wire, a report, an event as on the wire, or a `Shown`."""
 SHOW_S: Final = 2.0
 """Somebody who wants to see a camera waits so long for its worker."""
 
@@ -149,6 +82,7 @@ class Workers:
         self._model: Model | None = None
         self._running: Model | None = None
         self._orders = 0
+        self._cameras = roster.cameras
         rows = share_out(roster.cameras, count)
         self._workers = [
             _Worker(number, settings, roster.part(cameras, len(rows)), clock, accept, layers, on_event)
@@ -180,8 +114,9 @@ class Workers:
 
     @property
     def states(self) -> tuple[CameraState, ...]:
-        """Reported state of each camera."""
-        return tuple(state for worker in self._workers for state in worker.states)
+        """Reported state of each camera, in the order of the file."""
+        states = {state.camera_id: state for worker in self._workers for state in worker.states}
+        return tuple(states[camera.id] for camera in self._cameras if camera.id in states)
 
     @property
     def looks_by_release(self) -> Counter[str]:
@@ -233,6 +168,7 @@ class Workers:
         rows = deal_again([worker.cameras for worker in self._workers], roster.cameras)
         for worker, cameras in zip(self._workers, rows, strict=True):
             worker.watch(roster.part(cameras, len(rows)))
+        self._cameras = roster.cameras
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Ask all, then wait for all: what they still choose is accepted meanwhile."""
@@ -328,7 +264,7 @@ class _Worker:
         self._send(self._watch())
 
     def _watch(self) -> Watch:
-        return Watch(_roster.dump_json(self._roster))
+        return Watch(as_json.dump_json(self._roster))
 
     def has(self, camera_id: str) -> bool:
         return any(camera.id == camera_id for camera in self.cameras)
@@ -362,7 +298,7 @@ class _Worker:
             if self._pipe is None:
                 return
             try:
-                self._pipe.send_bytes(_encode(order))
+                self._pipe.send_bytes(encode(order))
             except OSError:  # it has just died; `_look_after` sees it
                 return
 
@@ -420,10 +356,10 @@ class _Worker:
             except (EOFError, OSError):
                 return "has died"
             if data[:1] == REPORT:
-                self.report, self._fault = _report.decode(data[1:]), ""
+                self.report, self._fault = decode_report(data[1:]), ""
                 continue
             if data[:1] == PICTURE:
-                shown = _shown.decode(data[1:])
+                shown = decode_shown(data[1:])
                 with self._asking:
                     asked = self._asked.pop(shown.camera_id, None)
                 if asked:
@@ -444,134 +380,3 @@ class _Worker:
             self._open[event.event_id] = msgspec.structs.replace(event, jpeg=b"")
         if self._on_event:
             self._on_event(event)
-
-
-def work(pipe: Connection, settings: EdgeSettings, layers: Path) -> None:
-    """The life of a worker process; ends when told to, or with its parent, whose pipe then breaks."""
-    for number in (
-        signal.SIGTERM,
-        signal.SIGINT,
-        signal.SIGHUP,
-    ):  # a service manager signals the whole group; the parent decides
-        signal.signal(number, signal.SIG_IGN)
-    configure_logs(settings.log_level)
-    with one_thread_each():
-        _Inside(pipe, settings, layers).run()
-
-
-class _Inside:
-    """What runs in the worker: a lookout, and this thread that talks to the parent. The first order names cameras."""
-
-    def __init__(self, pipe: Connection, settings: EdgeSettings, layers: Path) -> None:
-        self._pipe, self._settings, self._layers = pipe, settings, layers
-        self._compute = Compute(settings.compute.provider, settings.data_dir / COMPILED)
-        self._sending = threading.Lock()
-        self._durable = threading.Event()
-        self._gone = threading.Event()
-        self._models: dict[str, Model] = {}
-        self._order, self._fault = 0, ""
-        """Number of the last order that was carried out, and why its release could not be loaded."""
-        self._lookout = Lookout(settings, (), SystemClock(), self._accept, on_event=self._tell)
-        self._told = threading.Event()
-        """Which cameras to watch: before that nothing is reported, or it would seem that all have ended."""
-
-    def run(self) -> None:
-        """Until told to stop, the parent is gone, or the look loop has died (then the process ends with an error)."""
-        self._lookout.start()
-        listener = threading.Thread(target=self._listen, name="orders", daemon=True)
-        listener.start()
-        try:
-            while not self._gone.wait(REPORT_S):
-                if self._told.is_set():
-                    self._report()
-                if not self._lookout.alive:
-                    raise RuntimeError("the look loop has died; see the log above")
-            stopper = threading.Thread(target=self._lookout.stop, name="stop", daemon=True)
-            stopper.start()
-            stopper.join(10)
-            self._report()
-        except OSError:  # the parent is gone
-            self._gone.set()
-
-    def _listen(self) -> None:
-        while True:
-            try:
-                order = _order.decode(self._pipe.recv_bytes(codec.PAYLOAD_BYTES_MAX))
-            except (EOFError, OSError):
-                self._gone.set()
-                self._durable.set()
-                return
-            match order:
-                case Load():
-                    self._load(order)
-                case Watch():
-                    self._lookout.watch(_roster.validate_json(order.roster))
-                    self._told.set()
-                case Durable():
-                    self._durable.set()
-                case Stop():
-                    self._gone.set()
-                case Show():
-                    self._show(order.camera_id)
-
-    def _load(self, order: Load) -> None:
-        """The installer has verified and tried the release already, so that a failure here is the environment's."""
-        try:
-            runs, beside = self._model(order.runs), self._model(order.beside)
-        except HeadframeError as error:
-            log.error("a worker cannot load a release: %s", error)
-            self._fault = f"a worker cannot load it: {error}"
-        else:
-            self._models = {model.release_id: model for model in (runs, beside) if model}
-            self._lookout.hand_over(runs, beside, on_trial=order.on_trial, rescue=order.rescue)
-            self._fault = ""
-        self._order = order.number
-
-    def _model(self, release: Release | None) -> Model | None:
-        """Loaded, unless it is already."""
-        if release is None or release.release_id in self._models:
-            return self._models[release.release_id] if release else None
-        running = self._lookout.model
-        return load_model(
-            release.release_id,
-            release.manifest,
-            lambda name: self._layers / name,
-            self._settings.site_id,
-            running.backbone if running else None,
-            opener=self._compute.open,
-            variant=release.backbone,
-        )
-
-    def _accept(self, sample: Sample) -> None:
-        """Send a sample and wait until the parent has made it durable."""
-        self._durable.clear()
-        with self._sending:
-            self._pipe.send_bytes(SAMPLE + codec.encode(sample))
-        self._durable.wait()
-
-    def _tell(self, event: Event) -> None:
-        with self._sending:
-            self._pipe.send_bytes(EVENT + codec.encode(event))
-
-    def _show(self, camera_id: str) -> None:
-        jpeg = self._lookout.last_look(camera_id) or b""
-        with self._sending, contextlib.suppress(OSError):  # the parent is gone: the next receipt of an order sees it
-            self._pipe.send_bytes(PICTURE + _encode(Shown(camera_id, jpeg)))
-
-    def _report(self) -> None:
-        order, fault = self._order, self._fault
-        observation = self._lookout.observe()
-        if fault:
-            observation = msgspec.structs.replace(observation, failed=fault)
-        model = self._lookout.model
-        report = Report(
-            model.release_id if model else "",
-            dict(self._lookout.looks_by_release),
-            self._lookout.states,
-            self._lookout.ended,
-            self._lookout.pictures_lost,
-            order,
-            observation,
-        )
-        with self._sending:
-            self._pipe.send_bytes(REPORT + _encode(report))

@@ -117,6 +117,7 @@ class Centre:
             "data_dir": self.folder / "data",
             "broker": {"embedded": True, "port": free_port()},
             "console": {"port": 0},
+            "rollout": {"healthy_frames": 5, "soak_s": 1.0, "deadline_s": 60.0},
             **self.settings,
         }
         self.config.write_text(toml_text(values), encoding="utf-8")

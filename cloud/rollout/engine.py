@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from cloud.rollout import rules
-from cloud.rollout.entries import Begun, Entry, Replaced, Started
+from cloud.rollout.entries import Begun, Completed, Entry, Replaced, Started
 from cloud.rollout.plan import in_window, site_gap_ns, stratified
 from cloud.rollout.rules import World
 from cloud.rollout.state import UNDER_CHANGE, Outcome, Phase, Rollout
@@ -20,6 +20,7 @@ from common.errors import OperatorError
 
 ATTEMPTS_MAX: Final = 3
 """How often a gateway that stayed silent is told again."""
+KEEPS_IT: Final = (Outcome.UNDER_WAY, Outcome.HEALTHY, Outcome.UNPROVEN)
 
 
 class Engine:
@@ -32,6 +33,7 @@ class Engine:
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self.rollouts: dict[str, Rollout] = {}
         self._orders: dict[str, tuple[int, list[str]]] = {}
+        self._live: list[Rollout] | None = None
         for entry in entries:
             self.apply(entry)
 
@@ -41,6 +43,7 @@ class Engine:
         Raises:
             OperatorError: it does not fit the state; nothing has changed.
         """
+        self._live = None
         if isinstance(entry, Started):
             if entry.rollout_id in self.rollouts:
                 raise OperatorError(f"rollout {entry.rollout_id} has started already")
@@ -50,6 +53,26 @@ class Engine:
             self._replace(entry)
             return
         self.get(entry.rollout_id).apply(entry)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing can follow from any report."""
+        return not self._that_matter() and not any(r.phase is Phase.WAITING for r in self.rollouts.values())
+
+    @property
+    def settled(self) -> bool:
+        """No rollout is under way or waits."""
+        return not any(r.phase in (*UNDER_CHANGE, Phase.WAITING) for r in self.rollouts.values())
+
+    def check(self, entries: Iterable[Entry]) -> None:
+        """Whether orders fit the state; each is judged by itself.
+
+        Raises:
+            OperatorError: one does not.
+        """
+        for entry in entries:
+            if not isinstance(entry, Started | Replaced):
+                self.get(entry.rollout_id).check(entry)
 
     def get(self, rollout_id: str) -> Rollout:
         """Raises:
@@ -66,13 +89,13 @@ class Engine:
         """What makes a gateway's release of the active one: rollouts, and whether their change is applied (True) or
         taken back (False), in order."""
         steps = []
-        for rollout in self.rollouts.values():
+        for rollout in self._that_matter():
             member = rollout.members.get(gateway_id)
             if member is None:
                 continue
-            if rollout.phase in UNDER_CHANGE and member.outcome in (Outcome.UNDER_WAY, Outcome.HEALTHY):
+            if rollout.phase in UNDER_CHANGE and member.outcome in KEEPS_IT:
                 steps.append((rollout.rollout_id, True))
-            elif member.outcome in (Outcome.FAILED, Outcome.REFUSED) and self._holds_back(rollout):
+            elif rollout.phase is Phase.COMPLETED and member.outcome in (Outcome.FAILED, Outcome.REFUSED):
                 steps.append((rollout.rollout_id, False))
         return tuple(steps)
 
@@ -80,8 +103,8 @@ class Engine:
         """Gateways that keep what they had although the fleet has moved on, and why."""
         return {
             name: member.reason
-            for rollout in self.rollouts.values()
-            if self._holds_back(rollout)
+            for rollout in self._that_matter()
+            if rollout.phase is Phase.COMPLETED
             for name, member in rollout.members.items()
             if member.outcome in (Outcome.FAILED, Outcome.REFUSED)
         }
@@ -103,9 +126,8 @@ class Engine:
         for rollout in list(self.rollouts.values()):
             if rollout.phase is Phase.WAITING:  # before any can end below: `world.active` is of before this step
                 add(self._begin(rollout, world))
-        for rollout in list(self.rollouts.values()):
-            if rollout.phase in UNDER_CHANGE or (rollout.phase is Phase.COMPLETED and not rollout.closed):
-                add(rules.settle(rollout, world))
+        for rollout in self._that_matter():
+            add(rules.settle(rollout, world))
             if rollout.phase not in UNDER_CHANGE:
                 continue
             verdicts = rules.verdicts_of(rollout, world)
@@ -116,7 +138,8 @@ class Engine:
                 add(rules.exhausted(rollout, able, later, verdicts, world))
             if rollout.phase is Phase.RUNNING:
                 add(rules.fill(rollout, able, later, world))
-                add(rules.advance(rollout, verdicts, world))
+                if not any(isinstance(entry, Completed) for entry in made):  # `world.active` is of before that
+                    add(rules.advance(rollout, verdicts, world))
         return made
 
     def _begin(self, rollout: Rollout, world: World) -> Begun | None:
@@ -170,6 +193,12 @@ class Engine:
                 site = world.fleet[name].site_id
                 last[site] = max(last.get(site, 0), member.told_ns)
         return last
+
+    def _that_matter(self) -> list[Rollout]:
+        """Those that decide what some gateway runs: under way, or completed and holding gateways back."""
+        if self._live is None:
+            self._live = [r for r in self.rollouts.values() if r.phase in UNDER_CHANGE or self._holds_back(r)]
+        return self._live
 
     def _holds_back(self, rollout: Rollout) -> bool:
         """Whether it has completed, and nothing newer has on the same parts."""

@@ -56,6 +56,7 @@ class Settled(Line, frozen=True, tag="settled"):
     failed: dict[str, str] = {}
     refused: dict[str, str] = {}
     silent: tuple[str, ...] = ()
+    unproven: tuple[str, ...] = ()
 
 
 class Filled(Line, frozen=True, tag="filled"):

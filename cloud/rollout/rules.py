@@ -42,13 +42,23 @@ class Report:
 class World(Protocol):
     """What the engine sees of the rest."""
 
-    now_ns: int
-    since_ns: int
-    """Since when reports are heard: whoever was silent while the centre was down has not failed by it."""
-    active: str
-    """The release that the fleet runs."""
-    fleet: Mapping[str, Report]
-    """Every gateway known."""
+    @property
+    def now_ns(self) -> int: ...
+
+    @property
+    def since_ns(self) -> int:
+        """Since when reports are heard: whoever was silent while the centre was down has not failed by it."""
+        ...
+
+    @property
+    def active(self) -> str:
+        """The release that the fleet runs."""
+        ...
+
+    @property
+    def fleet(self) -> Mapping[str, Report]:
+        """Every gateway known."""
+        ...
 
     def size(self, offline_age_max_s: float) -> int:
         """How many of them have been heard of within this time."""
@@ -81,7 +91,7 @@ def tell(rollout: Rollout, able: list[str], world: World) -> Told | None:
         return None
     counts, told = rollout.counts(), len(rollout.members)
     target = rollout.plan.waves[rollout.wave].target(world.size(rollout.plan.offline_age_max_s))
-    need = target - (told - counts[Outcome.REFUSED])
+    need = target - (told - counts[Outcome.REFUSED] - counts[Outcome.UNPROVEN])
     if need <= 0 and not counts[Outcome.UNDER_WAY] and counts[Outcome.HEALTHY] < _healthy_min(target):
         need = 1
     known = rollout.known()
@@ -114,40 +124,32 @@ def _health(rollout: Rollout, report: Report, world: World) -> ReleaseHealth | N
 
 def settle(rollout: Rollout, world: World) -> Settled | None:
     """What has come of those that were told. A gateway that was healthy can still fail, one that was silent recover."""
-    healthy, silent = [], []
-    failed: dict[str, str] = {}
-    refused: dict[str, str] = {}
+    found: dict[Outcome, dict[str, str]] = {outcome: {} for outcome in Outcome}
     for name, member in rollout.members.items():
         if member.outcome in (Outcome.FAILED, Outcome.REFUSED):
             continue
         report = world.fleet.get(name)
         health = _health(rollout, report, world) if report else None
         what = _outcome(rollout, member, report, health, world)
-        if what is None or what[0] is member.outcome:
-            continue
-        outcome, reason = what
-        if outcome is Outcome.HEALTHY:
-            healthy.append(name)
-        elif outcome is Outcome.SILENT:
-            silent.append(name)
-        else:
-            (failed if outcome is Outcome.FAILED else refused)[name] = reason
-    if not (healthy or silent or failed or refused):
+        if what is not None and what[0] is not member.outcome:
+            found[what[0]][name] = what[1]
+    if not any(found.values()):
         return None
     return Settled(
         rollout_id=rollout.rollout_id,
         at_ns=world.now_ns,
-        healthy=tuple(healthy),
-        failed=failed,
-        refused=refused,
-        silent=tuple(silent),
+        healthy=tuple(found[Outcome.HEALTHY]),
+        failed=found[Outcome.FAILED],
+        refused=found[Outcome.REFUSED],
+        silent=tuple(found[Outcome.SILENT]),
+        unproven=tuple(found[Outcome.UNPROVEN]),
     )
 
 
 def _outcome(
     rollout: Rollout, member: Member, report: Report | None, health: ReleaseHealth | None, world: World
 ) -> tuple[Outcome, str] | None:
-    plan = rollout.plan
+    plan, active = rollout.plan, False
     if report is not None and health is not None:
         harm = _harm(health, plan)
         if harm:
@@ -159,7 +161,8 @@ def _outcome(
         member.outcome is Outcome.UNDER_WAY
         and world.now_ns - max(member.told_ns, world.since_ns) > plan.deadline_s * 1e9
     ):
-        return Outcome.SILENT, ""
+        seen = active and report is not None and report.online
+        return (Outcome.UNPROVEN if seen else Outcome.SILENT), ""
     return None
 
 
@@ -180,7 +183,7 @@ def _harm(health: ReleaseHealth, plan: Plan) -> tuple[Outcome, str] | None:
 def verdicts_of(rollout: Rollout, world: World) -> tuple[Verdict, ...]:
     counts = rollout.counts()
     tally = Tally(
-        told=len(rollout.members),
+        told=len(rollout.members) - counts[Outcome.UNPROVEN],
         failed=counts[Outcome.FAILED] + counts[Outcome.SILENT],
         refused=counts[Outcome.REFUSED],
         usual_loss=_usual_loss(rollout, world),
@@ -243,7 +246,7 @@ def fill(rollout: Rollout, able: list[str], later: int, world: World) -> Filled 
     if rollout.filled_ns is not None or counts[Outcome.UNDER_WAY] or not counts[Outcome.HEALTHY]:
         return None
     target = rollout.plan.waves[rollout.wave].target(world.size(rollout.plan.offline_age_max_s))
-    asked = len(rollout.members) - counts[Outcome.REFUSED] >= target
+    asked = len(rollout.members) - counts[Outcome.REFUSED] - counts[Outcome.UNPROVEN] >= target
     enough = asked and counts[Outcome.HEALTHY] >= _healthy_min(target)
     if not enough and (able or later):
         return None

@@ -56,6 +56,8 @@ class Outcome(StrEnum):
     """It never ran there: the gateway kept what it had."""
     SILENT = "silent"
     """Nothing was heard of it in time."""
+    UNPROVEN = "unproven"
+    """It runs there and reports, but its cameras have shown too little to judge by: a dark shift, a belt at rest."""
 
 
 UNDER_CHANGE: Final = (Phase.RUNNING, Phase.PAUSED)
@@ -125,11 +127,9 @@ class Rollout:
         mine, others = set(self.started.parts), set(parts)
         return EVERYTHING in mine | others or bool(mine & others)
 
-    def apply(self, entry: Entry) -> None:
-        """Take the next line.
-
-        Raises:
-            OperatorError: it is not allowed in this phase; nothing has changed.
+    def check(self, entry: Entry) -> None:
+        """Raises:
+        OperatorError: the line is not allowed in this phase.
         """
         allowed = _ALLOWED.get(type(entry), ())
         if self.phase not in allowed:
@@ -137,6 +137,14 @@ class Rollout:
                 f"rollout {self.rollout_id} is {self.phase.value}",
                 f"That can be done while it is {' or '.join(phase.value for phase in allowed)}.",
             )
+
+    def apply(self, entry: Entry) -> None:
+        """Take the next line.
+
+        Raises:
+            OperatorError: it is not allowed in this phase; nothing has changed.
+        """
+        self.check(entry)
         match entry:
             case Begun():
                 self.phase, self.before, self.opened_ns = Phase.RUNNING, entry.before, entry.at_ns
@@ -182,6 +190,7 @@ class Rollout:
         outcomes = {
             Outcome.HEALTHY: dict.fromkeys(entry.healthy, ""),
             Outcome.SILENT: dict.fromkeys(entry.silent, "silent at the deadline"),
+            Outcome.UNPROVEN: dict.fromkeys(entry.unproven, "too few frames by the deadline"),
             Outcome.FAILED: entry.failed,
             Outcome.REFUSED: entry.refused,
         }

@@ -1,6 +1,6 @@
 """The ledger of rollouts in the store: lines in order, added by whoever has seen all before them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import func, select
 
@@ -25,9 +25,7 @@ class RolloutTables(Sessions):
                 for row in session.scalars(query)
             ]
 
-    def append_ledger(
-        self, lines: Sequence[LedgerLine], *, activate: str = "", why: str = "", statuses: dict[str, str] | None = None
-    ) -> bool:
+    def append_ledger(self, lines: Sequence[LedgerLine], *, activate: str = "", statuses: Mapping[str, str]) -> bool:
         """Add lines, numbered on from the last one that the caller has read; all in one commit.
 
         Args:
@@ -55,11 +53,11 @@ class RolloutTables(Sessions):
                     )
                 )
                 if line.kind in AUDITED:
-                    detail = {"rollout_id": line.rollout_id, "why": why}
+                    detail = {"rollout_id": line.rollout_id, "why": line.why}
                     session.add(
                         AuditRow(actor=line.actor, action=f"rollout {line.kind}", detail=detail, at_ns=line.at_ns)
                     )
-            for release_id, status in (statuses or {}).items():
+            for release_id, status in statuses.items():
                 row = session.get(ReleaseRow, release_id)
                 if row is not None and row.status != "active":
                     row.status = status

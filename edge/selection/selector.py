@@ -16,6 +16,7 @@ from typing import Final, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from common.coverage import Coverage
 from common.messages import Scores
 from edge.selection.candidate import Candidate, Chosen, Sight
 from edge.selection.normal import GAP_S_MAX, CameraNormal, Normality
@@ -230,40 +231,25 @@ class Selector:
             return []
         units = np.stack([item.unit for item in held])
         sent = np.stack(list(camera.sent)) if camera.sent else np.zeros((0, units.shape[1]))
-        redundancy = np.clip(units @ sent.T, 0.0, 1.0).max(axis=1) if len(sent) else np.zeros(len(held))
-        centre = units.mean(axis=0)
-        shape = _unit_rows(units - centre)
-        similarity = shape @ shape.T
-        covered = (shape @ _unit_rows(sent - centre).T).max(axis=1) if len(sent) else np.full(len(held), -1.0)
         weights = 1.0 + VALUE_WEIGHT * np.array([item.value for item in held])
-        free = redundancy <= self._settings.similarity_max
+        coverage = Coverage(units, sent, weights, self._settings.similarity_max)
         chosen: list[Chosen] = []
         for _ in range(count):
-            if not free.any():
+            if not coverage.free.any():
                 break
             if self._random.random() < self._settings.trickle:
-                pick, reason = int(self._random.choice(np.flatnonzero(free).tolist())), "trickle"
+                pick, reason = int(self._random.choice(np.flatnonzero(coverage.free).tolist())), "trickle"
             else:
-                gain = (np.maximum(similarity - covered[:, None], 0.0) * weights[:, None]).sum(axis=0)
-                pick = int(np.where(free, gain, -1.0).argmax())
+                pick = coverage.best()
                 reason = held[pick].reason
             item = held[pick]
             ranks = (item.ranks["novel"], item.ranks["abnormal"], item.ranks["uncertain"])
-            scores = Scores(*ranks, float(redundancy[pick]), item.value, item.candidate.doubt)
+            scores = Scores(*ranks, float(coverage.redundancy[pick]), item.value, item.candidate.doubt)
             chosen.append(Chosen(item.candidate, scores, reason))
             camera.sent.append(item.unit)
             camera.ever_sent += 1
-            covered = np.maximum(covered, similarity[:, pick])
-            redundancy = np.maximum(redundancy, np.clip(units @ item.unit, 0.0, 1.0))
-            free &= redundancy <= self._settings.similarity_max
-            free[pick] = False
+            coverage.take(pick)
         return chosen
-
-
-def _unit_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows (n, d) scaled to length one; a row of zeros stays."""
-    scaled: NDArray[np.float64] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return scaled
 
 
 def _is_finite(candidate: Candidate) -> bool:

@@ -199,7 +199,7 @@ def repeat_footage(footage: Footage, folder: Path, copies: int) -> Footage:
     """A footage several times over, its packets copied: what is paid once then weighs as little as in an hour."""
     if copies == 1:
         return footage
-    main, sub = folder / f"{footage.name}-long-main.mp4", folder / f"{footage.name}-long-sub.mp4"
+    main, sub = (folder / f"{footage.name}-{copies}-{stream}.mp4" for stream in ("main", "sub"))
     for source, target in ((footage.main, main), (footage.sub, sub)):
         with av.open(str(source)) as first, av.open(str(target), "w") as writer:
             copy = writer.add_stream_from_template(first.streams.video[0])

@@ -35,14 +35,13 @@ from common.ids import layer_hash
 from common.logs import configure_logs
 from common.manifest import SHARED, Layer, Manifest, Scenario, decode_manifest, encode_manifest, release_id
 from common.messages import Desired, Fetch, LayerPart
-from common.signing import Signer
 from common.statistics import Statistics
 from common.weights import find_weights
 from edge.installer import LAYERS, Installer, in_a_thread
 from edge.lookout import Lookout
 from edge.settings import CameraSettings, EdgeSettings, EventSettings, GearSettings, InstallSettings
 from edge.slots import Slot, Slots
-from edge.trust import SingleKey
+from simulations.single_key import Signer, SingleKey
 
 SITE: Final = "north"
 PICTURES: Final = 50
@@ -306,7 +305,7 @@ def _live(plan: Plan, gauge: Gauge) -> None:
         gateway_id="box",
         site_id=SITE,
         data_dir=plan.folder,
-        release_key=plan.key,
+        release_root=Path("root.json"),
         cameras=(camera,),
         events=EventSettings(enabled=False),
         install=HURRIED,

@@ -28,7 +28,6 @@ from common.clock import SystemClock
 from common.ids import layer_hash
 from common.manifest import SHARED, Layer, Manifest, Scenario, encode_manifest
 from common.messages import Desired
-from common.signing import Signer
 from common.statistics import Statistics
 from edge.frames import Frame
 from edge.installer import LAYERS, Installer
@@ -36,11 +35,11 @@ from edge.lookout import Lookout
 from edge.perception import View
 from edge.settings import CameraSettings, EdgeSettings, EventSettings, GearSettings, InstallSettings
 from edge.threads import one_thread_each
-from edge.trust import SingleKey
 from simulations.belts import BeltCamera
 from simulations.bench._edge_models import write_float_backbone
 from simulations.clips import write_clip
 from simulations.processes import wait_for
+from simulations.single_key import Signer, SingleKey
 
 STREAMS: Final = 8
 LOOKS_PER_S: Final = 4.0
@@ -89,7 +88,7 @@ def measure_swap(*, quick: bool) -> dict[str, Any]:
             gateway_id="bench",
             site_id="bench",
             data_dir=folder / "data",
-            release_key=maker.signer.public_hex,
+            release_root=Path("root.json"),
             cameras=cameras,
             events=EventSettings(enabled=False),
             install=SETTINGS,

@@ -23,7 +23,9 @@ from common.messages import (
     Sample,
     Scores,
     State,
+    Want,
 )
+from edge.offers import make_offer
 
 Make = Callable[[int], Message]
 _REQUEST = b"-----BEGIN CERTIFICATE REQUEST-----\n"
@@ -95,6 +97,7 @@ UP: dict[str, Make] = {
     "sample": made_sample,
     "state": made_state,
     "event": made_event,
+    "offer": lambda number: make_offer(made_sample(number), 20_000),
     "fetch": lambda number: Fetch(layer=f"{number:064x}", offset=number, length=4096, bases=("b" * 64,)),
     "flower": lambda number: FlowerFrame(message=number.to_bytes(8, "big") * 8),
     "renew": lambda number: Renewal(request=_REQUEST, certificate=b"", signature=number.to_bytes(8, "big")),
@@ -103,5 +106,6 @@ UP: dict[str, Make] = {
 
 DOWN: dict[str, Make] = {
     "receipt": lambda number: Receipt(stored=(number.to_bytes(16, "big"),), refused=(Refusal(b"r" * 16, "why"),)),
+    "want": lambda number: Want(wanted=(number.to_bytes(16, "big"),), heard=(b"h" * 16,)),
     "certificate": lambda _: Certificate(certificate=b"-----BEGIN CERTIFICATE-----\n"),
 }

@@ -72,7 +72,7 @@ def _spoil_tree(tree: Any, rng: random.Random) -> Any:
         case 3 if isinstance(owner, dict):
             owner[rng.choice((*TEXTS, f"{key}x"))] = value
         case 4 if isinstance(owner, list):
-            owner.extend([value] * rng.choice((1, 3, 1200)))
+            owner.extend([value] * (rng.choice((1, 3, 1200)) if isinstance(value, int | float | str) else 2))
         case 5 if isinstance(value, list):
             value.clear()
         case _:

@@ -138,7 +138,7 @@ def watch(task: Task, pipe: Any) -> None:
     settings = EdgeSettings(
         gateway_id="bench",
         site_id="bench",
-        release_key="0" * 64,
+        release_root=Path("root.json"),
         data_dir=task.folder,
         cameras=cameras,
         selection=SelectionSettings(),

@@ -4,9 +4,11 @@ The engine and its gates are the product's; here are only the gateways and the c
 """
 
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
+
+import msgspec
 
 from cloud.rollout.engine import Engine
 from cloud.rollout.entries import Aborted, Completed, Entry, Started, Told
@@ -68,9 +70,11 @@ class SimulatedFleet:
         self._number += 1
         heapq.heappush(self._due, (self.now_s + after_s, self._number, name, change))
 
-    def run(self, plan: Plan, until_s: float, tick_s: float, on_tick: Callable[[], None] | None = None) -> Rollout:
-        """Start the rollout, and go on until it has ended or the time is over."""
-        plan = Plan(**{**_fields(plan), "waves": scaled(plan.waves, len(self.fleet))})
+    def run(
+        self, plan: Plan, until_s: float, tick_s: float, passed: Callable[[Rollout], bool] = lambda _: False
+    ) -> Rollout:
+        """Start the rollout, and go on until it has ended, the time is over, or it has `passed` what is looked for."""
+        plan = msgspec.structs.replace(plan, waves=scaled(plan.waves, len(self.fleet)))
         started = Started(
             rollout_id=ROLLOUT,
             at_ns=self.now_ns,
@@ -85,11 +89,9 @@ class SimulatedFleet:
             while self._due and self._due[0][0] <= self.now_s:
                 _, _, name, change = heapq.heappop(self._due)
                 self.fleet[name] = change(self.fleet[name])
-            if on_tick:
-                on_tick()
             made = engine.step(self)
             self._act(made)
-            if rollout.phase in (Phase.ABORTED, Phase.COMPLETED):
+            if rollout.phase in (Phase.ABORTED, Phase.COMPLETED) or passed(rollout):
                 break
             self.now_ns += int(tick_s * 1e9)
         return rollout
@@ -102,7 +104,3 @@ class SimulatedFleet:
                         self.plan_change(after_s, name, change)
             if isinstance(entry, Aborted | Completed):
                 return
-
-
-def _fields(plan: Plan) -> Mapping[str, object]:
-    return {name: getattr(plan, name) for name in plan.__struct_fields__}

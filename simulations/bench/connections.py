@@ -3,7 +3,8 @@
 The centre is `headframe cloud run` as its own process with an external broker, as in production. The gateways are light
 (`simulations.load`), on the wire they are real: a connection, a will, a keep-alive and a state each ten seconds for
 each, and samples with real JPEGs until every one has its receipt. Measured: how much the centre grows from no gateway
-to all (its proportional set size), how old the oldest state in the store ever is, and that each sample is stored once.
+to all (anonymous memory, what it has allocated: shared libraries are not the fleet's), how old the oldest state in the
+store ever is, and that each sample is stored once.
 """
 
 import asyncio
@@ -119,9 +120,16 @@ class Measure:
         return found
 
     def _sizes(self) -> tuple[float, float]:
-        """Proportional set size of centre and broker, KB."""
-        return self._centre.memory_full_info().pss / 1024, self._broker.memory_full_info().pss / 1024
+        """Anonymous memory of centre and broker, KB."""
+        return _anonymous_kb(self._centre.pid), _anonymous_kb(self._broker.pid)
 
     def _cpu_s(self) -> float:
         times = self._centre.cpu_times()
         return float(times.user + times.system)
+
+
+def _anonymous_kb(process: int) -> float:
+    """What a process has allocated and holds in memory (proc(5), RssAnon). The proportional set size would shrink
+    whenever somebody else on the machine starts and shares a library."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("RssAnon")))

@@ -13,7 +13,8 @@ import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -46,12 +47,15 @@ from simulations.bench._footage import (
 )
 
 LOOK_EVERY: Final = 5
-LENGTHS_S: Final = {True: (20.0, 8.0, 8.0), False: (240.0, 40.0, 60.0)}
+LENGTHS_S: Final = {True: (20.0, 8.0, 4.0), False: (240.0, 40.0, 60.0)}
 """By `quick`: seconds of the duty clip, of the busy clip, and of the part that the ablation runs on."""
 ROUNDS: Final = {True: 2, False: 3}
-COPIES: Final = {True: (3, 3), False: (1, 2)}
-"""How often ours watches the duty clip and the busy clip in one go: what a camera pays once (opening, its first sample)
-must not weigh more than in an hour. The naive loop pays nothing once, and watches one copy."""
+COPIES: Final = {True: {"duty": (3, 6), "busy": (2, 6)}, False: {"duty": (1, 2), "busy": (3, 8)}}
+"""How often ours watches a clip in one go, its main stream and its sub-stream: what a camera pays once (opening, its
+first sample, five seconds until never still counts as steady) must not weigh as it does in a minute. The naive loop
+pays nothing once, and watches one copy."""
+NAIVE_AGAIN_S: Final = 8.0
+"""Of the clip, from the second turn on: what the naive loop costs does not depend on what it sees."""
 WAIT_S: Final = 600.0
 SLACK_S: Final = 0.2
 """Time stamps of the truth are those of 10 fps clips."""
@@ -157,7 +161,7 @@ def _run_ours(footage: Footage, model: Model, folder: Path, *, substream: bool, 
     settings = EdgeSettings(
         gateway_id="bench",
         site_id="bench",
-        release_key="0" * 64,
+        release_root=Path("root.json"),
         data_dir=folder,
         cameras=(camera,),
         selection=SelectionSettings(samples_per_hour=SAMPLES_PER_HOUR),
@@ -256,18 +260,19 @@ def bench_edge(*, quick: bool) -> dict[str, Any]:
     videos = find_videos()
     with tempfile.TemporaryDirectory(prefix="headframe-bench-") as name, console.status("footage") as status:
         folder = Path(name)
-        duty, busy = build_footage(videos, folder, duty_s=duty_s, busy_s=busy_s)
-        status.update("models")
-        floats, int8 = write_float_backbone(folder), write_int8_backbone(folder)
-        models: dict[tuple[str, Path], Model] = {}
-        for footage, scene in ((duty, Yard(videos)), (busy, Belt(videos))):
-            for path in (floats, int8):
-                models[footage.name, path] = make_model(folder, path, scene.examples(), footage.name)
+        with ThreadPoolExecutor(1) as pool:  # an encoder a clip; the shorter one leaves a core for the models
+            footages = pool.submit(build_footage, videos, folder, duty_s=duty_s, busy_s=busy_s)
+            floats, int8 = write_float_backbone(folder), write_int8_backbone(folder)
+            models: dict[tuple[str, Path], Model] = {}
+            for kind, scene in (("duty", Yard(videos)), ("busy", Belt(videos))):
+                for path in (floats, int8):
+                    models[kind, path] = make_model(folder, path, scene.examples(), kind)
+            duty, busy = footages.result()
         gc.collect()
-        arms: list[Arm] = []
-        for footage, copies in zip((duty, busy), COPIES[quick], strict=True):
-            longer = repeat_footage(footage, folder, copies)
-            arms.append(Arm(footage, longer, models[footage.name, floats], models[footage.name, int8], floats))
+        arms = [
+            Arm.of(item, folder, COPIES[quick][item.name], models[item.name, floats], models[item.name, int8], floats)
+            for item in (duty, busy)
+        ]
         turns: list[dict[str, Run]] = []
         for number in range(ROUNDS[quick]):
             status.update(f"turn {number + 1} of {ROUNDS[quick]}")
@@ -282,26 +287,42 @@ def bench_edge(*, quick: bool) -> dict[str, Any]:
     return figures | {"seconds": round(time.monotonic() - began_s, 1)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Arm:
     """One kind of footage, watched in each way."""
 
     footage: Footage
-    longer: Footage
-    """The same several times over."""
+    brief: Footage
+    """Its beginning."""
+    longer: dict[str, Footage]
+    """The same several times over, for ours on the main and on the sub-stream."""
     floats: Model
     int8: Model
     backbone: Path
+    naive: Run | None = None
+    """The naive loop on all of it, in the first turn."""
+
+    @classmethod
+    def of(
+        cls, footage: Footage, folder: Path, copies: tuple[int, int], floats: Model, int8: Model, backbone: Path
+    ) -> "Arm":
+        """With as many copies for the main and for the sub-stream."""
+        longer = {
+            stream: repeat_footage(footage, folder, count)
+            for stream, count in zip(("main", "sub"), copies, strict=True)
+        }
+        return cls(footage, cut_footage(footage, folder, NAIVE_AGAIN_S), longer, floats, int8, backbone)
 
     def run(self) -> dict[str, Run]:
         """One turn: the naive loop, ours on the main stream, ours on the sub-stream."""
-        naive = run_naive(self.footage, self.floats, self.backbone)
-        name = self.footage.name
-        return {
-            f"{name}-naive": naive.repeated(self.longer),
-            f"{name}-main": run_ours(self.longer, self.int8, substream=False),
-            f"{name}-sub": run_ours(self.longer, self.int8, substream=True),
-        }
+        if self.naive is None:
+            naive = self.naive = run_naive(self.footage, self.floats, self.backbone)
+        else:
+            naive = replace(self.naive, cpu_ms=run_naive(self.brief, self.floats, self.backbone).cpu_ms)
+        runs = {f"{self.footage.name}-naive": naive}
+        for stream, footage in self.longer.items():
+            runs[f"{self.footage.name}-{stream}"] = run_ours(footage, self.int8, substream=stream == "sub")
+        return runs
 
 
 def _figures(turns: Sequence[dict[str, Run]]) -> dict[str, Any]:
@@ -314,7 +335,7 @@ def _figures(turns: Sequence[dict[str, Run]]) -> dict[str, Any]:
         return median(naive(turn, name).cpu_ms / turn[name].cpu_ms for turn in turns)
 
     def seen(name: str) -> float | None:
-        shares = [recall(turn[name], naive(turn, name)) for turn in turns]
+        shares = [recall(turn[name], naive(turn, name).repeated(turn[name].footage)) for turn in turns]
         return min((share for share in shares if share is not None), default=None)
 
     runs = turns[0]
@@ -337,7 +358,7 @@ def _figures(turns: Sequence[dict[str, Run]]) -> dict[str, Any]:
             name: [round(naive(turn, name).cpu_ms / turn[name].cpu_ms, 2) for turn in turns] for name in ours
         },
         "active_share": sum(end - begin for begin, end in duty.events) / duty.seconds,
-        "events": {name: len(run.footage.events) for name, run in runs.items() if name.endswith("-naive")},
+        "events": {name: len(run.footage.events) for name, run in runs.items()},
         "events_detected": {name: len(run.detected()) for name, run in runs.items()},
         "false_looks": {name: run.false_looks() for name, run in runs.items()},
         "looks_per_s": {name: round(run.looks / run.footage.seconds, 2) for name, run in runs.items()},

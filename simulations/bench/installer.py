@@ -13,12 +13,12 @@ from typing import Any, Final
 
 from common.manifest import decode_manifest, release_id
 from common.messages import Desired
-from common.signing import Signer
 from simulations.bench._install_box import Depot, Gauge, Plan, start_box, warm_up, write_pictures
 from simulations.bench._install_cases import Way, measure_cases
 from simulations.bench._install_faults import measure_faults
 from simulations.bench._install_swap import measure_swap
 from simulations.processes import wait_for
+from simulations.single_key import Signer
 
 POINTS: Final = {True: 24, False: 2000}
 CASES: Final = {True: 8, False: 72}

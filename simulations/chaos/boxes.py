@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from cloud.trust import Repository
+from common.clock import SystemClock
 from simulations.chaos.machine import CLOCK_TRUE, BoxClock, Disk
 from simulations.mosquitto import Mosquitto
 from simulations.processes import Centre, Managed, toml_text
@@ -18,8 +20,8 @@ STATE_S: Final = 2.0
 RESTART_S: Final = 0.5
 """As long as systemd waits with the units in deploy/."""
 CHEATED: Final = ("simulations.chaos.cheated",)
-GATEWAY_DISK_BYTES: Final = 96 << 20
-CENTRE_DISK_BYTES: Final = 2 << 30
+GATEWAY_DISK_BYTES: Final = 192 << 20
+CENTRE_DISK_BYTES: Final = 1 << 30
 
 
 @dataclass
@@ -36,6 +38,8 @@ class Gateway:
     full: bool = False
     replaced: list[Path] = field(default_factory=list)
     """Copies of the disks that were taken out of it."""
+    blind_config: str = ""
+    """For a gateway with a camera: its configuration without a picture."""
 
     @property
     def data(self) -> Path:
@@ -73,14 +77,15 @@ class Gateway:
 def make_fed_gateway(
     folder: Path, gateway_id: str, port: int, *, per_s: float, camera: str = "belt", spool_bytes_max: int = 0
 ) -> Gateway:
-    """A gateway that is fed with pictures (`simulations.chaos.feeder`); its disk is mounted, it does not run yet."""
+    """A gateway that is fed with pictures (`simulations.chaos.feeder`). It does not run yet."""
     disk, clock = Disk(folder / "data", GATEWAY_DISK_BYTES), BoxClock(folder / "clock")
-    disk.mount()
+    root = folder / "root.json"
+    root.write_bytes(Repository.open(folder / "trust", SystemClock()).root())
     values: dict[str, Any] = {
         "data_dir": folder / "data",
         "gateway_id": gateway_id,
         "site_id": "chaos",
-        "release_key": "0" * 64,
+        "release_root": root,
         "heartbeat_s": 1.0,
         "broker": {"port": port},
         "uplink": {"resend_s": 3.0},
@@ -119,6 +124,13 @@ class Boxes:
         """kill -9 so far."""
         edges = sum(gateway.managed.kills for gateway in self.gateways.values())
         return edges + self.server.kills + self.centre.managed.kills
+
+    def blind(self, gateway: Gateway) -> None:
+        """Nothing new is accepted from now on."""
+        gateway.journal.with_suffix(".pause").touch()
+        if gateway.blind_config:
+            (gateway.folder / "edge.toml").write_text(gateway.blind_config, encoding="utf-8")
+            self.kill(gateway)
 
     def begin(self, gateway: Gateway) -> None:
         """Switch a box on."""
@@ -189,6 +201,12 @@ class Boxes:
             gateway.managed.stop()
         self.centre.managed.stop()
         self.server.stop()
+
+    def mount(self) -> None:
+        """Give every machine its disk."""
+        self.centre_disk.mount()
+        for gateway in self.gateways.values():
+            gateway.disk.mount()
 
     def unmount(self) -> None:
         """Give the disks back."""

@@ -9,19 +9,17 @@ new is made.
 import argparse
 import os
 import threading
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from common.clock import Clock, SystemClock
 from common.ids import sample_id
-from common.messages import CameraState, Prediction, Sample, Scores
+from common.messages import Prediction, Sample, Scores
 from common.settings import load_settings
 from edge.agent import Agent
 from edge.app import run_agent
-from edge.perception import Model
-from edge.roster import Roster
+from edge.lookout import Lookout
 from edge.settings import EdgeSettings
 from simulations.load.gateway import BACKBONE, EMBEDDING
 from simulations.load.pictures import Pictures
@@ -29,76 +27,58 @@ from simulations.load.pictures import Pictures
 PAUSE_LOOK_S: Final = 0.2
 
 
-class Feed:
-    """Stands where the lookout stands: samples at a rate, each durable before the next."""
+class Feed(Lookout):
+    """The lookout without a camera; what it finds is made: samples at a rate, each durable before the next."""
 
     def __init__(
         self, settings: EdgeSettings, clock: Clock, accept: Callable[[Sample], None], journal: Path, per_s: float
     ) -> None:
-        self._settings, self._clock, self._accept, self._per_s = settings, clock, accept, per_s
-        self._camera = settings.cameras[0].id
+        super().__init__(settings, (), clock, accept)
+        self._identity, self._time, self._take, self._per_s = settings, clock, accept, per_s
+        self._made_by = settings.cameras[0].id
         self._journal = journal
         self._pause = journal.with_suffix(".pause")
         self._pictures = Pictures(20_000)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
-        self.model: Model | None = None
-        self.looks_by_release: Counter[str] = Counter()
+        self._ending = threading.Event()
+        self._feeding = threading.Thread(target=self._run, name="feed", daemon=True)
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
-
-    @property
-    def ended(self) -> bool:
-        return False
-
-    @property
-    def states(self) -> tuple[CameraState, ...]:
-        return (CameraState(camera_id=self._camera, state="live"),)
-
-    def watch(self, _roster: Roster) -> None:
-        """It has no cameras to change."""
-
-    def last_look(self, _camera_id: str) -> bytes | None:
-        """Nothing was looked at."""
-        return None
-
-    def hand_over(self, model: Model) -> None:
-        """It has no use for a model."""
-        self.model = model
+        return super().alive and self._feeding.is_alive()
 
     def start(self) -> None:
-        self._thread.start()
+        super().start()
+        self._feeding.start()
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        self._stopping.set()
-        self._thread.join(timeout_s)
+        self._ending.set()
+        self._feeding.join(timeout_s)
+        super().stop(timeout_s)
 
     def _run(self) -> None:
         number = self._journal.stat().st_size // 33 if self._journal.exists() else 0
-        while not self._stopping.is_set():
+        while not self._ending.is_set():
             if self._pause.exists():
-                self._stopping.wait(PAUSE_LOOK_S)
+                self._ending.wait(PAUSE_LOOK_S)
                 continue
             number += 1
             sample = self._make(number)
-            self._accept(sample)  # waits while the disk is full
-            if self._stopping.is_set():
+            self._take(sample)  # waits while the disk is full
+            if self._ending.is_set():
                 return  # the agent gave it up, or it was the last
             with self._journal.open("ab", buffering=0) as journal:
                 journal.write(sample.sample_id.hex().encode() + b"\n")
-            self._stopping.wait(1.0 / self._per_s)
+            self._ending.wait(1.0 / self._per_s)
 
     def _make(self, number: int) -> Sample:
-        settings, at_ns = self._settings, self._clock.wall_ns()
+        settings, at_ns = self._identity, self._time.wall_ns()
         jpeg = self._pictures.jpeg(number)
         width, height = self._pictures.size
         return Sample(
-            sample_id=sample_id(jpeg, settings.gateway_id, self._camera, at_ns),
+            sample_id=sample_id(jpeg, settings.gateway_id, self._made_by, at_ns),
             gateway_id=settings.gateway_id,
             site_id=settings.site_id,
-            camera_id=self._camera,
+            camera_id=self._made_by,
             captured_at_ns=at_ns,
             release_id="r1-00000000",
             backbone=BACKBONE,
@@ -124,7 +104,7 @@ def main() -> None:
     class FedAgent(Agent):
         """The agent with a feed for eyes."""
 
-        def _make_lookout(self) -> Feed:  # type: ignore[override]
+        def _make_lookout(self) -> Feed:
             return Feed(self.settings, SystemClock(), self._accept, given.journal, given.per_s)
 
     os.umask(0o077)

@@ -42,7 +42,7 @@ WEATHERS: Final[dict[str, tuple[Weather, float]]] = {
     "resets every 1-5 s": (Weather(reset_s=(1.0, 5.0)), 1.0),
     "half-open": (Weather(silent=True), 2.2),
     "3-byte slices": (Weather(slice_bytes=3), 1.0),
-    "10 % of receipts lost": (Weather(lost_receipts=0.1), 1.0),
+    "30 % of receipts lost": (Weather(lost_receipts=0.3), 1.0),
     "messages doubled": (Weather(doubled=0.3), 1.0),
     "messages swapped": (Weather(swapped=0.3), 1.0),
 }

@@ -20,7 +20,7 @@ _COLOURS: Final = {
 }
 """By the first word of a fault's name."""
 
-Rows = Sequence[tuple[float, float]]
+_WORDS: Final = {"two": "a twin", "restored": "an old disk", "broker": "amnesia"}
 
 
 def write_report(path: Path, run: Chaos, result: ChaosResult) -> None:
@@ -55,7 +55,7 @@ def timeline(spans: Sequence[Span], passed_s: float) -> str:
     targets = sorted({span.target for span in spans})
     scale = (_WIDTH - _NAMES) / passed_s
     parts = [f'<text x="0" y="{_ROW * number + 18}">{escape(target)}</text>' for number, target in enumerate(targets)]
-    for span in sorted(spans, key=lambda span: span.began_s - span.ended_s):  # short ones above long ones
+    for span in sorted(spans, key=lambda span: (not span.name.startswith("link"), span.name.startswith("kill"))):
         x, y = _NAMES + span.began_s * scale, _ROW * targets.index(span.target)
         title = f"<title>{escape(span.name)}, {span.began_s:.1f} s</title>"
         if span.name.startswith("kill"):
@@ -68,7 +68,13 @@ def timeline(spans: Sequence[Span], passed_s: float) -> str:
             f'<rect x="{x:.1f}" y="{top}" width="{width:.1f}" height="{height}" rx="2" fill="{colour}">{title}</rect>'
         )
     height = _ROW * len(targets) + 22
-    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img">{"".join(parts)}{_axis(passed_s, height)}</svg>'
+    parts.append(_axis(passed_s, height))
+    x, height = _NAMES, height + 16
+    for word, colour in {**_COLOURS, "kill -9": "#c0392b"}.items():
+        parts.append(f'<rect x="{x}" y="{height}" width="12" height="12" rx="2" fill="{colour}"/>')
+        parts.append(f'<text class="soft" x="{x + 18}" y="{height + 11}">{escape(_WORDS.get(word, word))}</text>')
+        x += 125
+    return f'<svg viewBox="0 0 {_WIDTH} {height + 20}" role="img">{"".join(parts)}</svg>'
 
 
 def lines(series: dict[str, list[tuple[float, float]]], passed_s: float) -> str:

@@ -14,11 +14,16 @@ from simulations.chaos.boxes import Boxes, Gateway, make_fed_gateway
 from simulations.chaos.check import Verdict, judge
 from simulations.chaos.link import Links
 from simulations.chaos.plan import Act, make_plan
+from simulations.chaos.video import make_first_release, make_video_gateway
 from simulations.chaos.watch import Watch
 from simulations.mosquitto import Mosquitto
 from simulations.processes import START_S, Centre, free_port, wait_for
 
 SECONDS_MIN: Final = 10.0
+VIDEO: Final = "gw-video"
+VIDEO_FROM_S: Final = 120.0
+RELEASE_S: Final = 120.0
+"""A backbone of 14 MB crosses the link on a busy machine."""
 TICK_S: Final = 0.05
 PAUSE_S: Final = 1.0
 """A fed gateway that is told to pause may accept one more within this time."""
@@ -87,13 +92,24 @@ class Chaos:
 
     Args:
         seconds: of faults; set-up and draining come on top.
-        per_s: samples per second of each gateway.
+        per_s: samples per second of each fed gateway.
+        video: add a gateway with a camera and a release; by default where the run is long enough for its start.
     """
 
-    def __init__(self, out: Path, seconds: float, seed: int, per_s: float = 2.0, note: Note = lambda _: None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        seconds: float,
+        seed: int,
+        per_s: float = 2.0,
+        note: Note = lambda _: None,
+        *,
+        video: bool | None = None,
+    ) -> None:
         if seconds < SECONDS_MIN:
             raise OperatorError(f"{seconds:g} s are too short for all faults", f"Give {SECONDS_MIN:g} s or more.")
         self._out, self._seconds, self._seed, self._per_s, self._note = out, seconds, seed, per_s, note
+        self._video = seconds >= VIDEO_FROM_S if video is None else video
         _clear(out)
         self._links = Links(seed)
         self._boxes = self._build()
@@ -140,7 +156,7 @@ class Chaos:
         )
 
     def _build(self) -> Boxes:
-        """The machines, mounted and not yet running; links and broker are there first, they give the ports."""
+        """The machines, not yet running; links and broker are there first, they give the ports."""
         self._links.start()
         server = Mosquitto(self._out / "broker", persistent=True)
         port = server.broker.port
@@ -154,12 +170,17 @@ class Chaos:
             gateways.append(make_fed_gateway(self._out / name, name, link, per_s=self._per_s, spool_bytes_max=small))
         link = self._links.add(TWIN, port)
         gateways.append(make_fed_gateway(self._out / TWIN, "gw-2", link, per_s=self._per_s, camera="belt-twin"))
-        boxes = Boxes(server, centre, gateways)
-        boxes.centre_disk.mount()
-        return boxes
+        return Boxes(server, centre, gateways)
 
     def _start(self) -> None:
         boxes = self._boxes
+        boxes.mount()
+        if self._video:
+            self._note("a first release, and a clip for the gateway that sees")
+            key = make_first_release(boxes.centre)
+            link = self._links.add(VIDEO, boxes.server.broker.port)
+            boxes.gateways[VIDEO] = make_video_gateway(self._out / VIDEO, VIDEO, link, key)
+            boxes.gateways[VIDEO].disk.mount()
         self._note("starting broker, centre and gateways")
         boxes.server.start()
         for gateway in self._singles():
@@ -168,6 +189,10 @@ class Chaos:
         boxes.centre.start()
         for gateway in self._singles():
             wait_for(lambda gateway=gateway: gateway.state() is not None, START_S, gateway.name, gateway.managed)  # type: ignore[misc]
+        if self._video:
+            self._note("waiting for the first release on the gateway that sees")
+            eyes = boxes.gateways[VIDEO]
+            wait_for(lambda: (eyes.state() or {}).get("release_id", "") != "", RELEASE_S, "its release", eyes.managed)
         self.watch.start()
 
     def _singles(self) -> list[Gateway]:
@@ -206,7 +231,7 @@ class Chaos:
         self._links.clear()
         self._boxes.mend()
         for gateway in self._boxes.gateways.values():
-            gateway.journal.with_suffix(".pause").touch()
+            self._boxes.blind(gateway)
         began_s = time.monotonic()
         drained = self._drain(self._singles())
         first, twin = self._boxes.gateways["gw-2"], self._boxes.gateways[TWIN]

@@ -17,6 +17,7 @@ from cloud.store import Store
 from common.certificates import CENTRE, Identity, ask_renewal, make_request, name_of, new_key, read_request
 from common.enrolment import read_enrolment
 from common.errors import OperatorError, TrustError, WireError
+from common.metadata import check_root
 from edge.cli import app as edge_app
 
 NOW = dt.datetime.now(dt.UTC)
@@ -133,13 +134,13 @@ def test_the_private_key_is_born_on_the_gateway_and_stays_there(
     config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    root, box = tmp_path / "root.json", tmp_path / "box"
-    root.write_text('{"signed": {}}')
+    more, box = tmp_path / "more.json", tmp_path / "box"
+    more.write_text('{"signed": {}}')
     said = run(cloud_app, "ca", "init", "-c", str(config), "--host", "mqtt.example")
     said += run(edge_app, "enroll", "--request", "--gateway", "north-1", "--into", str(box))
     key = (box / "gateway.key").read_text()
     bundle = tmp_path / "north-1.enrolment"
-    csr = ("--csr", str(box / "gateway.csr"), "--out", str(bundle), "--trust", str(root))
+    csr = ("--csr", str(box / "gateway.csr"), "--out", str(bundle), "--trust", str(more))
     said += run(cloud_app, "enroll", "-c", str(config), "--site", "north", *csr)
     made = read_enrolment(bundle)
     assert (made.gateway_id, made.site_id, made.host, made.port, made.key) == (
@@ -153,10 +154,11 @@ def test_the_private_key_is_born_on_the_gateway_and_stays_there(
     assert key.splitlines()[1] in (box / "identity.pem").read_text()
     assert stat.S_IMODE((box / "identity.pem").stat().st_mode) == 0o600
     assert stat.S_IMODE(bundle.stat().st_mode) == 0o600
-    assert (box / "root.json").read_text() == root.read_text()
+    assert (box / "more.json").read_text() == more.read_text()
+    assert check_root((box / "root.json").read_bytes()) == 1
     assert not (box / "gateway.key").exists()
     assert f'cert_file = "{box / "identity.pem"}"' in said
-    assert f'release_key = "{made.release_key}"' in said
+    assert f'release_root = "{box / "root.json"}"' in said
     for secret in (key.splitlines()[1], "PRIVATE KEY"):
         assert secret not in said + caplog.text + repr(made)
     store = Store.open(f"sqlite:///{tmp_path / 'centre' / 'headframe.db'}", tmp_path / "centre" / "blobs")

@@ -7,6 +7,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from cloud.attempts import FRESH_S, REPEATS, ROWS_MAX, Attempts, Kind, read_line
@@ -15,11 +17,14 @@ from cloud.desk import Desk
 from common import codec, topics
 from common.certificates import read_identity
 from common.clock import SystemClock
-from common.errors import BoundError, EnvironmentFault, ForgeryError, TrustError, WireError
+from common.errors import BoundError, EnvironmentFault, ForgeryError, OperatorError, TrustError, WireError
 from common.messages import Certificate, Desired
 from common.mqtt import Broker, MqttLink
 from common.tls import client_context
-from edge.enrolment import FLAG, NEXT_KEY, Renewer
+from edge.agent import Agent
+from edge.doctor import check_tls
+from edge.enrolment import FLAG, NEXT_KEY, Renewer, renew_now
+from edge.settings import EdgeSettings
 from simulations.bench._secured import SecuredCentre, now, secured_centre
 from simulations.bench.channel import as_markdown, try_all
 from simulations.mosquitto import find_mosquitto
@@ -226,3 +231,69 @@ def test_a_message_for_a_gateway_is_not_for_the_centre(centre: SecuredCentre) ->
     centre.service._on_message("headframe/up/zz/north-1/state", b"")
     assert centre.service.guard.attempts.counts()["malformed"] == 2
     assert len(centre.service.store.quarantined()) == 2
+
+
+@pytest.fixture
+def enrolled(centre: SecuredCentre, tmp_path: Path) -> EdgeSettings:
+    """Of a gateway with a camera that shows a folder of pictures."""
+    camera = tmp_path / "camera"
+    camera.mkdir()
+    cv2.imwrite(str(camera / "0.png"), np.zeros((12, 16, 3), np.uint8))
+    root = tmp_path / "root.json"
+    root.write_bytes(centre.service.repository.root())
+    return EdgeSettings.model_validate(
+        {
+            "gateway_id": "north-1",
+            "site_id": "north",
+            "release_root": root,
+            "data_dir": tmp_path / "gateway",
+            "broker": {
+                "host": centre.broker.host,
+                "port": centre.broker.port,
+                "ca_file": centre.broker.ca_file,
+                "cert_file": centre.identity("north-1"),
+            },
+            "cameras": [{"id": "belt", "source": str(camera)}],
+        }
+    )
+
+
+def test_an_enrolled_gateway_reports_and_renews_while_it_runs(centre: SecuredCentre, enrolled: EdgeSettings) -> None:
+    cert_file = enrolled.broker.cert_file
+    assert cert_file is not None
+    before = read_identity(cert_file).certificate.serial_number
+    agent = Agent(enrolled)
+
+    def turn(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, "not in time"
+            agent.step()
+            time.sleep(0.05)
+
+    flag = enrolled.data_dir / FLAG
+    agent.start()
+    try:
+        turn(lambda: "north-1" in centre.service.online())
+        flag.touch()  # what `headframe edge renew` does beside a running agent
+        turn(lambda: read_identity(cert_file).certificate.serial_number != before)
+    finally:
+        agent.stop()
+    assert not flag.exists()
+    assert centre.service.guard.attempts.fresh(time.time_ns()) == []
+    assert check_tls(enrolled.broker, "north-1", now()).ok
+
+
+def test_a_gateway_renews_by_command_when_no_agent_runs(centre: SecuredCentre, enrolled: EdgeSettings) -> None:
+    cert_file = enrolled.broker.cert_file
+    assert cert_file is not None
+    before = read_identity(cert_file).certificate
+    until = renew_now(enrolled, SystemClock())
+    after = read_identity(cert_file).certificate
+    assert after.serial_number != before.serial_number
+    assert until == f"{after.not_valid_after_utc:%Y-%m-%d}"
+    with pytest.raises(OperatorError, match="another authority"):
+        renew_now(
+            enrolled.model_copy(update={"broker": enrolled.broker.model_copy(update={"key_file": cert_file})}),
+            SystemClock(),
+        )

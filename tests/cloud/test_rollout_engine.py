@@ -226,6 +226,22 @@ def test_silence_at_the_deadline_is_failure_and_a_late_answer_mends_it() -> None
     assert rollout.members[canary].outcome is Outcome.HEALTHY
 
 
+def test_a_gateway_that_sees_nothing_is_no_failure_and_no_success() -> None:
+    mine = Mine.of(2)
+    rollout = mine.start()
+    mine.step()
+    (canary,) = mine.told(rollout)
+    mine.becomes(canary, rollout, frames=3)
+    mine.step(601)
+    assert rollout.members[canary].outcome is Outcome.UNPROVEN
+    assert mine.engine.recipe(canary) == (("ro-1", True),), "it keeps the release"
+    mine.step(1)
+    assert len(rollout.members) == 2, "another one is asked"
+    mine.becomes(canary, rollout)
+    mine.step(1)
+    assert rollout.members[canary].outcome is Outcome.HEALTHY
+
+
 def test_the_time_in_which_the_centre_was_down_is_nobody_s_silence() -> None:
     mine = Mine.of(40)
     rollout = mine.start()
@@ -281,10 +297,11 @@ def test_a_link_outage_of_the_whole_fleet_is_not_the_release_s_fault() -> None:
             mine.step(30)
             for name in mine.told(rollout):
                 mine.becomes(name, rollout)
+        mine.fleet = {name: replace(report, seen_ns=mine.now_ns) for name, report in mine.fleet.items()}
         for number, name in enumerate(mine.fleet):
             hit = number % 12 == 0
             if hit and (everywhere or name in rollout.members):
-                mine.fleet[name] = replace(mine.fleet[name], online=False)
+                mine.fleet[name] = replace(mine.fleet[name], online=False, health=())
         for name in [n for n in rollout.members if not mine.fleet[n].online]:
             rollout.members[name].outcome = Outcome.SILENT
         mine.step(1)
@@ -327,7 +344,7 @@ def test_labels_given_during_the_canary_stop_it() -> None:
     mine = Mine.of(40)
     rollout = mine.start()
     mine.step()
-    mine.spoken = LabelTally(old_right=20, new_right=1)
+    mine.spoken = LabelTally(old_right=25, new_right=1)
     mine.step(1)
     assert rollout.phase is Phase.ABORTED
     assert "labels" in rollout.why

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cloud.store import Store
 from common.manifest import Manifest, decode_manifest, release_id
 from edge.perception import Model, load_model
 from simulations.belts import BeltCamera
@@ -84,6 +85,7 @@ def test_a_class_never_trained_is_met_in_a_real_video_labelled_learnt_and_run_by
     runs = lambda: {run["run_id"]: run for run in centre.get("runs")}  # noqa: E731
     wait_for(lambda: runs()[run_id]["status"] in done, 60, "the round", centre.managed)
     assert runs()[run_id]["status"] == "released", runs()[run_id]["record"]
+    wait_for(lambda: active_release(centre) != first, 60, "the rollout", centre.managed)
     second = active_release(centre)
     wait_for(lambda: reported(centre, "gw-plant").get("release_id") == second, 60, "the install", gateway)
     time.sleep(1.0)  # looks of the new release
@@ -91,7 +93,6 @@ def test_a_class_never_trained_is_met_in_a_real_video_labelled_learnt_and_run_by
     assert gateway.stop() == 0
     assert centre.managed.stop() == 0
 
-    assert second != first
     assert release_id(installed(gateway)) == second
     after = model_of(gateway, "plant")
     assert after.release_id == second
@@ -176,6 +177,8 @@ def test_kill_9_of_the_edge_and_of_the_centre_loses_nothing_and_doubles_nothing(
     checks = check_ledgers(centre.folder.parent, ["hard"], centre)
     assert all(checks.values()), checks
     assert samples > 8
-    blobs = [path for path in (centre.folder / "data" / "blobs").rglob("*") if path.is_file()]
-    assert len(blobs) == samples
-    assert all(cv2.imread(str(blob)) is not None for blob in blobs)
+    store = Store.open(f"sqlite:///{centre.folder / 'data' / 'headframe.db'}", centre.folder / "data" / "blobs")
+    pictures = [store.jpeg(name) for name in store.sample_ids()]
+    store.close()
+    assert len(pictures) == samples
+    assert all(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) is not None for jpeg in pictures)

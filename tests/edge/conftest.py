@@ -12,12 +12,11 @@ from common.backbone import Opener, open_session
 from common.ids import layer_hash, sample_id
 from common.manifest import SHARED, Layer, Manifest, Scenario, encode_manifest
 from common.messages import Desired, Fetch, LayerPart, Prediction, Sample, Scores
-from common.signing import Signer
 from edge.installer import Installer
 from edge.perception import Model
 from edge.settings import InstallSettings
 from edge.tally import Observation, Pair, Tally
-from edge.trust import SingleKey
+from simulations.single_key import Signer, SingleKey
 
 MakeSample = Callable[..., Sample]
 

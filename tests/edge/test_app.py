@@ -50,7 +50,7 @@ def test_an_abstract_address_begins_with_a_null_byte(monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def config(tmp_path: Path, free_port: int) -> Path:
+def config(tmp_path: Path, free_port: int, release_root: Path) -> Path:
     """edge.toml of a gateway with one camera and no centre."""
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -58,7 +58,7 @@ def config(tmp_path: Path, free_port: int) -> Path:
         cv2.imwrite(str(pictures / f"{number}.png"), np.full((12, 16, 3), 60 * number, np.uint8))
     path = tmp_path / "edge.toml"
     path.write_text(
-        f'gateway_id = "gw-1"\nsite_id = "north"\nrelease_key = "{"0" * 64}"\ndata_dir = "{tmp_path / "data"}"\n'
+        f'gateway_id = "gw-1"\nsite_id = "north"\nrelease_root = "{release_root}"\ndata_dir = "{tmp_path / "data"}"\n'
         f"[broker]\nport = {free_port}\n"
         f'[[cameras]]\nid = "gate"\nsource = "{pictures}"\nloop = true\n'
     )
@@ -104,6 +104,29 @@ def test_the_agent_is_ready_then_feeds_the_watchdog_then_stops(
     while said != b"STOPPING=1":
         said = supervisor.recv(100)
     assert agent.wait(30) == 0
+
+
+def test_an_agent_whose_terminal_is_closed_ends(config: Path, supervisor: socket.socket) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "simulations", "edge", "run", "--config", str(config)]
+    process = subprocess.Popen(
+        ["setsid", "--ctty", "--wait", *command],
+        cwd=REPOSITORY,
+        env=os.environ | {"NOTIFY_SOCKET": str(supervisor.getsockname())},
+        stdin=theirs,
+        stdout=subprocess.DEVNULL,
+    )
+    os.close(theirs)
+    try:
+        assert supervisor.recv(100) == b"READY=1"
+        os.close(ours)
+        said = b""
+        while said != b"STOPPING=1":
+            said = supervisor.recv(100)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait(10)
 
 
 def reported(config: Path, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:

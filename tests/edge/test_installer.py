@@ -11,7 +11,7 @@ import pytest
 from common.delta import make_delta
 from common.manifest import SHARED, Layer, Manifest, Scenario, encode_manifest, release_id
 from common.messages import Desired
-from common.signing import Signer
+from simulations.single_key import Signer
 
 Depot = Gateway = Any  # of conftest.py
 StartGateway = Callable[[], Gateway]

@@ -1,5 +1,7 @@
 """What fits into a gateway's budget, and who watches what."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ def gateway(*cameras: CameraSettings, workers: int | None = None, **budget: floa
     return EdgeSettings(
         gateway_id="gw-1",
         site_id="north",
-        release_key="0" * 64,
+        release_root=Path("root.json"),
         cameras=cameras,
         workers=workers,
         budget=BudgetSettings(**budget),

@@ -100,7 +100,7 @@ def settings(tmp_path: Path) -> EdgeSettings:
         gateway_id="gw-1",
         site_id="north",
         data_dir=tmp_path / "data",
-        release_key="0" * 64,
+        release_root=Path("root.json"),
         cameras=cameras,
         events=EventSettings(enabled=False),
         install=InstallSettings(shadow_share=1.0),

@@ -70,7 +70,7 @@ def start(tmp_path: Path, model: Model) -> Iterator[Start]:
         settings = EdgeSettings(
             gateway_id="gw-1",
             site_id="north",
-            release_key="0" * 64,
+            release_root=Path("root.json"),
             data_dir=tmp_path / "data",
             cameras=cameras,
             selection=SelectionSettings(samples_per_hour=SAMPLES_PER_HOUR, window_s=60),
@@ -149,7 +149,7 @@ def test_without_a_model_cameras_come_and_go_as_well_and_the_last_change_counts(
 ) -> None:
     yard, belt = (camera(name, clip) for name, clip in zip(("yard", "belt"), clips, strict=True))
     settings = EdgeSettings(
-        gateway_id="gw-1", site_id="north", release_key="0" * 64, data_dir=tmp_path / "data", cameras=(yard,)
+        gateway_id="gw-1", site_id="north", release_root=Path("root.json"), data_dir=tmp_path / "data", cameras=(yard,)
     )
     lookout = Lookout(settings, (yard,), SystemClock(), lambda sample: None)
     lookout.start()

@@ -75,7 +75,7 @@ def settings_for(pictures: Path, cameras: int = 2, **fields: object) -> EdgeSett
     return EdgeSettings(
         gateway_id="gw-1",
         site_id="north",
-        release_key="0" * 64,
+        release_root=Path("root.json"),
         data_dir=pictures.parent / "data",
         cameras=tuple(
             CameraSettings(id=f"camera-{n}", source=str(pictures), picture_fps=5, **fields) for n in range(cameras)
@@ -181,7 +181,7 @@ def test_cameras_come_and_go_and_a_worker_that_dies_meanwhile_begins_with_those_
     frames = workers.states[1].frames
     os.kill(victim, signal.SIGKILL)
     workers.watch(Roster((second, third, fourth), 3600.0))
-    assert {state.camera_id for state in workers.states} == {second.id, third.id, fourth.id}
+    assert [state.camera_id for state in workers.states] == [second.id, third.id, fourth.id]
     wait_until(lambda: all(state.state == "live" for state in workers.states))
     kept = next(state for state in workers.states if state.camera_id == second.id)
     assert kept.frames > frames, "it did not begin anew"

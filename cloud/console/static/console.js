@@ -1,4 +1,6 @@
 // Fills the page from /api/v1 and keeps it live. No build step, no library.
+import { bindRollouts, drawRollouts } from "./rollouts.js";
+
 const t = JSON.parse(document.getElementById("words").textContent);
 const scenarios = JSON.parse(document.getElementById("scenarios").textContent);
 const main = document.getElementById("main"), notice = document.getElementById("notice");
@@ -48,22 +50,26 @@ async function fleet() {
 }
 
 async function releases() {
-  const [rows, runs] = await Promise.all([api("releases"), api("runs")]);
+  const [rows, runs, rollouts] = await Promise.all([api("releases"), api("runs"), api("rollouts")]);
   const compared = (gate) => Object.entries(gate).filter(([, g]) => g && g.comparisons).map(([name, g]) => `
     <details><summary>${esc(name)}: <span class="${g.passed ? "good" : "bad"}">${g.passed ? t.passed : t.refused}</span>
     ${Object.entries(g.sites || {}).map(([site, head]) => `<span class="pill">${esc(site)}: ${esc(t[head] || head)}</span>`).join("")}</summary>
     <table><tr><th>${t.compared}<th>${t.count}<th>${t.before}<th>${t.after}<th>p<th></tr>${g.comparisons.map((c) => `<tr><td>${esc(c.name)}
     <td class="number">${c.samples}<td class="number">${percent(c.running)}<td class="number">${percent(c.candidate)}
     <td class="number">${c.p_value}<td class="${c.passed ? "good" : "bad"}">${c.passed ? "✓" : "✗"}</tr>`).join("")}</table></details>`).join("");
-  const open = [...main.querySelectorAll("details")].map((d) => d.open);
-  main.innerHTML = `<div class="row"><button class="main" id="learn">${t.learn}</button></div><div class="card"><table><thead><tr>
+  const open = [...main.querySelectorAll("details:not([data-key])")].map((d) => d.open);
+  const opened = new Set([...main.querySelectorAll("details[data-key]")].filter((d) => d.open).map((d) => d.dataset.key));
+  main.innerHTML = `<h3>${t.rollouts}</h3>${drawRollouts(rollouts, t, esc, time)}<h3>${t.releases}</h3>
+    <div class="row"><button class="main" id="learn">${t.learn}</button></div><div class="card"><table><thead><tr>
     <th>${t.release}<th>${t.status}<th>${t.started}<th>${t.gate}<th></tr></thead><tbody>${rows.map((r) => `<tr><td>${esc(r.release_id)}
     <div class="soft">${esc(r.note)}</div><td><span class="pill ${r.status === "active" ? "good" : ""}">${esc(t[r.status] || r.status)}</span>
-    <td>${time(r.created_at_ns)}<td>${compared(r.gate)}<td>${r.status === "active" ? "" :
+    <td>${time(r.created_at_ns)}<td>${compared(r.gate)}<td>${r.status === "active" || r.status === "candidate" || r.status === "aborted" ? "" :
     `<button class="danger" data-back="${esc(r.release_id)}">${t.rollback}</button>`}</tr>`).join("")}</tbody></table></div>
     <h3>${t.rounds}</h3><div class="card"><table>${runs.map((r) => `<tr><td>${esc(r.run_id)}<td>${time(r.started_ns)}<td>${esc(r.status)}
     <td class="soft">${esc(r.record.error || "")}<td>${r.record.gate && !r.record.gate.passed ? compared(r.record.gate) : ""}</tr>`).join("")}</table></div>`;
-  [...main.querySelectorAll("details")].forEach((d, i) => { d.open = open[i] || false; });
+  [...main.querySelectorAll("details:not([data-key])")].forEach((d, i) => { d.open = open[i] || false; });
+  main.querySelectorAll("details[data-key]").forEach((d) => { d.open = opened.has(d.dataset.key); });
+  bindRollouts(main, t, api, act);
   document.getElementById("learn").onclick = () => act(() => api("rounds", { author: "console" }));
   main.querySelectorAll("[data-back]").forEach((b) => {
     b.onclick = () => confirm(t.confirm) && act(() => api(`releases/${b.dataset.back}/rollback`, { author: "console" }));
