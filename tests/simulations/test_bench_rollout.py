@@ -14,4 +14,4 @@ def test_a_fleet_converges_without_a_person_and_names_what_failed() -> None:
     assert (found["failed"], found["failed_named"], found["named_wrongly"]) == (1, 1, 0)
     assert found["refused_by_trust"] == 0
     assert found["delta_bytes"] > 0
-    assert list(found["wave_began_s"])[0] == 0, "a canary first"
+    assert next(iter(found["wave_began_s"])) == 0, "a canary first"
