@@ -173,7 +173,8 @@ class Installer:
                     self._start_is_counted = True
             except (HeadframeError, OSError) as error:
                 log.error("the start could not be counted, the release before is run: %s", error)
-                self._boot_again_s = self._clock.monotonic_s() + self._boot_delay_s
+                if _passes(error):
+                    self._boot_again_s = self._clock.monotonic_s() + self._boot_delay_s
                 return self._boot_from((PREVIOUS, CURRENT))
             return self._boot_from((CURRENT, PREVIOUS))
 
