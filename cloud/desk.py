@@ -8,8 +8,15 @@ import msgspec
 from cloud.service import Service
 from cloud.store import Gap, Run, StoredSample
 from common.errors import OperatorError
-from common.manifest import decode_manifest
+from common.ids import layer_hash
+from common.manifest import Manifest, decode_manifest
 from common.messages import State
+
+
+def content_of(manifest: Manifest) -> str:
+    """The same for releases that carry the same layers under different numbers: one that was put together for gateways
+    of a canary is worth as much as the one that became active."""
+    return layer_hash(msgspec.msgpack.encode((manifest.backbone, manifest.scenarios, manifest.detectors)))[:16]
 
 
 class Desk:
@@ -122,9 +129,11 @@ class Desk:
                 "status": release.status,
                 "created_at_ns": release.created_at_ns,
                 "gate": release.gate,
-                "note": decode_manifest(release.manifest).note,
+                "note": manifest.note,
+                "content": content_of(manifest),
             }
             for release in self._store.releases()
+            for manifest in (decode_manifest(release.manifest),)
         ]
 
     def roll_back(self, release_id: str, author: str) -> str:

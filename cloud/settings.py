@@ -127,7 +127,7 @@ class LimitSettings(Section):
     scores_change_max: float = Field(0.10, ge=0, le=1, description="Change of the mean top probability.")
     latency_ratio_max: float = Field(2.0, gt=1, description="Latency over that of the release before.")
     labels_against_max: float = Field(
-        0.6, ge=0.5, lt=1, description="Of the labels on which one release alone is right, those for the old one."
+        0.55, ge=0.5, lt=1, description="Of the labels on which one release alone is right, those for the old one."
     )
 
 

@@ -10,7 +10,7 @@ one looks and however often (Ville's inequality: P(ever >= 1/a) <= a). A gate cl
 - Behaviour (disagreement, flags, scores, latency) is averaged over gateways, each with the noise of its frames and a
   usual spread between sites; the normal mixture of Robbins gives the e-value of its mean being over the limit.
 - Labelled accuracy is paired: of the samples on which exactly one of the two releases is right, how many speak for the
-  old one? A bet against a coin that falls so a little more often than not.
+  old one? A bet against a coin that falls so a little more often than not; over all labels, and over each true class.
 
 The first two are exact, behaviour is exact up to the normal approximation.
 """
@@ -33,14 +33,16 @@ LATENCY_NOISE: Final = 0.1
 LATENCY_SCALE: Final = 0.3
 LABEL_BETS: Final = (0.25, 0.5, 0.75, 0.9)
 """How far between the tolerated share and 1 the bets lie."""
+CLASS_AGAINST_MAX: Final = 0.75
+"""Of the labels of one class that decide, those that may speak for the old release: classes trade a little."""
 SHARES: Final = {
-    "failures": 0.4,
+    "failures": 0.35,
     "refusals": 0.1,
     "disagreement": 0.1,
-    "flags": 0.1,
+    "flags": 0.05,
     "scores": 0.1,
     "latency": 0.1,
-    "labels": 0.1,
+    "labels": 0.2,
 }
 """How the false alarms are shared out among the gates."""
 _LOG_MAX: Final = 700.0
@@ -68,7 +70,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     scores_change_max: float = 0.10
     """Change of the mean top probability, either way."""
     latency_ratio_max: float = 2.0
-    labels_against_max: float = 0.6
+    labels_against_max: float = 0.55
     """Of the labels on which exactly one of the two releases is right, those that may speak for the old one."""
 
 
@@ -111,6 +113,8 @@ class LabelTally(msgspec.Struct, frozen=True, kw_only=True):
 
     old_right: int = 0
     new_right: int = 0
+    by_class: tuple[tuple[int, int], ...] = ()
+    """(old right, new right) of each true class: one that is lost may hide behind others that win."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -243,6 +247,9 @@ def _labels(labels: LabelTally, limits: Limits) -> Verdict:
     count = labels.old_right + labels.new_right
     ok = limits.labels_against_max
     evidence = log_label_evidence(labels.old_right, labels.new_right, ok)
+    if labels.by_class:  # a mean of e-values is one: half of it over all labels, half over the classes
+        classes = [log_label_evidence(old, new, CLASS_AGAINST_MAX) for old, new in labels.by_class]
+        evidence = _log_sum([evidence - math.log(2), *(one - math.log(2 * len(classes)) for one in classes)])
     return _verdict("labels", evidence, labels.old_right / count if count else 0.0, ok, count, limits)
 
 

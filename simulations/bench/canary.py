@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud.learning.export import export_head
+from cloud.learning.gates import balanced_accuracy
 from cloud.learning.heads import HeadWeights, principal_basis, solve_lda
 from cloud.rollout.gates import LabelTally
 from cloud.rollout.plan import Plan, stratified
@@ -46,6 +47,7 @@ SHRINKAGE: Final = 0.3  # the default of cloud.settings.LearningSettings
 DIMENSIONS: Final = 128
 KNOWN: Final = 0.7
 """Share of the training pictures that the running head was solved from."""
+DRAWS_MAX: Final = 20
 MIXTURE: Final = 1.0
 """Dirichlet: what a site sees of the classes."""
 BASELINE_FRAMES, SHADOW_FRAMES, FRAMES = 1000, 200, 1000
@@ -77,7 +79,8 @@ class Canaries:
     def __init__(self, case: str, old: Answers, new: Answers, truth: NDArray[np.integer], seed: int) -> None:
         self._case, self._old, self._new, self._truth, self._seed = case, old, new, truth, seed
         self._by_class = [np.flatnonzero(truth == kind) for kind in np.unique(truth)]
-        self.old_right = self.new_right = 0
+        self._decided: dict[int, list[int]] = {}
+        """Labels on which exactly one of the two is right, by true class: (old, new)."""
 
     def told(self, name: str, now_s: float) -> list[tuple[float, Callable[[Report], Report]]]:
         """Shadow, probation, committed: as the edge's installer reports them."""
@@ -89,11 +92,18 @@ class Canaries:
         was, now = (answers.top[labelled] == self._truth[labelled] for answers in (self._old, self._new))
 
         def commit(report: Report) -> Report:
-            self.old_right += int((was & ~now).sum())
-            self.new_right += int((now & ~was).sum())
+            for kind, new_is_right in zip(self._truth[labelled][was != now], now[was != now], strict=True):
+                self._decided.setdefault(int(kind), [0, 0])[int(new_is_right)] += 1
             return replace(report, release_id=NEW, health=(later,), seen_ns=seen_ns)
 
         return [(600.0, lambda r: replace(r, health=(*r.health[:1], shadow))), (3600.0, commit)]
+
+    def labels(self) -> LabelTally:
+        """What people have said."""
+        by_class = tuple((old, new) for old, new in self._decided.values())
+        return LabelTally(
+            old_right=sum(old for old, _ in by_class), new_right=sum(new for _, new in by_class), by_class=by_class
+        )
 
     def health(self, name: str, rows: NDArray[np.integer], phase: str) -> ReleaseHealth:
         """What the edge counts of the new release on these frames, which the old one sees too."""
@@ -182,7 +192,7 @@ def _run(case: str, old: Answers, new: Answers, truth: NDArray[np.integer], seed
     simulated = SimulatedFleet(fleet, canaries)
 
     def passed(rollout: Rollout) -> bool:
-        simulated.label_tally = LabelTally(old_right=canaries.old_right, new_right=canaries.new_right)
+        simulated.label_tally = canaries.labels()
         return rollout.wave >= CANARY_WAVES
 
     rollout = simulated.run(PLAN, UNTIL_S, TICK_S, passed)
@@ -194,11 +204,15 @@ def _models(pictures: Pictures, seed: int, folder: Path) -> tuple[dict[str, Answ
     """What each model says of the test pictures, and the truth as class numbers."""
     train, test = split(pictures, seed)
     rng = np.random.default_rng([seed, 9])
-    train = rng.permutation(train)
     truth = np.array([pictures.classes.index(name) for name in pictures.labels[test]])
     x, labels = pictures.embeddings[test], pictures.labels
-    running = _ask(_solve(pictures, train[: int(KNOWN * len(train))], labels), x, folder / f"{seed}-running.onnx")
-    good = _solve(pictures, train, labels)
+    for _ in range(DRAWS_MAX):
+        train = rng.permutation(train)
+        old, good = _solve(pictures, train[: int(KNOWN * len(train))], labels), _solve(pictures, train, labels)
+        said = labels[test].tolist()
+        if balanced_accuracy(said, good.predict(x)) >= balanced_accuracy(said, old.predict(x)):
+            break  # more pictures do not always help, and one that is worse is no good release
+    running = _ask(old, x, folder / f"{seed}-running.onnx")
     victim = _known_class(running, truth, pictures.classes, rng)
     worse = labels.copy()
     worse[labels == victim] = rng.choice([c for c in pictures.classes if c != victim], int((labels == victim).sum()))

@@ -120,3 +120,11 @@ def test_label_evidence_is_one_in_expectation_when_the_coin_is_as_tolerated(old:
 def test_a_mean_within_its_limit_is_no_evidence() -> None:
     assert log_mean_evidence(-0.1, 0.01, 0.1) < 0
     assert log_mean_evidence(0.5, 0.001, 0.1) > 10
+
+
+def test_a_class_that_is_lost_does_not_hide_behind_others_that_win() -> None:
+    traded = LabelTally(old_right=62, new_right=62, by_class=((2, 60), (60, 2)))
+    assert not closed(judge(Tally(told=5), [], LabelTally(old_right=62, new_right=62), LIMITS))
+    assert closed(judge(Tally(told=5), [], traded, LIMITS))
+    even = LabelTally(old_right=50, new_right=50, by_class=((20, 30), (30, 20)))
+    assert not closed(judge(Tally(told=5), [], even, LIMITS)), "classes trade a little"
