@@ -5,6 +5,7 @@ frames under what it runs. Every so-manieth checks the TUF metadata and its assi
 doing that would be a bench of one process's python-tuf, which 12,000 boxes have each for themselves.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +35,9 @@ class Shared:
     """By hash: whole files that some gateway has made."""
     manifests: dict[bytes, Manifest] = field(default_factory=dict)
     made: dict[tuple[str, str, bytes], bytes] = field(default_factory=dict)
-    bytes_down: int = 0
-    """Of messages from the broker, payload and topic."""
+    bytes_down: Counter[str] = field(default_factory=Counter)
+    """Of messages from the broker, payload and topic, by kind."""
+    messages_down: Counter[str] = field(default_factory=Counter)
     delta_bytes: int = 0
     refused: list[str] = field(default_factory=list)
     """What the product's trust said against a release."""
@@ -60,14 +62,15 @@ class RollingGateway:
     """One of them.
 
     Args:
-        fails: takes a new release back after the swap, as one does on whose cameras it does not work.
+        fails: takes back what has a layer that the first release has not, as one does on whose cameras it does not
+            work. What the centre signs anew of the old layers, it runs.
         trust: checks what it is told; None believes it.
         on_news: called with itself when there is something to report at once.
     """
 
     __slots__ = (
-        "_base", "_data", "_frames", "_held", "_missing", "_on_news", "_shared", "_target", "client", "fails",
-        "gateway_id", "gone_back", "runs", "site_id", "trust",
+        "_base", "_data", "_first", "_frames", "_held", "_missing", "_on_news", "_shared", "_target", "client",
+        "fails", "gateway_id", "gone_back", "runs", "site_id", "trust",
     )  # fmt: skip
 
     def __init__(
@@ -84,7 +87,8 @@ class RollingGateway:
         self.gateway_id, self.site_id, self.fails, self.trust = gateway_id, site_id, fails, trust
         self._shared, self._on_news = shared, on_news
         self.runs, self._frames = release_id(first), 10 * FRAMES_A_REPORT
-        self._held = {layer.hash for layer in first.layers_for(site_id)}
+        self._first = frozenset(layer.hash for layer in first.layers_for(site_id))
+        self._held = set(self._first)
         self._target: Manifest | None = None
         self._missing: list[Layer] = []
         self._data, self._base = b"", ""
@@ -138,7 +142,9 @@ class RollingGateway:
         )
 
     def _on_message(self, topic: str, payload: bytes) -> None:
-        self._shared.bytes_down += len(payload) + len(topic)
+        kind = topic.rpartition("/")[2]
+        self._shared.bytes_down[kind] += len(payload) + len(topic)
+        self._shared.messages_down[kind] += 1
         message = codec.decode(payload)
         if isinstance(message, Desired):
             self._on_desired(message)
@@ -180,8 +186,10 @@ class RollingGateway:
         if self._missing:
             self.fetch()
         elif self._target:
-            name, self._target = release_id(self._target), None
-            if self.fails:
+            name = release_id(self._target)
+            new = {layer.hash for layer in self._target.layers_for(self.site_id)} - self._first
+            self._target = None
+            if self.fails and new:
                 self.gone_back = name
             else:
                 self.runs, self._frames = name, -FRAMES_A_REPORT

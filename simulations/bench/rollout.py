@@ -12,6 +12,7 @@ import asyncio
 import heapq
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ CLASSES: Final = ("normal", "tear", "spillage", "foreign-object")
 TICK_S: Final = 0.05
 LOOK_S: Final = 0.5
 FETCH_AGAIN_S: Final = 10.0
+SETTLE_HEARTBEATS: Final = 2.0
+"""After the end: what the centre tells those that failed, and with it the fleet, belongs to the bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +160,7 @@ class Fleet:
         order = rng.permutation(size.gateways)
         failing = set(order[: round(FAIL_SHARE * size.gateways)].tolist())
         absent = set(order[-round(OFFLINE_SHARE * size.gateways) :].tolist())
+        self._known_offline = 0
         root = heads.service.repository.root()
         self._urgent: list[RollingGateway] = []
         self.gateways = [
@@ -182,16 +186,38 @@ class Fleet:
         tasks = [asyncio.create_task(present.run()), asyncio.create_task(self._beat())]
         try:
             self._note(f"connecting {len(self._present)} gateways")
-            await present.wait_up(60 + 4 * size.gateways / size.connects_per_s)
-            await asyncio.sleep(1.5 * size.heartbeat_s)  # the absent reported once, long ago
-            before = self._shared.bytes_down
+            await present.wait_up(self._connect_s())
+            await self._see_once(broker)
+            await asyncio.sleep(1.5 * size.heartbeat_s)
+            before = Counter(self._shared.bytes_down), Counter(self._shared.messages_down)
             name = await asyncio.to_thread(self._heads.publish_to_the_fleet, 1)
+            self._known_offline = sum(not state.online for state in self._heads.service.store.states())
             began_s = time.monotonic()
-            return await self._watch(name, late, tasks, began_s) | self._bytes(name, before)
+            found = await self._watch(name, late, tasks, began_s)
+            await asyncio.sleep(SETTLE_HEARTBEATS * size.heartbeat_s)
+            return found | self._bytes(name, *before)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _connect_s(self) -> float:
+        """How long a connecting crowd may take."""
+        return 60 + 4 * self._size.gateways / self._size.connects_per_s
+
+    async def _see_once(self, broker: Broker) -> None:
+        """The absent are known to the centre: they report, then vanish, and the broker publishes their last will."""
+        crowd = Crowd(broker, [g.client for g in self._absent], connects_per_s=self._size.connects_per_s, seed=3)
+        task = asyncio.create_task(crowd.run())
+        try:
+            self._note(f"{len(self._absent)} gateways report once")
+            await crowd.wait_up(self._connect_s())
+            await asyncio.sleep(self._size.heartbeat_s)
+            for client in crowd.clients:
+                client.abort()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _watch(self, name: str, late: Crowd, tasks: list[asyncio.Task[None]], began_s: float) -> dict[str, Any]:
         able = [gateway for gateway in self.gateways if not gateway.fails]
@@ -223,6 +249,7 @@ class Fleet:
             "running": running,
             "able": len(able),
             "offline_at_start": len(self._absent),
+            "back_after_s": self._size.offline_s,
             "failed": len(failed),
             "failed_named": len(failed & named),
             "named_wrongly": len(named - failed),
@@ -231,16 +258,23 @@ class Fleet:
             "refused_by_trust": len(self._shared.refused),
         }
 
-    def _bytes(self, name: str, before: int) -> dict[str, Any]:
+    def _bytes(self, name: str, bytes_before: Counter[str], messages_before: Counter[str]) -> dict[str, Any]:
         layers = list(self._heads.manifest(name).layers_for(""))
         head = sum(layer.size_bytes for layer in layers if layer.hash not in self._first)
-        whole = head * sum(name in (gateway.runs, gateway.gone_back) for gateway in self.gateways)
-        received = self._shared.bytes_down - before
+        whole = head * sum(name in (gateway.runs, gateway.gone_back) for gateway in self.gateways)  # all that fetched
+        by_kind = self._shared.bytes_down - bytes_before
+        received = by_kind.total()
         return {
+            "known_offline_at_start": self._known_offline,
             "bytes_received": received,
             "bytes_of_copies": whole,
             "bytes_ratio_to_copies": received / whole if whole else None,
+            "bytes_by_kind": dict(by_kind),
+            "tellings_a_gateway": round(
+                (self._shared.messages_down - messages_before)["desired"] / len(self.gateways), 2
+            ),
             "delta_bytes": self._shared.delta_bytes,
+            "delta_ratio_to_copies": self._shared.delta_bytes / whole if whole else None,
             "head_bytes": head,
             "bytes_ratio_to_models": received / (whole + self._backbone_bytes(layers)) if whole else None,
         }
