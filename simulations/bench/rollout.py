@@ -61,7 +61,7 @@ class Size:
 
 
 SIZES: Final = {
-    True: Size(800, 1.5, 800.0, 6.0, 34.0),
+    True: Size(700, 1.5, 800.0, 6.0, 34.0),
     False: Size(12_000, 10.0, 500.0, 60.0, 600.0),
 }
 """By `quick`."""
