@@ -5,11 +5,12 @@ A refused sample is dropped by its gateway, so only what no repetition can mend 
 
 import math
 
-import cv2
 import msgspec
 import numpy as np
 
+from cloud.pictures import PictureCheck, read_headers
 from cloud.settings import IngestSettings
+from cloud.store.delivery import check_number
 from common.errors import BoundError, ForgeryError, WireError
 from common.ids import SAMPLE_ID_BYTES, check_name, sample_id
 from common.messages import Event, Offer, Sample, Scores, State
@@ -28,8 +29,7 @@ TEXTS = {
     "reason": 20,
     "pixel_path": 120,
 }  # as wide as the columns of the store
-_START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_END_OF_IMAGE = b"\xff\xd9"
+_pictures = PictureCheck()  # of the process: what it remembers is bounded, and the same for every gateway
 
 
 def check_sample(sample: Sample, gateway_id: str, settings: IngestSettings) -> None:
@@ -47,6 +47,8 @@ def check_sample(sample: Sample, gateway_id: str, settings: IngestSettings) -> N
     check_name("camera", sample.camera_id)
     if not 0 <= sample.captured_at_ns <= TIME_NS_MAX:
         raise WireError(f"capture time {sample.captured_at_ns} is out of bounds")
+    if sample.epoch:
+        check_number(sample.epoch, sample.sequence, least=1)
     if len(sample.jpeg) > settings.jpeg_bytes_max:
         raise BoundError(f"picture of {len(sample.jpeg)} bytes is over the bound of {settings.jpeg_bytes_max}")
     if sample.sample_id != sample_id(sample.jpeg, sample.gateway_id, sample.camera_id, sample.captured_at_ns):
@@ -56,7 +58,7 @@ def check_sample(sample: Sample, gateway_id: str, settings: IngestSettings) -> N
         if len(text) > length_max or (text and not text.isprintable()):
             raise WireError(f"{name} {text[:40]!r} is not one line of at most {length_max} characters")
     _check_numbers(sample)
-    _check_picture(sample, settings)
+    _pictures.check(sample.jpeg, sample.width_px, sample.height_px, settings.pixels_max)
 
 
 def check_state(state: State) -> None:
@@ -82,7 +84,7 @@ def check_event(event: Event) -> None:
     for kind, name in (("site", event.site_id), ("camera", event.camera_id), ("scenario", event.scenario)):
         check_name(kind, name)
     if event.jpeg:
-        read_jpeg_size(event.jpeg)
+        read_headers(event.jpeg)
     _check_plain("an event", msgspec.to_builtins(event, builtin_types=(bytes,)), STATE_PARTS_MAX)
 
 
@@ -108,8 +110,10 @@ def check_offer(offer: Offer, gateway_id: str) -> None:
         raise WireError("an offer has an embedding of zeros")
     if any(len(text) > TEXT_MAX or not text.isprintable() for text in (offer.backbone, offer.reason)):
         raise WireError("an offer holds a text that is not one short line")
-    if offer.thumbnail and max(read_jpeg_size(offer.thumbnail)) > THUMBNAIL_PX_MAX:
-        raise BoundError("the thumbnail of an offer is over the bound")
+    if offer.thumbnail:
+        headers = read_headers(offer.thumbnail)
+        if max(headers.width, headers.height) > THUMBNAIL_PX_MAX:
+            raise BoundError("the thumbnail of an offer is over the bound")
 
 
 def _check_plain(what: str, tree: object, parts_max: int) -> None:
@@ -129,26 +133,6 @@ def _check_plain(what: str, tree: object, parts_max: int) -> None:
             raise WireError(f"{what} holds a text of {len(value)} characters")
     if waiting:
         raise BoundError(f"{what} has more than {parts_max} parts")
-
-
-def read_jpeg_size(jpeg: bytes) -> tuple[int, int]:
-    """Width and height from the header alone, before anything is decoded (ITU-T T.81, B.1.1.2 and B.2.2).
-
-    Raises:
-        WireError: no JPEG, or no frame header.
-    """
-    if jpeg[:2] != b"\xff\xd8":
-        raise WireError("the picture is no JPEG")
-    at = 2
-    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
-        marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
-        if marker == 0xFF:  # any number of fill bytes may precede a marker
-            at += 1
-            continue
-        if marker in _START_OF_FRAME:
-            return int.from_bytes(jpeg[at + 7 : at + 9], "big"), int.from_bytes(jpeg[at + 5 : at + 7], "big")
-        at += 2 + length
-    raise WireError("the picture has no JPEG frame header")
 
 
 def _check_numbers(sample: Sample) -> None:
@@ -172,20 +156,3 @@ def _check_numbers(sample: Sample) -> None:
             raise WireError(f"a box is named {box.label[:40]!r}")
     if not all(math.isfinite(getattr(sample.scores, name)) for name in Scores.__struct_fields__):
         raise WireError("the scores hold values that are not finite")
-
-
-def _check_picture(sample: Sample, settings: IngestSettings) -> None:
-    """Its size is read and bounded first; then it must decode, whole, to that size."""
-    width, height = read_jpeg_size(sample.jpeg)
-    if (width, height) != (sample.width_px, sample.height_px):
-        raise WireError(f"picture of {width} x {height} pixels is said to be {sample.width_px} x {sample.height_px}")
-    if width * height > settings.pixels_max:
-        raise BoundError(f"picture of {width} x {height} pixels is over the bound of {settings.pixels_max}")
-    if not sample.jpeg.endswith(_END_OF_IMAGE):  # a decoder fills what is missing with grey and says nothing
-        raise WireError("the picture is cut off")
-    try:
-        image = cv2.imdecode(np.frombuffer(sample.jpeg, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:
-        raise WireError(f"the picture does not decode: {error}") from error
-    if image is None or image.shape[:2] != (height, width):
-        raise WireError("the picture does not decode")

@@ -155,9 +155,9 @@ _LINES: tuple[tuple[Kind, re.Pattern[str], str], ...] = (
     (Kind.NO_CERTIFICATE, re.compile("did not return a certificate"), "TLS handshake without a certificate"),
     (
         Kind.BAD_CERTIFICATE,
-        re.compile("OpenSSL Error.*certificate verify failed"),
+        re.compile("(OpenSSL Error|connection from .* failed).*certificate verify failed"),
         _FOREIGN,
-    ),  # its other line repeats it
+    ),  # which of the two it says depends on how soon the handshake ended
     (Kind.SUBSCRIPTION, re.compile(r"^(?:\d+: )?(?P<who>\S+) \d (?P<detail>\S+)$"), ""),
     # nats-server 2.15
     (Kind.TOPIC, re.compile(r'"(?P<who>[^"]*)" - Publish Violation - Subject "(?P<detail>[^"]*)"'), ""),

@@ -59,6 +59,18 @@ def run(config: ConfigOption) -> None:
 
 
 @app.command()
+def ingest(
+    config: ConfigOption,
+    shards: Annotated[str, typer.Option(help="Shards of the fleet that it takes, of 0-255.")] = "0-255",
+) -> None:
+    """Run an ingest worker beside the centre until SIGTERM; several share the fleet, with PostgreSQL."""
+    from cloud.settings import parse_shards
+    from cloud.worker import run_worker
+
+    run_worker(load_settings(CloudSettings, config), parse_shards(shards))
+
+
+@app.command()
 def train(config: ConfigOption, as_json: JsonOption = False) -> None:
     """Learn from what the centre holds, without asking gateways; the first release is made so."""
     with _open(config) as service:
@@ -120,6 +132,33 @@ def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
         for row in rows:
             table.add_row(row.release_id, row.status, "passed" if row.gate.get("passed") else "refused")
         Console().print(table)
+
+
+@app.command()
+def gaps(config: ConfigOption, as_json: JsonOption = False) -> None:
+    """Prove that nothing is missing: every number that a spool gave, and where it is. Ends with 1 when one is lost."""
+    import msgspec
+
+    from cloud.store import Store
+
+    settings = load_settings(CloudSettings, config)
+    store = Store.open(settings.database_url, settings.data_dir / "blobs")
+    try:
+        found = store.gaps()
+    finally:
+        store.close()
+    missing = sum(gap.missing for gap in found)
+    if as_json:
+        typer.echo(json.dumps({"missing": missing, "epochs": msgspec.to_builtins(found)}))
+    else:
+        names = ("gateway", "epoch", "head", "stored", "let go", "waiting", "missing", "clashes", "went back")
+        table = Table(*names)
+        for gap in found:
+            table.add_row(*(str(value) for value in msgspec.to_builtins(gap).values()))
+        Console().print(table)
+        typer.echo(f"{missing} samples are missing" if missing else "nothing is missing")
+    if missing:
+        raise typer.Exit(1)
 
 
 @app.command("roll-back")

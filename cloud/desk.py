@@ -6,10 +6,17 @@ from typing import Any
 import msgspec
 
 from cloud.service import Service
-from cloud.store import Run, StoredSample
+from cloud.store import Gap, Run, StoredSample
 from common.errors import OperatorError
-from common.manifest import decode_manifest
+from common.ids import layer_hash
+from common.manifest import Manifest, decode_manifest
 from common.messages import State
+
+
+def content_of(manifest: Manifest) -> str:
+    """The same for releases that carry the same layers under different numbers: one that was put together for gateways
+    of a canary is worth as much as the one that became active."""
+    return layer_hash(msgspec.msgpack.encode((manifest.backbone, manifest.scenarios, manifest.detectors)))[:16]
 
 
 class Desk:
@@ -60,6 +67,10 @@ class Desk:
         """What was tried and refused: how often since the start, and the alarms of the last hour."""
         attempts = self._service.guard.attempts
         return {"counts": attempts.counts(), "fresh": attempts.fresh(self._service.clock.wall_ns())}
+
+    def gaps(self) -> list[Gap]:
+        """What of each gateway's spool is accounted for."""
+        return self._store.gaps()
 
     def events(self, limit: int) -> list[dict[str, Any]]:
         """What cameras reported lately, newest first; `has_jpeg` says whether there is a picture."""
@@ -118,9 +129,11 @@ class Desk:
                 "status": release.status,
                 "created_at_ns": release.created_at_ns,
                 "gate": release.gate,
-                "note": decode_manifest(release.manifest).note,
+                "note": manifest.note,
+                "content": content_of(manifest),
             }
             for release in self._store.releases()
+            for manifest in (decode_manifest(release.manifest),)
         ]
 
     def roll_back(self, release_id: str, author: str) -> str:

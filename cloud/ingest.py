@@ -1,26 +1,27 @@
 """Samples in: checked before they are stored, committed in batches, receipted only after the commit.
 
-The queue is bounded; when it is full the link's thread waits, the broker holds messages back, and the edges' windows
-stop them: nothing is dropped silently, and what is dropped all the same is sent again, since it has no receipt.
+The backlog is bounded in samples and bytes; when it is full the centre stops reading (`has_room`), the broker holds
+messages back, and the edges' windows stop them: nothing is dropped silently, and what is dropped all the same is sent
+again, since it has no receipt.
 """
 
+import contextlib
 import logging
-import queue
 import threading
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 
 from cloud.admission import check_sample
+from cloud.backlog import Backlog
 from cloud.guard import Guard
 from cloud.settings import IngestSettings
 from cloud.store import Store
 from common import codec, topics
 from common.chunks import Joiner
 from common.clock import Clock
-from common.errors import EnvironmentFault, HeadframeError, WireError
+from common.errors import EnvironmentFault, HeadframeError, OperatorError, WireError
 from common.ids import SAMPLE_ID_BYTES
-from common.messages import Chunk, Message, Receipt, Refusal, Sample
+from common.messages import Chunk, Ended, Ledger, Message, Partial, Receipt, Refusal, Sample
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,12 @@ RECEIPT_IDS_MAX = 500
 QUEUE_WAIT_S = 20.0
 RETRY_S = 1.0
 GATHER_S = 0.25
+LEDGER_MAX = 1000  # entries of one message
+BEHIND = 0.5  # share of the backlog from which gateways are asked to wait
+PAUSE_S_MAX = 60.0
+BATCH_BYTES = 32 << 20
 JOINERS_BYTES = 256 * 1024 * 1024  # unfinished transfers of all gateways
-FIGURES = ("received", "stored", "duplicates", "refused", "overflowed", "faults")
+FIGURES = ("received", "stored", "duplicates", "refused", "ended", "overflowed", "faults")
 
 Send = Callable[[str, Message], bool]
 
@@ -49,9 +54,11 @@ class Ingest:
         self._on_stored = on_stored
         self._store, self._settings, self._clock, self._send = store, settings, clock, send
         self._guard = guard
-        self._queue: queue.Queue[Sample] = queue.Queue(settings.queue)
+        self._backlog = Backlog(settings.queue, settings.queue_bytes)
         self._joiners: OrderedDict[str, Joiner] = OrderedDict()
         self._joining_bytes = 0
+        self._per_s = 0.0
+        """Samples a second of the last commit."""
         self._figures = Counter(dict.fromkeys(FIGURES, 0))
         self._figures_lock = threading.Lock()
         self._stopping = threading.Event()
@@ -75,13 +82,20 @@ class Ingest:
     def figures(self) -> dict[str, int]:
         """Counters (`FIGURES`) since the start, and how many samples are waiting for their commit."""
         with self._figures_lock:
-            return {**self._figures, "waiting": self._queue.qsize()}
+            return {
+                **self._figures,
+                "waiting": len(self._backlog),
+                "waiting_percent": round(100 * self._backlog.fullness),
+            }
 
     def on_message(self, topic: str, payload: bytes) -> None:
         """One message, on the link's thread. Waits when the queue is full."""
         gateway_id, kind = topics.parse_up(topic)
         sample: Sample | None = None
         try:
+            if kind == "ledger":
+                self._take_ledger(gateway_id, payload)
+                return
             sample = self._join(gateway_id, kind, payload)
             if sample is None:
                 return
@@ -92,11 +106,36 @@ class Ingest:
                 self._guard.refused(gateway_id, error)
             self._refuse(gateway_id, topic, payload, str(error), sample)
             return
-        try:
-            self._queue.put(sample, timeout=QUEUE_WAIT_S)
-        except queue.Full:
+        if not self._backlog.put(sample, QUEUE_WAIT_S):
             self._count("overflowed")
             log.warning("ingest is stuck; a sample of %s will be sent again", gateway_id)
+
+    def has_room(self) -> bool:
+        """Whether the next message would be taken without waiting."""
+        return self._backlog.has_room()
+
+    def on_oversize(self, topic: str, size: int) -> None:
+        """A message that was too large to be read at all."""
+        with contextlib.suppress(WireError, OperatorError):  # a topic that is nobody's is nobody's fault
+            gateway_id, _ = topics.parse_up(topic)
+            self._refuse(gateway_id, topic, b"", f"a message of {size} bytes is over the bound", None)
+
+    def _take_ledger(self, gateway_id: str, payload: bytes) -> None:
+        """What a spool let go: kept, then receipted like a sample."""
+        message = codec.decode(payload)
+        if not isinstance(message, Ledger):
+            raise WireError(f"a {type(message).__name__} came on the topic of ledgers")
+        if message.gateway_id != gateway_id or len(message.ended) > LEDGER_MAX:
+            raise WireError(f"a ledger of {message.gateway_id!r} with {len(message.ended)} entries is out of bounds")
+        try:
+            self._store.add_ended(gateway_id, message.ended, self._clock.wall_ns())
+        except EnvironmentFault as error:  # without a receipt it comes again
+            self._count("faults")
+            log.error("%s", error)
+            return
+        self._count("ended", len(message.ended))
+        entries = tuple((entry.epoch, entry.sequence) for entry in message.ended)
+        self._send(topics.down(gateway_id, "receipt"), Receipt(ledger=entries))
 
     def _join(self, gateway_id: str, kind: str, payload: bytes) -> Sample | None:
         message = codec.decode(payload)
@@ -116,6 +155,9 @@ class Ingest:
         bound = 2 * self._settings.jpeg_bytes_max  # so that a picture over its bound is refused by name
         joiner = self._joiners.pop(gateway_id, None) or Joiner(bound)
         self._joining_bytes -= joiner.pending_bytes
+        if joiner.has(chunk):  # it begins again after a lost connection: say what is still needed
+            partial = Partial(chunk.transfer_id, joiner.missing(chunk))
+            self._send(topics.down(gateway_id, "receipt"), Receipt(partial=(partial,)))
         try:
             return joiner.add(chunk)
         finally:
@@ -137,18 +179,31 @@ class Ingest:
             return
         self._count("refused")
         if sample is not None and len(sample.sample_id) == SAMPLE_ID_BYTES:
+            self._account(gateway_id, sample)
             refusal = Refusal(sample.sample_id, reason[:200])
             self._send(topics.down(gateway_id, "receipt"), Receipt(refused=(refusal,)))
 
+    def _account(self, gateway_id: str, sample: Sample) -> None:
+        """A refused sample will never come: its number is no gap."""
+        if not sample.epoch or sample.gateway_id != gateway_id:
+            return
+        entry = Ended(sample.epoch, sample.sequence, sample.sample_id, 0.0, "refused")
+        try:
+            self._store.add_ended(gateway_id, [entry], self._clock.wall_ns())
+        except HeadframeError as error:
+            log.warning("a refused sample of %s is not accounted for: %s", gateway_id, error)
+
     def _run(self) -> None:
-        while not (self._stopping.is_set() and self._queue.empty()):
-            batch = self._gather()
+        settings = self._settings
+        while not (self._stopping.is_set() and not len(self._backlog)):
+            batch = self._backlog.take(settings.batch, BATCH_BYTES, GATHER_S, settings.batch_wait_s)
             if batch and not self._commit(batch):
                 return
 
     def _commit(self, batch: Sequence[Sample]) -> bool:
         """Store and receipt a batch, however long the disk makes us wait; False when asked to stop before that."""
         while True:
+            began_s = self._clock.monotonic_s()
             try:
                 new = self._store.add_samples(batch, self._clock.wall_ns())
             except EnvironmentFault as error:
@@ -164,24 +219,11 @@ class Ingest:
                 self._refuse(sample.gateway_id, topic, codec.encode(sample), str(error), sample)
                 return True
             else:
+                self._per_s = len(batch) / max(1e-6, self._clock.monotonic_s() - began_s)
                 self._count("stored", new)
                 self._count("duplicates", len(batch) - new)
                 self._receipt(batch)
                 return True
-
-    def _gather(self) -> list[Sample]:
-        """Up to `batch` samples; waits for the first, then a little for the others."""
-        try:
-            batch = [self._queue.get(timeout=GATHER_S)]
-        except queue.Empty:
-            return []
-        deadline = time.monotonic() + self._settings.batch_wait_s
-        while len(batch) < self._settings.batch and (left := deadline - time.monotonic()) > 0:
-            try:
-                batch.append(self._queue.get(timeout=left))
-            except queue.Empty:
-                break
-        return batch
 
     def _receipt(self, batch: Sequence[Sample]) -> None:
         """After the commit, and for duplicates too; a receipt that is lost is asked for by the next re-sending."""
@@ -190,12 +232,19 @@ class Ingest:
         if self._on_stored:
             self._on_stored(batch)
         by_gateway: dict[str, list[bytes]] = {}
+        pause_s = self._pause_s()
         for sample in batch:
             by_gateway.setdefault(sample.gateway_id, []).append(sample.sample_id)
         for gateway_id, names in by_gateway.items():
             for start in range(0, len(names), RECEIPT_IDS_MAX):
-                receipt = Receipt(stored=tuple(names[start : start + RECEIPT_IDS_MAX]))
+                receipt = Receipt(stored=tuple(names[start : start + RECEIPT_IDS_MAX]), pause_s=pause_s)
                 self._send(topics.down(gateway_id, "receipt"), receipt)
+
+    def _pause_s(self) -> float:
+        """What the gateways are asked to wait: as long as the backlog needs, once it is more than half full."""
+        if self._backlog.fullness < BEHIND or not self._per_s:
+            return 0.0
+        return min(PAUSE_S_MAX, len(self._backlog) / self._per_s)
 
     def _count(self, figure: str, number: int = 1) -> None:
         with self._figures_lock:

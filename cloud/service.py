@@ -21,25 +21,37 @@ from cloud.ingest import Ingest
 from cloud.learning.datasets import Catalogue
 from cloud.learning.training import Trainer
 from cloud.learning.triggers import DRIFT_LEVEL, Past, Trigger, TriggerRules, find_trigger
+from cloud.link import CentreLink
 from cloud.offers import Offers
 from cloud.registry import Registry
 from cloud.reported import Reported
 from cloud.rollout.service import Rollouts
-from cloud.settings import CloudSettings
+from cloud.settings import CloudSettings, parse_shards
 from cloud.store import Run, Store
 from cloud.trust import Repository
+from cloud.worker import SAMPLE_KINDS
 from common import codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import ForgeryError, HeadframeError, OperatorError
-from common.messages import Desired, Event, Fetch, FlowerFrame, Message, Offer, Renewal, State
-from common.mqtt import Broker, MqttLink
+from common.messages import Desired, Event, Fetch, FlowerFrame, Message, Offer, Receipt, Renewal, State
+from common.mqtt import Broker
 
 log = logging.getLogger(__name__)
 
+ALL_SHARDS = "0-255"
+EPOCHS_SAID_MAX = 8
 DESIRED_AGAIN_S = 10.0
 ROUNDS_WAITING_MAX = 4
 RESUME_LOOK_S = 0.2
 TRIGGER_LOOK_S = 5.0
+
+
+def filters_of(shards: str) -> list[str]:
+    """What the centre subscribes to when it takes the samples of these shards itself."""
+    if shards == ALL_SHARDS:
+        return [topics.up_filter()]
+    others = [topics.up_filter(kind=kind) for kind in topics.UP_KINDS if kind not in SAMPLE_KINDS]
+    return others + (topics.up_filters(parse_shards(shards), SAMPLE_KINDS) if shards else [])
 
 
 class Service:
@@ -50,18 +62,23 @@ class Service:
         self.clock = clock or SystemClock()
         folder = settings.data_dir
         folder.mkdir(parents=True, exist_ok=True)
-        self.store = Store.open(settings.database or f"sqlite:///{folder / 'headframe.db'}", folder / "blobs")
+        self.store = Store.open(settings.database_url, folder / "blobs")
         self.repository = Repository.open(folder / "trust", self.clock)
         self.registry = Registry(folder / "layers", self.store, self.repository, self.clock)
         self.catalogue = Catalogue(folder / "datasets")
         self.trainer = Trainer(self.store, self.catalogue, self.registry, settings.learning)
-        self.link = MqttLink(
-            broker, "headframe-centre", (topics.up_filter(),), self._on_message, clean=True, window=256
-        )
         self.guard = Guard(folder / "ca", settings.broker_log(), self.store, self.clock)
         self.offers = Offers(settings.offers, self.store, self.clock, self._publish)
         self.ingest = Ingest(
             self.store, settings.ingest, self.clock, self._publish, self.guard, on_stored=self.offers.stored
+        )
+        self.link = CentreLink(
+            broker,
+            "headframe-centre",
+            filters_of(settings.ingest.shards),
+            self._on_message,
+            has_room=self.ingest.has_room,
+            on_oversize=self.ingest.on_oversize,
         )
         self.events = Events()
         self.grid = MqttGrid(self._send_flower, self.participants)
@@ -120,7 +137,7 @@ class Service:
             gateway_id, kind = topics.parse_up(topic)
             if not self.guard.admits(gateway_id):
                 return
-            if kind in ("sample", "chunk"):
+            if kind in SAMPLE_KINDS:
                 self.ingest.on_message(topic, payload)
                 return
             self._handle(gateway_id, codec.decode(payload))
@@ -155,7 +172,18 @@ class Service:
     def _on_state(self, state: State) -> None:
         self.reported.take(state)
         if state.online:
+            self._follow(state)
             self._tell(state.gateway_id)
+
+    def _follow(self, state: State) -> None:
+        """Keep how far its spool is; one that is less far than it was runs an old image, and is asked to begin anew."""
+        back = self.store.put_epochs(state.gateway_id, state.epochs[:EPOCHS_SAID_MAX], self.clock.wall_ns())
+        if back and state.epochs[0].epoch in back:
+            log.warning("the spool of %s is an old image of itself", state.gateway_id)
+            self.store.audit(
+                "ingest", "spool went back", {"gateway": state.gateway_id, "epoch": back[0]}, self.clock.wall_ns()
+            )
+            self._publish(topics.down(state.gateway_id, "receipt"), Receipt(renew=state.epochs[0].epoch))
 
     def _tell(self, gateway_id: str) -> None:
         """Publish the desired release, retained, when it is new to the gateway; again while it is not reported."""

@@ -8,7 +8,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from common.errors import OperatorError
 from common.settings import BrokerSection, RoleSettings, Section
+from common.topics import SHARDS
 
 
 class CloudBrokerSection(BrokerSection):
@@ -33,9 +35,17 @@ class ConsoleSettings(Section):
 class IngestSettings(Section):
     """[ingest]"""
 
-    batch: int = Field(64, ge=1, le=10_000, description="Samples per commit at most.")
-    batch_wait_s: float = Field(0.2, gt=0, description="A commit waits so long for its batch to fill.")
-    queue: int = Field(512, ge=1, description="Messages held in memory; above it the centre stops reading.")
+    shards: str = Field(
+        "0-255",
+        pattern=r"^(\d{1,3}-\d{1,3})?$",
+        description="Shards whose samples this centre takes itself; empty: all are left to `headframe cloud ingest`.",
+    )
+    batch: int = Field(512, ge=1, le=10_000, description="Samples per commit at most.")
+    batch_wait_s: float = Field(0.02, gt=0, description="A commit waits so long for its batch to fill.")
+    queue: int = Field(2048, ge=1, description="Samples held in memory; above it the centre stops reading.")
+    queue_bytes: int = Field(
+        128_000_000, ge=1_000_000, description="Bytes of samples held in memory; above it the centre stops reading."
+    )
     jpeg_bytes_max: int = Field(8_000_000, ge=10_000, description="Larger pictures are refused.")
     pixels_max: int = Field(40_000_000, ge=10_000, description="Pictures with more pixels are refused.")
 
@@ -47,6 +57,18 @@ class OfferSettings(Section):
     similarity_max: float = Field(
         0.92, gt=0, le=1, description="An offer more similar (cosine) to a known sample of any site is not asked for."
     )
+
+
+def parse_shards(text: str) -> range:
+    """`0-127`.
+
+    Raises:
+        OperatorError: no such range.
+    """
+    first, dash, last = text.partition("-")
+    if not dash or not first.isdigit() or not last.isdigit() or not 0 <= int(first) <= int(last) < SHARDS:
+        raise OperatorError(f"{text!r} is no range of shards", f"Write 0-127: they are numbered 0 to {SHARDS - 1}.")
+    return range(int(first), int(last) + 1)
 
 
 class LearningSettings(Section):
@@ -99,11 +121,14 @@ class LimitSettings(Section):
     errors_max: float = Field(0.01, ge=0, le=1, description="Errors per look from which a gateway has failed.")
     restarts_max: int = Field(2, ge=0, description="Starts of the agent from which on a gateway has failed.")
     disagreement_max: float = Field(
-        0.25, ge=0, le=1, description="Looks named otherwise than by the release before, beyond measured improvement."
+        0.20, ge=0, le=1, description="Looks named otherwise than by the release before, beyond measured improvement."
     )
     flags_change_max: float = Field(0.15, ge=0, le=1, description="Change of the share of striking looks.")
     scores_change_max: float = Field(0.10, ge=0, le=1, description="Change of the mean top probability.")
     latency_ratio_max: float = Field(2.0, gt=1, description="Latency over that of the release before.")
+    labels_against_max: float = Field(
+        0.55, ge=0.5, lt=1, description="Of the labels on which one release alone is right, those for the old one."
+    )
 
 
 class RolloutSettings(Section):
@@ -184,3 +209,8 @@ class CloudSettings(RoleSettings):
     def broker_log(self) -> Path | None:
         """The log of the broker in use, when it can be read."""
         return self.data_dir / "broker" / "broker.log" if self.broker.embedded else self.broker.log_file
+
+    @property
+    def database_url(self) -> str:
+        """`database`, or SQLite in data_dir."""
+        return self.database or f"sqlite:///{self.data_dir / 'headframe.db'}"

@@ -15,6 +15,7 @@ from common.messages import Chunk
 
 CHUNK_BYTES = 256 * 1024
 CHUNKS_MAX = 4096  # of one transfer
+MISSING_MAX = 256  # told to the sender at once
 TRANSFERS_MAX = 64  # unfinished ones of one sender
 
 
@@ -26,10 +27,20 @@ def transfer_id(payload: bytes) -> bytes:
 def split(payload: bytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
     """Cut `payload` into chunks of at most `chunk_bytes`; an empty payload is one empty chunk."""
     name = transfer_id(payload)
-    count = max(1, -(-len(payload) // chunk_bytes))
-    for index in range(count):
-        part = payload[index * chunk_bytes : (index + 1) * chunk_bytes]
-        yield Chunk(transfer_id=name, index=index, count=count, total_bytes=len(payload), data=part)
+    for index in range(count_of(len(payload), chunk_bytes)):
+        yield part(payload, index, name, chunk_bytes)
+
+
+def count_of(total_bytes: int, chunk_bytes: int = CHUNK_BYTES) -> int:
+    """How many chunks a payload of this size makes."""
+    return max(1, -(-total_bytes // chunk_bytes))
+
+
+def part(payload: bytes, index: int, name: bytes, chunk_bytes: int = CHUNK_BYTES) -> Chunk:
+    """One chunk of the transfer `name` (`transfer_id` of the payload)."""
+    count = count_of(len(payload), chunk_bytes)
+    data = payload[index * chunk_bytes : (index + 1) * chunk_bytes]
+    return Chunk(transfer_id=name, index=index, count=count, total_bytes=len(payload), data=data)
 
 
 @dataclass
@@ -80,6 +91,18 @@ class Joiner:
         while self.pending_bytes > self._pending_bytes_max or len(self._transfers) > TRANSFERS_MAX:
             self._drop(next(iter(self._transfers)))
         return None
+
+    def missing(self, chunk: Chunk) -> tuple[int, ...]:
+        """Indexes that the transfer of this chunk still lacks (the first `MISSING_MAX`); empty when it is unknown."""
+        transfer = self._transfers.get(chunk.transfer_id)
+        if transfer is None:
+            return ()
+        return tuple(index for index in range(transfer.count) if index not in transfer.parts)[:MISSING_MAX]
+
+    def has(self, chunk: Chunk) -> bool:
+        """Whether this chunk is here already."""
+        transfer = self._transfers.get(chunk.transfer_id)
+        return transfer is not None and chunk.index in transfer.parts
 
     def _finish(self, name: bytes) -> bytes:
         transfer = self._transfers[name]

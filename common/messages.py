@@ -76,6 +76,10 @@ class Sample(msgspec.Struct, frozen=True, tag="sample", kw_only=True):
     """What the release's detectors found when the frame was looked at."""
     variant: str = ""
     """Layer hash of the variant that made `embedding`, where it was not `backbone` itself."""
+    epoch: str = ""
+    """Life of the spool that numbered it (`SpoolEpoch`); empty from an agent that does not number."""
+    sequence: int = 0
+    """Its number in that epoch, 1 for the first."""
 
 
 class Event(msgspec.Struct, frozen=True, tag="event", kw_only=True):
@@ -122,11 +126,56 @@ class Refusal(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Partial(msgspec.Struct, frozen=True):
+    """What the centre still lacks of a transfer that was begun before."""
+
+    transfer_id: bytes
+    missing: tuple[int, ...]
+    """Indexes of chunks, at most 256 of them."""
+
+
 class Receipt(msgspec.Struct, frozen=True, tag="receipt", kw_only=True):
     """Sent after the centre's commit: the spool may forget these. Nothing else lets it forget."""
 
     stored: tuple[bytes, ...] = ()
     refused: tuple[Refusal, ...] = ()
+    ledger: tuple[tuple[str, int], ...] = ()
+    """(epoch, sequence) of entries of `Ledger` that are in the centre's store."""
+    pause_s: float = 0.0
+    """The centre is behind: send nothing new for so long."""
+    partial: tuple[Partial, ...] = ()
+    renew: str = ""
+    """Epoch that the centre has seen further than the gateway says it is: an old disk image. Begin a new one."""
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """A sample that the spool let go without a receipt."""
+
+    epoch: str
+    sequence: int
+    sample_id: bytes
+    value: float
+    state: str
+    """evicted (the spool was full), expired (too old), or declined (it was offered, and nobody asked for it)."""
+
+
+class Ledger(msgspec.Struct, frozen=True, tag="ledger", kw_only=True):
+    """What a spool let go, sent again until it is receipted: a gap in the numbers is either here or a loss."""
+
+    gateway_id: str
+    ended: tuple[Ended, ...]
+
+
+class SpoolEpoch(msgspec.Struct, frozen=True):
+    """One life of a spool: it begins with a new file, or when an old image of the disk is noticed."""
+
+    epoch: str
+    head: int
+    """Number of the last sample accepted."""
+    tail: int
+    """Lowest number that the centre has not receipted; head + 1 when it has all."""
+    waiting: int
+    """How many it has not receipted: samples in the spool, and entries of the ledger."""
 
 
 class CameraState(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,6 +273,8 @@ class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
     """False only in the last will."""
     config: str = ""
     """Outcome of the last reload of the configuration (`applied: …`, `refused: why`), and what the budget costs."""
+    epochs: tuple[SpoolEpoch, ...] = ()
+    """Lives of the spool, the running one first, then those of which something still waits (at most 8)."""
     health: tuple[ReleaseHealth, ...] = ()
     """Of the release that runs, and of one that is being installed or was just rolled back (at most 3)."""
 
@@ -324,6 +375,7 @@ Message = (
     | Event
     | Chunk
     | Receipt
+    | Ledger
     | State
     | Desired
     | Fetch

@@ -171,6 +171,26 @@ def check_root(data: bytes) -> int:
     return int(root.signed.version)
 
 
+def read_root(path: Path) -> bytes:
+    """The root of trust that the gateway was enrolled with.
+
+    Raises:
+        OperatorError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OperatorError(
+            f"cannot read release_root {path}: {error.strerror}",
+            "Copy the file that `headframe cloud keys root` writes.",
+        ) from error
+
+
+def is_development(root: bytes) -> bool:
+    """Whether the centre made this root with all keys on its own machine."""
+    return bool(Metadata[Root].from_bytes(root).signed.unrecognized_fields.get(trust.DEVELOPMENT))
+
+
 def _check_sizes(desired: Desired) -> None:
     """Bounds before anything is looked into."""
     files = desired.metadata

@@ -8,17 +8,20 @@ A broker's ACL ties `<gateway>` to the client certificate: a gateway writes `hea
 `headframe/down/<own id>/+`, nothing else.
 """
 
+import functools
 import hashlib
+from collections.abc import Sequence
 from typing import Final
 
 from common.errors import WireError
 from common.ids import check_name
 
 SHARDS: Final = 256
-UP_KINDS: Final = ("sample", "chunk", "state", "fetch", "flower", "event", "renew", "offer")
+UP_KINDS: Final = ("sample", "chunk", "state", "fetch", "flower", "event", "ledger", "renew", "offer")
 DOWN_KINDS: Final = ("receipt", "desired", "layer", "flower", "certificate", "want")
 
 
+@functools.lru_cache(maxsize=16_384)  # asked for every message
 def shard(gateway_id: str) -> int:
     """Stable shard of a gateway, 0..255."""
     return hashlib.blake2b(gateway_id.encode(), digest_size=1).digest()[0]
@@ -38,9 +41,15 @@ def down(gateway_id: str, kind: str) -> str:
     return f"headframe/down/{gateway_id}/{kind}"
 
 
-def up_filter(shard_number: int | None = None) -> str:
-    """Subscription of an ingest worker: one shard, or all of them."""
-    return f"headframe/up/{'+' if shard_number is None else f'{shard_number:02x}'}/+/+"
+def up_filter(shard_number: int | None = None, kind: str = "+") -> str:
+    """Subscription of the centre: one shard or all of them, one kind or every one."""
+    return f"headframe/up/{'+' if shard_number is None else f'{shard_number:02x}'}/+/{kind}"
+
+
+def up_filters(shards: range, kinds: Sequence[str]) -> list[str]:
+    """Subscriptions for some kinds of these shards."""
+    numbers = [None] if len(shards) == SHARDS else list(shards)
+    return [up_filter(number, kind) for number in numbers for kind in kinds]
 
 
 def down_filter(gateway_id: str) -> str:

@@ -6,7 +6,6 @@ Frames → one model → selection → spool → uplink; releases come the other
 import logging
 import threading
 from collections import Counter
-from pathlib import Path
 
 import msgspec
 
@@ -14,7 +13,7 @@ from common import AGENT_VERSION, codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import EnvironmentFault, OperatorError
 from common.messages import Event, FlowerFrame, Message, Sample, State
-from common.metadata import TrustedMetadata
+from common.metadata import TrustedMetadata, read_root
 from common.mqtt import MqttLink
 from edge.downward import Downward
 from edge.enrolment import FLAG, Renewer, renews_itself
@@ -53,7 +52,12 @@ class Agent:
         self._config = ""
         self._clock = clock or SystemClock()
         folder = settings.data_dir
-        self.spool = Spool.open(folder / "spool.db", settings.spool.bytes_max)
+        self.spool = Spool.open(
+            folder / "spool.db",
+            settings.spool.bytes_max,
+            age_max_s=3600 * settings.spool.age_max_h,
+            clock=self._clock,
+        )
         self.exemplars = Exemplars.open(folder / "exemplars.db")
         self.compute = Compute(settings.compute.provider, folder / COMPILED)
         self.lookout = self._make_lookout()
@@ -65,6 +69,7 @@ class Agent:
             self._on_message,
             will=(topics.up(settings.gateway_id, "state"), codec.encode(self._will())),
             on_connect=self._on_connect,
+            keep=False,
         )
         self.offers = (
             Offers.open(folder / "offers.db", self.spool, settings.offers, self._clock)
@@ -213,6 +218,8 @@ class Agent:
             raise RuntimeError("the look loop has died; see the log above")
         if not self._link.alive:
             raise RuntimeError("the thread of the broker connection has died; see the log above")
+        if not self.uplink.alive:
+            raise RuntimeError("the thread that sends samples has died; see the log above")
         self.inbox.step()
         self.installer.step()
         if self.renewer:
@@ -261,7 +268,8 @@ class Agent:
             spool_bytes=figures.bytes,
             accepted=figures.accepted,
             receipted=figures.receipted,
-            evicted=figures.evicted,
+            evicted=figures.evicted + figures.expired,
+            epochs=self.spool.epochs(),
             refused=figures.refused,
             declined=figures.declined,
             bytes_up=self.uplink.bytes_up,
@@ -342,18 +350,3 @@ class Agent:
                 if not self._stopping.wait(DISK_RETRY_S):
                     continue
             return
-
-
-def read_root(path: Path) -> bytes:
-    """The root of trust that the gateway was enrolled with.
-
-    Raises:
-        OperatorError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise OperatorError(
-            f"cannot read release_root {path}: {error.strerror}",
-            "Copy the file that `headframe cloud keys root` writes.",
-        ) from error

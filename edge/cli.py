@@ -69,7 +69,8 @@ def import_(
     import time
 
     from common.manifest import release_id
-    from edge.agent import TRUST, read_root
+    from common.metadata import read_root
+    from edge.agent import TRUST
     from edge.inbox import put_in
 
     settings = load_settings(EdgeSettings, config)

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from common.clock import SystemClock
 from common.errors import EnvironmentFault, HeadframeError
+from common.metadata import check_root, is_development, read_root
 from common.mqtt import MqttLink
 from common.settings import BrokerSection, load_settings
 from common.tls import client_context
@@ -112,6 +113,19 @@ def check_clock(now_ns: int) -> Check:
     shown = datetime.fromtimestamp(now_ns / 1e9, UTC).isoformat(timespec="seconds")
     ok = now_ns >= BUILT_AT_NS
     return Check("clock", ok, shown, "" if ok else "Set the clock, and install a time service (chrony).")
+
+
+def check_trust(path: Path) -> Check:
+    """The root of trust in releases is there, whole, and its keys are not all on the centre's machine."""
+    try:
+        root = read_root(path)
+        version = check_root(root)
+    except HeadframeError as error:
+        return Check("root of trust", False, error.message, error.hint)
+    if is_development(root):
+        found = f"version {version}, DEVELOPMENT keys: the centre's machine alone can sign anything"
+        return Check("root of trust", True, found, "For production: `headframe cloud keys rotate root --folder …`.")
+    return Check("root of trust", True, f"version {version}, offline keys")
 
 
 def check_broker(broker: BrokerSection, gateway_id: str) -> Check:
@@ -216,6 +230,7 @@ def examine(settings: EdgeSettings | None) -> Iterator[Check]:
     yield check_clock(time.time_ns())
     yield check_disk(settings.data_dir if settings else Path.cwd())
     if settings:
+        yield check_trust(settings.release_root)
         yield check_tls(settings.broker, settings.gateway_id, datetime.now(UTC))
         yield check_broker(settings.broker, settings.gateway_id)
         for camera in settings.cameras:

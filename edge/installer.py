@@ -171,9 +171,10 @@ class Installer:
                 if not self._start_is_counted:
                     self._count_start()
                     self._start_is_counted = True
-            except (EnvironmentFault, OSError) as error:
+            except (HeadframeError, OSError) as error:
                 log.error("the start could not be counted, the release before is run: %s", error)
-                self._boot_again_s = self._clock.monotonic_s() + self._boot_delay_s
+                if _passes(error):
+                    self._boot_again_s = self._clock.monotonic_s() + self._boot_delay_s
                 return self._boot_from((PREVIOUS, CURRENT))
             return self._boot_from((CURRENT, PREVIOUS))
 
@@ -209,7 +210,6 @@ class Installer:
                 return
             now_s = self._clock.monotonic_s()
             if self._boot_again_s is not None and now_s >= self._boot_again_s:
-                self._drop_candidate()
                 self._boot_delay_s = min(2 * self._boot_delay_s, BOOT_AGAIN_S[1])
                 self.boot()
             try:
@@ -224,6 +224,8 @@ class Installer:
         installed any more."""
         with self._lock:
             self._stopped = True
+            if self._owed:
+                self._write_roll_back(self._owed)
             try:
                 self._slots.end_in_order()
             except EnvironmentFault as error:
@@ -248,25 +250,32 @@ class Installer:
     # Starting
 
     def _count_start(self) -> None:
-        """Count this start on a release that is on trial; after too many of them go back."""
-        window_ns = round(self._settings.crash_window_s * 1e9)
+        """Count this start on a release that is on trial; after too many of them, or when it had gone back already
+        before the power was cut, go back."""
         slot = self._slots.read(CURRENT)
-        self._starts = self._slots.count_start(self._believed_ns(slot), window_ns)
-        if slot is None or self._starts <= self._settings.crashes_max:
+        if slot is None or not slot.on_trial:
             return
-        manifest = self._recall(slot)
+        manifest, now_ns = self._recall(slot), self._believed_ns(slot)
+        name = release_id(manifest)
+        known = next((gone for gone in self._slots.gone_back() if gone.release_id == name), None)
+        self._starts = self._slots.count_start(now_ns, round(self._settings.crash_window_s * 1e9))
+        if known is None and self._starts <= self._settings.crashes_max:
+            return
         why = f"the agent started {self._starts - 1} times on it and each time came to an end before it was committed"
-        self._slots.remember(GoneBack(release_id(manifest), manifest.sequence, why, self._believed_ns(slot)))
+        if known is None:
+            known = GoneBack(name, manifest.sequence, why, now_ns)
+            self._slots.remember(known)
         self._slots.go_back()
+        self._gone = _health(name, Phase.ROLLED_BACK, Tally(), None, reason=known.reason, restarts=self._starts)
         self._starts = 0
-        self._gone = _health(release_id(manifest), Phase.ROLLED_BACK, Tally(), None, reason=why)
-        self._say(f"rolled back {release_id(manifest)}: {why}")
+        self._say(f"rolled back {name}: {known.reason}")
 
     def _boot_from(self, names: tuple[str, str]) -> Model | None:
         for name in names:
             slot = self._load_slot(name)
             if slot is None:
                 continue
+            self._drop_candidate()  # it was to be compared with another release
             old = None
             if slot.on_trial:
                 committed = self._loaded(PREVIOUS)

@@ -4,6 +4,7 @@ Compares the models as they run on this box (its provider, its kernels, its prec
 release; a release without one is tried for numbers that are numbers.
 """
 
+import math
 import time
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,8 @@ from edge.tally import is_finite
 
 PASSES: Final = 5
 """The fastest counts: what else the machine does can only slow a pass down."""
+TRIES: Final = 4
+"""Measured again before a release is called slow: a busy box can be slow for all of one model's passes."""
 SLACK_S: Final = 0.02
 """A pass may take so much longer whatever the ratio: with small models the ratio is of noise."""
 
@@ -91,13 +94,16 @@ def check_pace(new: Model, old: Model, latency_ratio: float) -> None:
     Raises:
         OperatorError: the new one is too slow.
     """
-    new_s, old_s = _pass_s(new), _pass_s(old)
-    if new_s > max(latency_ratio * old_s, old_s + SLACK_S):
-        raise OperatorError(
-            f"a look of release {new.release_id} takes {1e3 * new_s:.0f} ms here, {new_s / old_s:.1f} times that of"
-            f" {old.release_id}",
-            "If it may be so slow, raise install.latency_ratio.",
-        )
+    new_s = old_s = math.inf
+    for _ in range(TRIES):
+        new_s, old_s = min(new_s, _pass_s(new)), min(old_s, _pass_s(old))
+        if new_s <= max(latency_ratio * old_s, old_s + SLACK_S):
+            return
+    raise OperatorError(
+        f"a look of release {new.release_id} takes {1e3 * new_s:.0f} ms here, {new_s / old_s:.1f} times that of"
+        f" {old.release_id}",
+        "If it may be so slow, raise install.latency_ratio.",
+    )
 
 
 def _pass_s(model: Model) -> float:

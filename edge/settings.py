@@ -254,14 +254,24 @@ class SpoolSettings(Section):
     """[spool]: the durable queue on disk."""
 
     bytes_max: int = Field(2_000_000_000, ge=1_000_000, description="Bound; the least valuable are evicted first.")
+    age_max_h: float = Field(
+        24.0 * 90, gt=0, description="What has waited for so many hours of the agent's running time is let go."
+    )
 
 
 class UplinkSettings(Section):
     """[uplink]: how samples leave."""
 
-    window: int = Field(32, ge=1, le=1000, description="Samples sent but not yet receipted by the centre.")
-    resend_s: float = Field(20.0, gt=0, description="A sample without receipt is sent again after so long.")
-    bytes_per_day: int = Field(500_000_000, ge=0, description="Bytes of samples per day; 0 is without limit.")
+    window: int = Field(32, ge=1, le=1000, description="Samples sent but not yet receipted by the centre, at most.")
+    resend_s: float = Field(
+        20.0,
+        gt=0,
+        description="A sample without receipt is sent again after so long, then twice that, and so on.",
+    )
+    bytes_per_day: int = Field(
+        500_000_000, ge=0, description="Bytes of samples per 24 hours of running, repetitions too; 0 is without limit."
+    )
+    bytes_per_s: float = Field(0.0, ge=0, description="Bytes of samples per second on average; 0 is without limit.")
     statistics_bytes_max: int = Field(
         0,
         ge=0,

@@ -189,7 +189,7 @@ class Demo:
         return run
 
     def _wait_release(self) -> None:
-        """Wait until no rollout is under way and every gateway reports that it runs the active release."""
+        """Wait until no rollout is under way and every gateway reports that it runs what the active release carries."""
         wait_for(self._all_current, ROUND_S, "the release on every gateway", self.centre.managed, every_s=0.5)
 
     def _all_current(self) -> bool:
@@ -199,9 +199,11 @@ class Demo:
                 managed.start()
         if any(row["phase"] in ("waiting", "running") for row in self.centre.get("rollouts")):
             return False
-        active = next((r["release_id"] for r in self.centre.get("releases") if r["status"] == "active"), "")
+        releases = self.centre.get("releases")
+        active = next((release["content"] for release in releases if release["status"] == "active"), "")
+        content = {release["release_id"]: release["content"] for release in releases}
         states = {state["gateway_id"]: state["release_id"] for state in self.centre.get("states")}
-        return all(states.get(gateway.name) == active for gateway in self.gateways.values())
+        return all(content.get(states.get(gateway.name, "")) == active for gateway in self.gateways.values())
 
     def _show(self) -> None:
         states = self.centre.get("states")
@@ -276,7 +278,7 @@ class Demo:
         pictures = self._pictures()
         rollouts = self.centre.get("rollouts")
         self.checks["every new release ran on a canary before it was active"] = all(
-            row["phase"] == "completed" and row["waves"][0] < len(self.gateways) for row in rollouts
+            row["phase"] in ("completed", "superseded") and row["waves"][0] < len(self.gateways) for row in rollouts
         ) and len(rollouts) == sum(bool(summary.release_id) for summary in self.rounds)
         for managed in self.gateways.values():
             managed.stop()

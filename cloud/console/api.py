@@ -94,6 +94,10 @@ def make_api(desk: Desk) -> APIRouter:
     def attempts() -> dict[str, Any]:
         return desk.attempts()
 
+    @api.get("/gaps")
+    def gaps() -> Any:
+        return msgspec.to_builtins(desk.gaps())
+
     @api.get("/events")
     def events(limit: Annotated[int, Query(ge=1, le=200)] = 20) -> list[dict[str, Any]]:
         return desk.events(limit)

@@ -36,6 +36,17 @@ def changed_parts(before: Manifest, after: Manifest) -> tuple[str, ...]:
     return tuple(sorted(part for part in {*old, *new} if old.get(part) != new.get(part)))
 
 
+def new_classes(before: Manifest, after: Manifest) -> tuple[str, ...]:
+    """`scenario/class` of what the release before could not name."""
+    known = {item.name: item.classes for item in before.scenarios}
+    return tuple(
+        f"{item.name}/{label}"
+        for item in after.scenarios
+        for label in item.classes
+        if label not in known.get(item.name, ())
+    )
+
+
 def with_parts(base: Manifest, source: Manifest, parts: tuple[str, ...]) -> Manifest:
     """The base with these parts as the source has them; number, times and note are the base's."""
     if EVERYTHING in parts:

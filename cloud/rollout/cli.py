@@ -37,7 +37,7 @@ def start(
     why: WhyOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Send a release on its way, by the plan of `[rollout]`."""
+    """Send a release on its way, by the plan in the table rollout of cloud.toml."""
     with _open(config) as rollouts:
         name = rollouts.launch(release, author, why)
     _say(as_json, {"rollout_id": name}, f"rollout {name}" if name else f"{release} is active at once: no fleet yet")

@@ -10,7 +10,7 @@ one looks and however often (Ville's inequality: P(ever >= 1/a) <= a). A gate cl
 - Behaviour (disagreement, flags, scores, latency) is averaged over gateways, each with the noise of its frames and a
   usual spread between sites; the normal mixture of Robbins gives the e-value of its mean being over the limit.
 - Labelled accuracy is paired: of the samples on which exactly one of the two releases is right, how many speak for the
-  old one? A bet against a fair coin.
+  old one? A bet against a coin that falls so a little more often than not; over all labels, and over each true class.
 
 The first two are exact, behaviour is exact up to the normal approximation.
 """
@@ -31,15 +31,18 @@ SPREAD: Final = 0.05
 LATENCY_NOISE: Final = 0.1
 """Of the logarithm of a median latency: between two measurements, and between boxes."""
 LATENCY_SCALE: Final = 0.3
-LABEL_BETS: Final = (0.6, 0.75, 0.9)
+LABEL_BETS: Final = (0.25, 0.5, 0.75, 0.9)
+"""How far between the tolerated share and 1 the bets lie."""
+CLASS_AGAINST_MAX: Final = 0.75
+"""Of the labels of one class that decide, those that may speak for the old release: classes trade a little."""
 SHARES: Final = {
-    "failures": 0.4,
+    "failures": 0.35,
     "refusals": 0.1,
     "disagreement": 0.1,
-    "flags": 0.1,
+    "flags": 0.05,
     "scores": 0.1,
     "latency": 0.1,
-    "labels": 0.1,
+    "labels": 0.2,
 }
 """How the false alarms are shared out among the gates."""
 _LOG_MAX: Final = 700.0
@@ -60,13 +63,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     errors_max: float = 0.01
     """Errors per look from which a gateway has failed."""
     restarts_max: int = 2
-    disagreement_max: float = 0.25
+    disagreement_max: float = 0.20
     """Looks on which it may name another class than the running release, beyond what it is known to do better."""
     flags_change_max: float = 0.15
     """Change of the share of striking looks, either way."""
     scores_change_max: float = 0.10
     """Change of the mean top probability, either way."""
     latency_ratio_max: float = 2.0
+    labels_against_max: float = 0.55
+    """Of the labels on which exactly one of the two releases is right, those that may speak for the old one."""
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +113,8 @@ class LabelTally(msgspec.Struct, frozen=True, kw_only=True):
 
     old_right: int = 0
     new_right: int = 0
+    by_class: tuple[tuple[int, int], ...] = ()
+    """(old right, new right) of each true class: one that is lost may hide behind others that win."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,12 +174,13 @@ def log_mean_evidence(excess: float, variance: float, scale: float) -> float:
     return 0.5 * math.log(prior / (information + prior)) + drift**2 / (2 * (information + prior))
 
 
-def log_label_evidence(old_right: int, new_right: int) -> float:
-    """Logarithm of the e-value against "the new release is right at least as often as the old"."""
-    bets = [
-        old_right * math.log(2 * bet) + new_right * math.log(2 * (1 - bet)) - math.log(len(LABEL_BETS))
-        for bet in LABEL_BETS
-    ]
+def log_label_evidence(old_right: int, new_right: int, ok: float) -> float:
+    """Logarithm of the e-value against "at most a share `ok` of the labels that decide speak for the old release"."""
+    bets = []
+    for part in LABEL_BETS:
+        bet = ok + part * (1 - ok)
+        ratio = old_right * math.log(bet / ok) + new_right * math.log((1 - bet) / (1 - ok))
+        bets.append(ratio - math.log(len(LABEL_BETS)))
     return _log_sum(bets)
 
 
@@ -237,8 +245,12 @@ def _latency(observations: Sequence[Observation], limits: Limits) -> Verdict:
 
 def _labels(labels: LabelTally, limits: Limits) -> Verdict:
     count = labels.old_right + labels.new_right
-    evidence = log_label_evidence(labels.old_right, labels.new_right)
-    return _verdict("labels", evidence, labels.old_right / count if count else 0.0, 0.5, count, limits)
+    ok = limits.labels_against_max
+    evidence = log_label_evidence(labels.old_right, labels.new_right, ok)
+    if labels.by_class:  # a mean of e-values is one: half of it over all labels, half over the classes
+        classes = [log_label_evidence(old, new, CLASS_AGAINST_MAX) for old, new in labels.by_class]
+        evidence = _log_sum([evidence - math.log(2), *(one - math.log(2 * len(classes)) for one in classes)])
+    return _verdict("labels", evidence, labels.old_right / count if count else 0.0, ok, count, limits)
 
 
 def _verdict(gate: str, log_evidence: float, figure: float, limit: float, count: int, limits: Limits) -> Verdict:

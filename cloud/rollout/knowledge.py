@@ -56,29 +56,32 @@ class Knowledge:
         return sites.get(site_id, gold)
 
     def _count(self, rollout: Rollout) -> LabelTally:
-        new = self._registry.manifest(rollout.started.release_id)
-        old = self._registry.manifest(rollout.before)
-        if not rollout.members or new is None or old is None or new.backbone != old.backbone:
+        after = self._registry.manifest(rollout.started.release_id)
+        before = self._registry.manifest(rollout.before)
+        if not rollout.members or after is None or before is None or after.backbone != before.backbone:
             return LabelTally()
         since = {name: member.told_ns for name, member in rollout.members.items()}
         rows = self._store.samples(labelled=True, limit=LABELLED_MAX)
         fresh = {r.sample_id for r in rows if r.received_at_ns >= since.get(r.gateway_id, 2**63)}
-        wins = [0, 0]
-        for scenario in new.scenarios if fresh else ():
+        wins: dict[tuple[str, str], list[int]] = {}
+        for scenario in after.scenarios if fresh else ():
             if f"{SCENARIO}{scenario.name}" not in rollout.started.parts and EVERYTHING not in rollout.started.parts:
                 continue
-            found = self._store.labelled(scenario.name, new.backbone.hash)
+            found = self._store.labelled(scenario.name, after.backbone.hash)
             for row, (sample_id, site, label) in enumerate(
                 zip(found.sample_ids, found.sites, found.labels, strict=True)
             ):
-                heads = [self._head(manifest, scenario.name, site) for manifest in (old, new)]
+                heads = [self._head(manifest, scenario.name, site) for manifest in (before, after)]
                 if sample_id not in fresh or heads[0] is None or heads[1] is None:
                     continue
                 x = found.embeddings[row : row + 1].astype(np.float64)
                 was, now = (head.predict(x)[0] == label for head in heads if head is not None)
-                wins[0] += was and not now
-                wins[1] += now and not was
-        return LabelTally(old_right=wins[0], new_right=wins[1])
+                if was != now:
+                    wins.setdefault((scenario.name, label), [0, 0])[int(now)] += 1
+        by_class = tuple((old, new) for old, new in wins.values())
+        return LabelTally(
+            old_right=sum(old for old, _ in by_class), new_right=sum(new for _, new in by_class), by_class=by_class
+        )
 
     def _head(self, manifest: Manifest, scenario: str, site: str) -> HeadWeights | None:
         for item in manifest.scenarios:

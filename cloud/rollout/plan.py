@@ -72,6 +72,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
 
 
+def without_likeness(plan: Plan) -> Plan:
+    """For a release that names what the one before could not: that one's answers are no measure of it.
+
+    Failures, refusals, latency and labels still judge it; that it answers otherwise is what it is for.
+    """
+    limits = msgspec.structs.replace(plan.limits, disagreement_max=1.0, flags_change_max=1.0, scores_change_max=1.0)
+    return msgspec.structs.replace(plan, limits=limits)
+
+
 def scaled(waves: tuple[Wave, ...], fleet: int) -> tuple[Wave, ...]:
     """The waves that a fleet of this size has room for: one that asks for everyone comes last, once."""
     kept = [wave for wave in waves if wave.among or wave.target(fleet) < fleet]

@@ -14,13 +14,14 @@ import msgspec
 
 from cloud.registry import CANDIDATE, Registry
 from cloud.reported import Reported
-from cloud.rollout.assembly import changed_parts
+from cloud.rollout.assembly import changed_parts, new_classes
 from cloud.rollout.defaults import plan_of
 from cloud.rollout.engine import Engine
 from cloud.rollout.entries import Aborted, Entry, Paused, Replaced, Resumed, RolledBack, Started, Superseded
 from cloud.rollout.gates import LabelTally
 from cloud.rollout.knowledge import Knowledge
 from cloud.rollout.ledger import Ledger, ended_status
+from cloud.rollout.plan import without_likeness
 from cloud.rollout.reports import Reports
 from cloud.rollout.rules import Report, verdicts_of
 from cloud.rollout.state import UNDER_CHANGE, Phase, Rollout
@@ -152,6 +153,8 @@ class Rollouts:
                 self._order(lambda: [_replaced(release_id, actor, why, self.clock.wall_ns())])
                 return ""
             plan = msgspec.structs.replace(plan, release_bytes=new_bytes(active, new))
+            if named := new_classes(active, new):
+                plan, why = without_likeness(plan), f"{why}, the first to name {', '.join(named)}"
             rollout_id = f"ro-{uuid.uuid4().hex[:8]}"
 
             def lines() -> list[Entry]:

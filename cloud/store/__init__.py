@@ -1,5 +1,6 @@
 """The centre's memory: samples, labels, blobs, states, contributions, runs, releases, audit log."""
 
+from cloud.store.delivery import Gap
 from cloud.store.records import (
     Assignment,
     Contribution,
@@ -15,6 +16,7 @@ from cloud.store.store import Store
 __all__ = [
     "Assignment",
     "Contribution",
+    "Gap",
     "LabelledSet",
     "LayerRecord",
     "LedgerLine",

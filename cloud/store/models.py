@@ -3,6 +3,8 @@
 from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, LargeBinary, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+EPOCH_MAX = 32
+
 
 class Base(DeclarativeBase):
     """Root of the mapping."""
@@ -31,6 +33,35 @@ class SampleRow(Base):
     pixel_path: Mapped[str] = mapped_column(String(120))
     boxes: Mapped[list[dict[str, object]] | None] = mapped_column(JSON)
     variant: Mapped[str | None] = mapped_column(String(64))
+    epoch: Mapped[str | None] = mapped_column(String(EPOCH_MAX))
+    sequence: Mapped[int | None] = mapped_column(BigInteger)
+    __table_args__ = (Index("samples_by_sequence", "gateway_id", "epoch", "sequence"),)
+
+
+class EndedRow(Base):
+    """A sample that will never come: its gateway let it go, or it was refused here."""
+
+    __tablename__ = "ended"
+    gateway_id: Mapped[str] = mapped_column(String(63), primary_key=True)
+    epoch: Mapped[str] = mapped_column(String(EPOCH_MAX), primary_key=True)
+    sequence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    sample_id: Mapped[bytes] = mapped_column(LargeBinary(16))
+    value: Mapped[float] = mapped_column(Float)
+    state: Mapped[str] = mapped_column(String(20))
+    at_ns: Mapped[int] = mapped_column(BigInteger)
+
+
+class EpochRow(Base):
+    """How far a gateway's spool was, the furthest that it ever said."""
+
+    __tablename__ = "epochs"
+    gateway_id: Mapped[str] = mapped_column(String(63), primary_key=True)
+    epoch: Mapped[str] = mapped_column(String(EPOCH_MAX), primary_key=True)
+    head: Mapped[int] = mapped_column(BigInteger)
+    tail: Mapped[int] = mapped_column(BigInteger)
+    waiting: Mapped[int] = mapped_column(BigInteger)
+    went_back: Mapped[int] = mapped_column(Integer)
+    at_ns: Mapped[int] = mapped_column(BigInteger)
 
 
 class LabelRow(Base):

@@ -29,6 +29,8 @@ class StoredSample:
     pixel_path: str
     boxes: tuple[Box, ...] = ()
     variant: str = ""
+    epoch: str = ""
+    sequence: int = 0
     labels: dict[str, str] = field(default_factory=dict)
 
 

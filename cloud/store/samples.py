@@ -3,21 +3,23 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 import numpy as np
 from sqlalchemy import Select, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Session
 
 from cloud.store.blobs import Blobs
+from cloud.store.inserts import insert_rows
 from cloud.store.models import LabelRow, QuarantineRow, SampleRow
 from cloud.store.records import LabelledSet, StoredSample
 from cloud.store.sessions import Sessions
-from common.errors import OperatorError, WireError
+from common.errors import EnvironmentFault, OperatorError, WireError
 from common.ids import check_name
+from common.ids import sample_id as content_id
 from common.messages import Box, Prediction, Sample, Scores
 
 log = logging.getLogger(__name__)
@@ -30,23 +32,32 @@ class SampleTables(Sessions):
     """Part of `cloud.store.Store`."""
 
     _blobs: Blobs
+    _disk: ThreadPoolExecutor
+    """One thread that writes pictures while the caller makes rows."""
 
     def add_samples(self, batch: Sequence[Sample], at_ns: int) -> int:
         """Store samples, pictures first, then all rows in one transaction; returns how many were new.
+
+        What is known already is left out before its picture is written; another process that stores the same sample at
+        the same moment loses or wins at the row, and one of the two pictures is named by nothing.
 
         Raises:
             EnvironmentFault: the disk is full or the database does not answer; nothing of the batch is stored.
             WireError: the database does not take a value; nothing of the batch is stored.
         """
-        if not batch:
+        fresh = self._fresh(batch)
+        if not fresh:
             return 0
-        blobs = self._blobs.put_all([sample.jpeg for sample in batch])
-        rows = [_row(sample, blob, at_ns) for sample, blob in zip(batch, blobs, strict=True)]
-        insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
-        store = insert(SampleRow).on_conflict_do_nothing(index_elements=["sample_id"]).returning(SampleRow.sample_id)
+        written = self._disk.submit(self._blobs.append, [(sample.sample_id, sample.jpeg) for sample in fresh])
+        try:
+            rows = [_row(sample, at_ns) for sample in fresh]  # while the disk works
+        finally:
+            places = written.result()
+        for row, place in zip(rows, places, strict=True):
+            row["jpeg"] = place
         try:
             with self._write() as session:
-                return len(session.scalars(store, rows).all())
+                return insert_rows(session.connection(), rows)
         except (StatementError, OverflowError, ValueError) as error:
             reason = getattr(error, "orig", None) or error  # without the statement and its parameters
             raise WireError(f"the database does not take a value of the sample: {reason}") from error
@@ -58,16 +69,20 @@ class SampleTables(Sessions):
             return next(self._stored(session, [row])) if row else None
 
     def jpeg(self, sample_id: bytes) -> bytes:
-        """The picture of a sample.
+        """The picture of a sample; its id is the hash of it, so a damaged disk is noticed.
 
         Raises:
             KeyError: no such sample.
+            EnvironmentFault: the disk has damaged the picture.
         """
         with self._read() as session:
             row = session.get(SampleRow, sample_id)
-            if row is None:
-                raise KeyError(sample_id.hex())
-            return self._blobs.get(row.jpeg)
+        if row is None:
+            raise KeyError(sample_id.hex())
+        jpeg = self._blobs.get(row.jpeg)
+        if content_id(jpeg, row.gateway_id, row.camera_id, row.captured_at_ns) != sample_id:
+            raise EnvironmentFault(f"the picture of sample {sample_id.hex()} is damaged", "Restore it from a backup.")
+        return jpeg
 
     def sample_ids(self) -> set[bytes]:
         """Ids of all samples."""
@@ -230,6 +245,16 @@ class SampleTables(Sessions):
             "by_site": by_site,
         }
 
+    def _fresh(self, batch: Sequence[Sample]) -> list[Sample]:
+        """The first of each id, without those that are stored."""
+        by_id: dict[bytes, Sample] = {}
+        for sample in batch:
+            by_id.setdefault(sample.sample_id, sample)
+        if not by_id:
+            return []
+        known = self.known_ids(list(by_id))
+        return [sample for name, sample in by_id.items() if name not in known]
+
     @staticmethod
     def _known(session: Session, names: Sequence[bytes]) -> Iterator[bytes]:
         for start in range(0, len(names), IN_MAX):
@@ -250,6 +275,8 @@ class SampleTables(Sessions):
                 scores=msgspec.convert(row.scores, Scores),
                 boxes=msgspec.convert(row.boxes or [], tuple[Box, ...]),
                 variant=row.variant or "",
+                epoch=row.epoch or "",
+                sequence=row.sequence or 0,
                 labels=labels.get(row.sample_id, {}),
             )
 
@@ -258,6 +285,7 @@ _PLAIN = (
     "sample_id", "gateway_id", "site_id", "camera_id", "captured_at_ns", "received_at_ns", "release_id", "backbone",
     "width_px", "height_px", "reason", "pixel_path",
 )  # fmt: skip
+_SAME = (*(name for name in _PLAIN if name != "received_at_ns"), "embedding")
 
 
 def check_label(scenario: str, label: str) -> None:
@@ -269,17 +297,22 @@ def check_label(scenario: str, label: str) -> None:
         raise OperatorError(f"label {label[:40]!r} is not valid", f"Use one line of at most {LABEL_MAX} characters.")
 
 
-def _row(sample: Sample, jpeg: str, at_ns: int) -> dict[str, Any]:
-    same = (*(name for name in _PLAIN if name != "received_at_ns"), "embedding")
-    return {name: getattr(sample, name) for name in same} | {
+def _row(sample: Sample, at_ns: int) -> dict[str, Any]:
+    """As the driver takes it, JSON as text; without `jpeg`, where the picture lies."""
+    return {name: getattr(sample, name) for name in _SAME} | {
         "received_at_ns": at_ns,
-        "jpeg": jpeg,
-        "predictions": msgspec.to_builtins(sample.predictions),
-        "scores": msgspec.to_builtins(sample.scores),
+        "predictions": _json(sample.predictions),
+        "scores": _json(sample.scores),
         "value": sample.scores.value,
-        "boxes": msgspec.to_builtins(sample.boxes),
+        "boxes": _json(sample.boxes),
         "variant": sample.variant,
+        "epoch": sample.epoch or None,
+        "sequence": sample.sequence if sample.epoch else None,
     }
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _current(scenario: str | None = None) -> Select[LabelRow]:

@@ -1,5 +1,6 @@
 """Opens the database, brings its schema up to date, and offers the tables as one object."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from alembic import command
@@ -8,6 +9,7 @@ from alembic.util import CommandError
 from sqlalchemy import Engine
 
 from cloud.store.blobs import Blobs
+from cloud.store.delivery import DeliveryTables
 from cloud.store.lineage import LineageTables
 from cloud.store.operations import OperationTables
 from cloud.store.rollouts import RolloutTables
@@ -16,12 +18,13 @@ from cloud.store.sessions import Sessions, begin_writing, connect, translate_fau
 from common.errors import HeadframeError, OperatorError
 
 
-class Store(SampleTables, OperationTables, RolloutTables, LineageTables):
+class Store(SampleTables, DeliveryTables, OperationTables, RolloutTables, LineageTables):
     """All that the centre remembers. Each method is a short session of its own; any thread may call it."""
 
     def __init__(self, engine: Engine, blobs: Path) -> None:
         Sessions.__init__(self, engine)
         self._blobs = Blobs(blobs)
+        self._disk = ThreadPoolExecutor(1, "blobs")
 
     @classmethod
     def open(cls, url: str, blobs: Path) -> "Store":
@@ -46,8 +49,9 @@ class Store(SampleTables, OperationTables, RolloutTables, LineageTables):
         return cls(engine, blobs)
 
     def close(self) -> None:
-        """Close all connections and end the writers of blobs."""
+        """Close all connections and end the writer of blobs."""
         self._engine.dispose()
+        self._disk.shutdown()
         self._blobs.close()
 
 

@@ -342,7 +342,8 @@ def _live(plan: Plan, gauge: Gauge) -> None:
     gauge.set("ready", 1)
     while not gauge.get("go"):
         time.sleep(0.002)
-    installer.boot()
+    booted = installer.boot()
+    gauge.say(booted.release_id if booted else "", "")
     desired_s = 0.0
     while True:
         if plan.desired and time.monotonic() - desired_s > AGAIN_S:

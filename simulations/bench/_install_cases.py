@@ -93,22 +93,31 @@ def run_case(way: Way, fault: Fault, plan: Plan, folder: Path) -> Ended:
     shutil.copytree(way.template, place)
     box = Plan(place, way.depot, plan.pictures, plan.key, way.new, fault)
     try:
-        gauge, gap_s, starts = _supervise(box)
+        seen, gap_s, starts = _supervise(box)
         names = {
             release_id(decode_manifest(item.manifest)): name for name, item in (("old", way.old), ("new", way.new))
         }
-        whole = layers_whole(place, gauge.running)
-        running = names.get(gauge.running, gauge.running)
-        return Ended(way.name, fault, running, whole, gap_s, starts, gauge.outcome)
+        whole = layers_whole(place, seen.running)
+        running = names.get(seen.running, seen.running)
+        return Ended(way.name, fault, running, whole, gap_s, starts, seen.outcome)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _supervise(box: Plan) -> tuple[Gauge, float, int]:
-    """Keep the box alive until nothing changes any more: its last gauge, longest time without a look, and starts."""
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a box said of itself last."""
+
+    running: str = ""
+    outcome: str = ""
+    starts: int = 0
+
+
+def _supervise(box: Plan) -> tuple[_Said, float, int]:
+    """Keep the box alive until nothing changes any more: what it said last, longest time without a look, and starts."""
     began_s = time.monotonic()
     looked_s, gap_s, starts = began_s, 0.0, 0
-    changed_s, last = began_s, ("", "", 0)
+    changed_s, last = began_s, _Said()
     gauge, process = Gauge(), None
     first = True
     try:
@@ -127,14 +136,14 @@ def _supervise(box: Plan) -> tuple[Gauge, float, int]:
                 process.kill()
                 process.join()
                 continue
-            seen = gauge.running, gauge.outcome, starts
-            if seen != last:
+            seen = _Said(gauge.running or last.running, gauge.outcome or last.outcome, starts)
+            if seen != last:  # a box that was only just started has said nothing yet
                 changed_s, last = now_s, seen
             settled = gauge.outcome.startswith("committed") or "is not installed" in gauge.outcome
             if gauge.get("looks") > 5 and now_s - changed_s > (0.7 if settled else QUIET_S):
                 break
             time.sleep(0.01)
-        return gauge, gap_s, starts
+        return last, gap_s, starts
     finally:
         if process is not None:
             process.kill()

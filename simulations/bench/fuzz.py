@@ -226,8 +226,8 @@ class _Gateway:
     def installs(self) -> bool:
         """Whether a right release is still installed after all that."""
         self._asked.clear()
+        before = self._stage.models  # when its layers are here, it is installed within the next line
         self.downward.take(topics.down(GATEWAY, "desired"), codec.encode(self._release()))
-        before = self._stage.models
         for _ in range(200):
             if self._stage.models > before:
                 return True

@@ -29,6 +29,7 @@ from simulations.bench._secured import SecuredCentre, now, secured_centre
 from simulations.bench.channel import as_markdown, try_all
 from simulations.mosquitto import find_mosquitto
 
+BAD = (Kind.BAD_CERTIFICATE, "unknown", "TLS handshake with a foreign, expired or revoked certificate")
 Record = Callable[[str, object], None]
 
 
@@ -45,6 +46,10 @@ def test_lines_of_the_brokers_logs_say_who_tried_what() -> None:
         (
             "1795645182: Client north-1 already connected, closing old connection.",
             (Kind.TWICE, "north-1", "one connection ended the other"),
+        ),
+        *(
+            (f"1795645188: {begin} error:0A000086:SSL routines::certificate verify failed", BAD)
+            for begin in ("OpenSSL Error[0]:", "Client connection from 10.0.0.7 failed:")
         ),
         ("1795645180: Sending PUBACK to north-1 (m2, rc0)", None),
         ("1795645180: Received PUBLISH from north-1 (d0, q1, r0, m2, 'headframe/up/00/north-1/sample')", None),
@@ -239,11 +244,13 @@ def enrolled(centre: SecuredCentre, tmp_path: Path) -> EdgeSettings:
     camera = tmp_path / "camera"
     camera.mkdir()
     cv2.imwrite(str(camera / "0.png"), np.zeros((12, 16, 3), np.uint8))
+    root = tmp_path / "root.json"
+    root.write_bytes(centre.service.repository.root())
     return EdgeSettings.model_validate(
         {
             "gateway_id": "north-1",
             "site_id": "north",
-            "release_key": centre.service.signer.public_hex,
+            "release_root": root,
             "data_dir": tmp_path / "gateway",
             "broker": {
                 "host": centre.broker.host,

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cloud import ingest as ingest_module
-from cloud.admission import check_sample, read_jpeg_size
+from cloud.admission import check_sample
 from cloud.ingest import Ingest
+from cloud.pictures import read_headers
 from cloud.settings import IngestSettings
 from cloud.store import Store
 from common import codec, topics
@@ -172,19 +173,21 @@ def test_no_damage_to_a_message_crashes_ingest(store: Store, make_sample: MakeSa
 @given(st.binary(max_size=200))
 def test_any_bytes_have_a_size_or_a_reason(jpeg: bytes) -> None:
     try:
-        width, height = read_jpeg_size(b"\xff\xd8" + jpeg)
+        headers = read_headers(b"\xff\xd8" + jpeg)
     except WireError as error:
         assert error.message
     else:
-        assert 0 <= width < 2**16
-        assert 0 <= height < 2**16
+        assert 0 <= headers.width < 2**16
+        assert 0 <= headers.height < 2**16
 
 
 @pytest.mark.parametrize("extension", [".jpg"])
 def test_the_size_is_read_from_the_header_of_any_encoder(extension: str) -> None:
     for flags in ([], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 4]):
         jpeg = cv2.imencode(extension, np.zeros((37, 53, 3), np.uint8), flags)[1].tobytes()
-        assert read_jpeg_size(jpeg) == (53, 37)
+        headers = read_headers(jpeg)
+        assert (headers.width, headers.height) == (53, 37)
+        assert jpeg[headers.scan_at : headers.scan_at + 2] == b"\xff\xda"
 
 
 def test_nothing_is_receipted_while_the_disk_fails_and_all_of_it_after(

@@ -344,7 +344,7 @@ def test_labels_given_during_the_canary_stop_it() -> None:
     mine = Mine.of(40)
     rollout = mine.start()
     mine.step()
-    mine.spoken = LabelTally(old_right=20, new_right=1)
+    mine.spoken = LabelTally(old_right=25, new_right=1)
     mine.step(1)
     assert rollout.phase is Phase.ABORTED
     assert "labels" in rollout.why

@@ -81,7 +81,7 @@ def test_two_failures_of_two_are_enough_and_one_of_a_hundred_is_not() -> None:
 
 
 def test_labels_that_speak_for_the_old_release_stop_the_new_one() -> None:
-    verdicts = judge(Tally(told=5), [], LabelTally(old_right=20, new_right=1), LIMITS)
+    verdicts = judge(Tally(told=5), [], LabelTally(old_right=25, new_right=1), LIMITS)
     assert [verdict.gate for verdict in closed(verdicts)] == ["labels"]
     assert not closed(judge(Tally(told=5), [], LabelTally(old_right=9, new_right=14), LIMITS))
 
@@ -111,11 +111,20 @@ def test_evidence_grows_with_failures_and_shrinks_with_successes(bad: int, count
 
 
 @given(old=st.integers(0, 60), new=st.integers(0, 60))
-def test_label_evidence_is_one_in_expectation_when_the_coin_is_fair(old: int, new: int) -> None:
-    mean = 0.5 * math.exp(log_label_evidence(old + 1, new)) + 0.5 * math.exp(log_label_evidence(old, new + 1))
-    assert mean == pytest.approx(math.exp(log_label_evidence(old, new)))
+def test_label_evidence_is_one_in_expectation_when_the_coin_is_as_tolerated(old: int, new: int) -> None:
+    after_old, after_new = log_label_evidence(old + 1, new, 0.6), log_label_evidence(old, new + 1, 0.6)
+    mean = 0.6 * math.exp(after_old) + 0.4 * math.exp(after_new)
+    assert mean == pytest.approx(math.exp(log_label_evidence(old, new, 0.6)))
 
 
 def test_a_mean_within_its_limit_is_no_evidence() -> None:
     assert log_mean_evidence(-0.1, 0.01, 0.1) < 0
     assert log_mean_evidence(0.5, 0.001, 0.1) > 10
+
+
+def test_a_class_that_is_lost_does_not_hide_behind_others_that_win() -> None:
+    traded = LabelTally(old_right=62, new_right=62, by_class=((2, 60), (60, 2)))
+    assert not closed(judge(Tally(told=5), [], LabelTally(old_right=62, new_right=62), LIMITS))
+    assert closed(judge(Tally(told=5), [], traded, LIMITS))
+    even = LabelTally(old_right=50, new_right=50, by_class=((20, 30), (30, 20)))
+    assert not closed(judge(Tally(told=5), [], even, LIMITS)), "classes trade a little"

@@ -20,10 +20,8 @@ from sqlalchemy import Engine, create_engine, event
 
 from cloud.store import Run, Store
 from cloud.store import operations as operations_module
-from cloud.store.blobs import Blobs
 from cloud.store.models import Base
 from common.errors import EnvironmentFault, OperatorError, WireError
-from common.ids import layer_hash
 from common.messages import CameraState, Sample, Scores, State
 
 MakeSample = Callable[..., Sample]
@@ -318,21 +316,21 @@ def test_every_connection_is_durable(tmp_path: Path) -> None:
 def test_the_picture_is_on_disk_before_its_row(
     make_sample: MakeSample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each step in order: the bytes, the name in its folder, the folders in theirs, and then the commit."""
+    """Each step in order: the folders, the segment's name in its folder, the bytes, and then the commit."""
     steps: list[str] = []
-    sync, replace = os.fsync, Path.replace
 
-    def watched_sync(descriptor: int) -> None:
-        sync(descriptor)
-        steps.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink()}")
+    def watch(name: str) -> None:
+        act = getattr(os, name)
 
-    def watched_replace(source: Path, target: Path) -> Path:
-        steps.append(f"rename {source} {target}")
-        return replace(source, target)
+        def watched(descriptor: int) -> None:
+            act(descriptor)
+            steps.append(f"{name} {Path(f'/proc/self/fd/{descriptor}').readlink()}")
+
+        monkeypatch.setattr(os, name, watched)
 
     store = Store.open(f"sqlite:///{tmp_path / 'centre.db'}", tmp_path / "blobs")
-    monkeypatch.setattr(os, "fsync", watched_sync)
-    monkeypatch.setattr(Path, "replace", watched_replace)
+    watch("fsync")
+    watch("fdatasync")
     listener = lambda _: steps.append("commit")  # noqa: E731
     event.listen(Engine, "commit", listener)
     samples = [make_sample(number) for number in range(6)]
@@ -341,36 +339,31 @@ def test_the_picture_is_on_disk_before_its_row(
     finally:
         event.remove(Engine, "commit", listener)
         store.close()
-    commit = steps.index("commit")
-    assert steps.count("commit") == 1
-    for sample in samples:
-        (blob,) = (path for path in (tmp_path / "blobs").rglob(layer_hash(sample.jpeg)))
-        (renamed,) = (step for step in steps if step.endswith(f" {blob}"))
-        temporary = renamed.split()[1]
-        written, named = steps.index(f"sync {temporary}"), steps.index(renamed)
-        listed = steps.index(f"sync {blob.parent}", named)
-        assert written < named < listed < commit
-        for folder in (blob.parent.parent, blob.parent.parent.parent, tmp_path):
-            assert f"sync {folder}" in steps[:commit], "a new folder is durable in the one above it"
+    (segment,) = (tmp_path / "blobs").rglob("*.seg")
+    folders = [f"fsync {folder}" for folder in (tmp_path / "blobs", tmp_path, segment.parent)]
+    assert steps == [*folders, f"fdatasync {segment}", "commit"]
+    assert segment.stat().st_size >= sum(len(sample.jpeg) for sample in samples)
 
 
-def test_a_blob_that_a_killed_process_left_is_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was renamed, but its folder may not have been synced: who finds it there must not trust it."""
-    first = Blobs(tmp_path)
-    name = first.put(b"picture")
-    first.close()
-    synced: list[Path] = []
-    sync = os.fsync
+def test_a_repeated_sample_takes_no_room_on_disk(store: Store, make_sample: MakeSample, tmp_path: Path) -> None:
+    store.add_samples([make_sample(number) for number in range(4)], 1)
+    (segment,) = (tmp_path / "blobs").rglob("*.seg")
+    size = segment.stat().st_size
+    assert store.add_samples([make_sample(number) for number in range(4)], 2) == 0
+    assert segment.stat().st_size == size
 
-    def watched_sync(descriptor: int) -> None:
-        sync(descriptor)
-        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
 
-    monkeypatch.setattr(os, "fsync", watched_sync)
-    second = Blobs(tmp_path)
-    assert second.put(b"picture") == name
-    second.close()
-    assert tmp_path / name[:2] / name[2:4] in synced
+def test_a_picture_that_the_disk_has_damaged_is_not_handed_out(
+    store: Store, make_sample: MakeSample, tmp_path: Path
+) -> None:
+    sample = make_sample()
+    store.add_samples([sample], 1)
+    (segment,) = (tmp_path / "blobs").rglob("*.seg")
+    data = bytearray(segment.read_bytes())
+    data[500] ^= 1
+    segment.write_bytes(data)
+    with pytest.raises(EnvironmentFault, match="damaged"):
+        store.jpeg(sample.sample_id)
 
 
 def test_a_full_disk_names_the_path_and_stores_no_row(
@@ -380,7 +373,7 @@ def test_a_full_disk_names_the_path_and_stores_no_row(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as full:
-        full.setattr(os, "fsync", no_space)
+        full.setattr(os, "fdatasync", no_space)
         with pytest.raises(EnvironmentFault, match="is full") as caught:
             store.add_samples([make_sample()], 1)
     assert str(tmp_path / "blobs") in str(caught.value)

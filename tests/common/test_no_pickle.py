@@ -79,7 +79,8 @@ def test_compressed_bodies_are_opened_in_two_places_that_look_at_what_they_decla
                 "tarfile.open", "zipfile.ZipFile",
             ):  # fmt: skip
                 homes.add(f"{path.relative_to(REPOSITORY)}:{node.lineno}")
-    assert homes <= UNPACKING_HOMES
+    archives = {home for home in homes if home.startswith("common/archive.py:")}  # read by declared size: next test
+    assert homes - archives <= UNPACKING_HOMES
     for home in UNPACKING_HOMES:
         text = (REPOSITORY / home).read_text(encoding="utf-8")
         assert "frame_content_size" in text or "get_frame_parameters" in text

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cloud.store import Store
 from common.manifest import Manifest, decode_manifest, release_id
 from edge.perception import Model, load_model
 from simulations.belts import BeltCamera
@@ -176,6 +177,8 @@ def test_kill_9_of_the_edge_and_of_the_centre_loses_nothing_and_doubles_nothing(
     checks = check_ledgers(centre.folder.parent, ["hard"], centre)
     assert all(checks.values()), checks
     assert samples > 8
-    blobs = [path for path in (centre.folder / "data" / "blobs").rglob("*") if path.is_file()]
-    assert len(blobs) == samples
-    assert all(cv2.imread(str(blob)) is not None for blob in blobs)
+    store = Store.open(f"sqlite:///{centre.folder / 'data' / 'headframe.db'}", centre.folder / "data" / "blobs")
+    pictures = [store.jpeg(name) for name in store.sample_ids()]
+    store.close()
+    assert len(pictures) == samples
+    assert all(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) is not None for jpeg in pictures)

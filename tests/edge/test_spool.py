@@ -1,6 +1,7 @@
 """The spool: nothing accepted is lost, the least valuable go first, and a crash leaves it whole."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from common import codec
 from common.errors import EnvironmentFault
-from common.messages import Receipt, Refusal, Sample, Scores
+from common.messages import Receipt, Refusal, Sample, Scores, SpoolEpoch
 from edge import spool as spool_module
 from edge.spool import Spool
 
@@ -55,6 +57,10 @@ class SpoolAgainstModel(RuleBasedStateMachine):
         self.spool = Spool.open(self.path, self.BYTES_MAX)
         self.held: dict[bytes, tuple[float, int]] = {}
         self.ended: dict[bytes, str] = {}
+        self.given = 0
+        self.numbers: dict[bytes, int] = {}
+        self.reported: set[int] = set()
+        self.epoch = self.spool.epoch
 
     @rule(number=st.integers(0, 30), value=st.floats(0, 1, allow_nan=False), size=st.integers(0, 3_500))
     def accept(self, number: int, value: float, size: int) -> None:
@@ -62,7 +68,10 @@ class SpoolAgainstModel(RuleBasedStateMachine):
         new = sample.sample_id not in self.held and sample.sample_id not in self.ended
         assert self.spool.accept(sample) is new
         if new:
-            self.held[sample.sample_id] = value, len(codec.encode(sample))
+            self.given += 1
+            numbered = msgspec.structs.replace(sample, epoch=self.spool.epoch, sequence=self.given)
+            self.held[sample.sample_id] = value, len(codec.encode(numbered))
+            self.numbers[sample.sample_id] = self.given
             ledger = self.spool.ledger()
             while sum(item[1] for item in self.held.values()) > self.BYTES_MAX:
                 lowest = min(item[0] for item in self.held.values())
@@ -79,6 +88,12 @@ class SpoolAgainstModel(RuleBasedStateMachine):
             self.ended[name] = "refused" if refused else "receipted"
             del self.held[name]
 
+    @rule(count=st.integers(1, 3))
+    def report(self, count: int) -> None:
+        entries = self.spool.ended(count)
+        self.spool.forget(Receipt(ledger=tuple((entry.epoch, entry.sequence) for entry in entries)))
+        self.reported |= {entry.sequence for entry in entries}
+
     @rule()
     def reopen(self) -> None:
         self.spool.close()
@@ -93,6 +108,11 @@ class SpoolAgainstModel(RuleBasedStateMachine):
         for state in ("receipted", "evicted", "refused"):
             assert getattr(figures, state) == list(self.ended.values()).count(state)
         assert figures.accepted == len(self.held) + len(self.ended)
+        evicted = {self.numbers[name] for name, state in self.ended.items() if state == "evicted"} - self.reported
+        assert {entry.sequence for entry in self.spool.ended(100)} == evicted
+        waiting = evicted | {self.numbers[name] for name in self.held}
+        said = SpoolEpoch(self.epoch, self.given, min(waiting, default=self.given + 1), len(waiting))
+        assert self.spool.epochs() == (said,), "every number is receipted, or waits"
         pending = self.spool.pending(5)
         assert [q.value for q in pending] == sorted((item[0] for item in self.held.values()), reverse=True)[:5]
 
@@ -111,7 +131,8 @@ def test_what_waits_is_the_very_message_and_the_most_valuable_first(tmp_path: Pa
     for sample in samples:
         spool.accept(sample)
     pending = spool.pending(2, exclude={samples[4].sample_id})
-    assert [codec.decode(queued.payload) for queued in pending] == [samples[3], samples[2]]
+    expected = [msgspec.structs.replace(samples[n], epoch=spool.epoch, sequence=n + 1) for n in (3, 2)]
+    assert [codec.decode(queued.payload) for queued in pending] == expected
     spool.close()
 
 
@@ -251,3 +272,151 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(EnvironmentFault, match=r"spool\.db"):
         Spool.open(tmp_path / "file" / "spool.db", 10**9)
+
+
+class Clock:
+    """A clock that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+    def wall_ns(self) -> int:
+        return 0
+
+
+def test_what_is_too_old_is_let_go_by_running_time(tmp_path: Path) -> None:
+    clock = Clock()
+    spool = Spool.open(tmp_path / "spool.db", 10**9, age_max_s=100, clock=clock)
+    spool.accept(bare_sample(1, 0.9, 10))
+    clock.now_s = 60
+    spool.accept(bare_sample(2, 0.1, 10))
+    spool.close()
+    later = Clock()
+    later.now_s = 10**6  # another boot: only what it runs counts
+    spool = Spool.open(tmp_path / "spool.db", 10**9, age_max_s=100, clock=later)
+    spool.expire()
+    assert spool.figures().rows == 2
+    later.now_s += 50
+    spool.expire()
+    assert [(entry.sequence, entry.state, entry.value) for entry in spool.ended(10)] == [(1, "expired", 0.9)]
+    assert (spool.figures().expired, spool.figures().rows) == (1, 1)
+    spool.close()
+
+
+def copy(folder: Path, to: Path) -> None:
+    to.mkdir()
+    for file in folder.iterdir():
+        if file.is_file():
+            shutil.copy2(file, to / file.name)
+
+
+def test_a_restored_spool_begins_a_new_epoch(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    spool = Spool.open(folder / "spool.db", 10**9)
+    first = spool.epoch
+    spool.accept(bare_sample(1, 0.5, 10))
+    spool.close()
+    copy(folder, tmp_path / "image")
+    for number in (2, 3):
+        spool = Spool.open(folder / "spool.db", 10**9)
+        assert spool.epoch == first, "a restart is no new life"
+        spool.accept(bare_sample(number, 0.5, 10))
+        spool.close()
+    shutil.copy2(tmp_path / "image" / "spool.db", folder / "spool.db")
+    spool = Spool.open(folder / "spool.db", 10**9)
+    assert spool.epoch != first
+    spool.accept(bare_sample(4, 0.5, 10))
+    assert spool.epochs() == (SpoolEpoch(spool.epoch, 1, 1, 1), SpoolEpoch(first, 1, 1, 1))
+    spool.close()
+
+
+def test_a_wholly_restored_disk_is_renewed_when_the_centre_asks(tmp_path: Path) -> None:
+    spool = Spool.open(tmp_path / "spool.db", 10**9)
+    first = spool.epoch
+    spool.accept(bare_sample(1, 0.5, 10))
+    assert not spool.renew("another")
+    assert spool.renew(first)
+    assert not spool.renew(first), "it is asked as often as it said the old one"
+    spool.accept(bare_sample(2, 0.5, 10))
+    second = spool.epoch
+    assert second != first
+    spool.close()
+    spool = Spool.open(tmp_path / "spool.db", 10**9)
+    assert spool.epoch == second
+    assert [(x.epoch, x.head) for x in spool.epochs()] == [(second, 1), (first, 1)]
+    spool.forget(Receipt(stored=(bare_sample(1, 0.5, 10).sample_id,)))
+    assert [x.epoch for x in spool.epochs()] == [second], "nothing waits of the old one"
+    spool.close()
+
+
+def test_a_spool_of_before_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    before = sqlite3.connect(path)
+    before.executescript(
+        """CREATE TABLE queue (sample_id BLOB PRIMARY KEY, value REAL NOT NULL, bytes INTEGER NOT NULL, payload BLOB NOT NULL);
+        CREATE TABLE ledger (number INTEGER PRIMARY KEY, sample_id BLOB NOT NULL UNIQUE, state TEXT NOT NULL, reason TEXT NOT NULL);
+        CREATE TABLE figures (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+        INSERT INTO queue VALUES (x'01', 0.5, 3, x'010203');
+        INSERT INTO ledger VALUES (7, x'01', 'accepted', 'novel');
+        INSERT INTO figures VALUES ('accepted', 7);"""  # noqa: E501
+    )
+    before.close()
+    spool = Spool.open(path, 10**9)
+    assert (spool.figures().rows, spool.figures().bytes, spool.figures().accepted) == (1, 3, 7)
+    assert spool.epochs() == (SpoolEpoch(spool.epoch, 0, 1, 0),), "what has no number is nobody's gap"
+    spool.accept(bare_sample(2, 0.9, 10))
+    spool.forget(Receipt(stored=(b"\x01",)))
+    assert spool.figures().rows == 1
+    spool.close()
+
+
+def test_opening_and_accepting_do_not_depend_on_how_much_waits(tmp_path: Path) -> None:
+    """Counted in steps of SQLite's machine: no timing."""
+
+    def steps(rows: int) -> tuple[int, int]:
+        path = tmp_path / f"{rows}.db"
+        Spool.open(path, 10**9).close()
+        with sqlite3.connect(path) as db:
+            db.executemany(
+                "INSERT INTO queue VALUES (?, ?, 30, x'00', 'e', ?, 0)",
+                ((number.to_bytes(16, "big"), number % 7, number) for number in range(rows)),
+            )
+            db.execute("INSERT OR REPLACE INTO figures VALUES ('held_rows', ?), ('held_bytes', ?)", (rows, 30 * rows))
+        db.close()
+        counted = [0]
+
+        def count() -> int:
+            counted[0] += 1
+            return 0
+
+        connect = spool_module._connect
+        with pytest.MonkeyPatch.context() as patch:
+
+            def counting(where: Path) -> sqlite3.Connection:
+                connection = connect(where)
+                connection.set_progress_handler(count, 10)
+                return connection
+
+            patch.setattr(spool_module, "_connect", counting)
+            spool = Spool.open(path, 10**9)
+            opening = counted[0]
+            spool.accept(bare_sample(10**6, 0.5, 10))
+            accepting = counted[0] - opening
+            spool.close()
+        return opening, accepting
+
+    few, many = steps(10), steps(20_000)
+    assert many[0] <= few[0] + 5
+    assert many[1] <= few[1] + 5
+
+
+def test_a_disk_that_cannot_be_read_is_a_sentence_and_no_end_of_a_thread(tmp_path: Path) -> None:
+    spool = Spool.open(tmp_path / "spool.db", 10**6)
+    with sqlite3.connect(tmp_path / "spool.db") as other:
+        other.execute("DROP TABLE queue")
+    with pytest.raises(EnvironmentFault, match="cannot read"):
+        spool.pending(1)
+    spool.close()
