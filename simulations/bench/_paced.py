@@ -45,9 +45,9 @@ CAMERAS: Final = 100
 CAMERAS_MAX: Final = 240
 MAINS: Final = 6
 """Cameras with a 1080p main stream only, watched beside by another process, for their memory."""
-STEADY_S: Final = {True: 2.0, False: 20.0}
+STEADY_S: Final = {True: 1.5, False: 20.0}
 """By `quick`: watched but not counted: gears settle, buffers fill."""
-WINDOW_S: Final = {True: 5.0, False: 40.0}
+WINDOW_S: Final = {True: 4.0, False: 40.0}
 CLIP_S: Final = {True: 20.0, False: 60.0}
 MAIN_CLIP_S: Final = 4.0
 START_S: Final = 60.0

@@ -50,11 +50,11 @@ LOOK_EVERY: Final = 5
 LENGTHS_S: Final = {True: (20.0, 8.0, 4.0), False: (240.0, 40.0, 60.0)}
 """By `quick`: seconds of the duty clip, of the busy clip, and of the part that the ablation runs on."""
 ROUNDS: Final = {True: 2, False: 3}
-COPIES: Final = {True: {"duty": (3, 6), "busy": (2, 6)}, False: {"duty": (1, 2), "busy": (3, 8)}}
+COPIES: Final = {True: {"duty": (3, 5), "busy": (2, 5)}, False: {"duty": (1, 2), "busy": (3, 8)}}
 """How often ours watches a clip in one go, its main stream and its sub-stream: what a camera pays once (opening, its
 first sample, five seconds until never still counts as steady) must not weigh as it does in a minute. The naive loop
 pays nothing once, and watches one copy."""
-NAIVE_AGAIN_S: Final = 8.0
+NAIVE_AGAIN_S: Final = 6.0
 """Of the clip, from the second turn on: what the naive loop costs does not depend on what it sees."""
 WAIT_S: Final = 600.0
 SLACK_S: Final = 0.2

@@ -27,7 +27,7 @@ def supervisor(tmp_path: Path) -> Iterator[socket.socket]:
     """The end of systemd's notify socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(str(tmp_path / "notify"))
-        channel.settimeout(30)
+        channel.settimeout(120)
         yield channel
 
 
@@ -99,11 +99,11 @@ def test_the_agent_is_ready_then_feeds_the_watchdog_then_stops(
         supervisor.recv(100)
     os.kill(agent.pid, signal.SIGCONT)
     agent.send_signal(signal.SIGTERM)
-    supervisor.settimeout(30)
+    supervisor.settimeout(120)
     said = b""
     while said != b"STOPPING=1":
         said = supervisor.recv(100)
-    assert agent.wait(30) == 0
+    assert agent.wait(120) == 0
 
 
 def test_an_agent_whose_terminal_is_closed_ends(config: Path, supervisor: socket.socket) -> None:
@@ -123,7 +123,7 @@ def test_an_agent_whose_terminal_is_closed_ends(config: Path, supervisor: socket
         said = b""
         while said != b"STOPPING=1":
             said = supervisor.recv(100)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
         process.wait(10)
