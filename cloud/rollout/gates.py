@@ -114,7 +114,7 @@ class LabelTally(msgspec.Struct, frozen=True, kw_only=True):
     old_right: int = 0
     new_right: int = 0
     by_class: tuple[tuple[int, int], ...] = ()
-    """(old right, new right) of each true class: one that is lost may hide behind others that win."""
+    """(old right, new right) of every class there is, seen or not: one that is lost may hide behind others that win."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):

@@ -67,6 +67,7 @@ class Knowledge:
         for scenario in after.scenarios if fresh else ():
             if f"{SCENARIO}{scenario.name}" not in rollout.started.parts and EVERYTHING not in rollout.started.parts:
                 continue
+            wins |= {(scenario.name, label): [0, 0] for label in scenario.classes}  # all, or their weights would shift
             found = self._store.labelled(scenario.name, after.backbone.hash)
             for row, (sample_id, site, label) in enumerate(
                 zip(found.sample_ids, found.sites, found.labels, strict=True)

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud.learning.export import export_head
-from cloud.learning.gates import balanced_accuracy
 from cloud.learning.heads import HeadWeights, principal_basis, solve_lda
 from cloud.rollout.gates import LabelTally
 from cloud.rollout.plan import Plan, stratified
@@ -47,7 +46,6 @@ SHRINKAGE: Final = 0.3  # the default of cloud.settings.LearningSettings
 DIMENSIONS: Final = 128
 KNOWN: Final = 0.7
 """Share of the training pictures that the running head was solved from."""
-DRAWS_MAX: Final = 20
 MIXTURE: Final = 1.0
 """Dirichlet: what a site sees of the classes."""
 BASELINE_FRAMES, SHADOW_FRAMES, FRAMES = 1000, 200, 1000
@@ -57,6 +55,8 @@ LATENCY_MS, LATENCY_SPREAD, LATENCY_NOISE = 20.0, 0.3, 0.1
 SLOWER: Final = 5.0
 UNTIL_S, TICK_S = 48 * 3600.0, 300.0
 CASES: Final = ("good", "permuted class", "no numbers", "five times slower")
+ANY_CLASS: Final = "permuted class, any"
+"""Also one that the running head rarely names right: not always a worse head, so it is measured apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Canaries:
     def __init__(self, case: str, old: Answers, new: Answers, truth: NDArray[np.integer], seed: int) -> None:
         self._case, self._old, self._new, self._truth, self._seed = case, old, new, truth, seed
         self._by_class = [np.flatnonzero(truth == kind) for kind in np.unique(truth)]
-        self._decided: dict[int, list[int]] = {}
+        self._decided = {int(kind): [0, 0] for kind in np.unique(truth)}
         """Labels on which exactly one of the two is right, by true class: (old, new)."""
 
     def told(self, name: str, now_s: float) -> list[tuple[float, Callable[[Report], Report]]]:
@@ -93,7 +93,7 @@ class Canaries:
 
         def commit(report: Report) -> Report:
             for kind, new_is_right in zip(self._truth[labelled][was != now], now[was != now], strict=True):
-                self._decided.setdefault(int(kind), [0, 0])[int(new_is_right)] += 1
+                self._decided[int(kind)][int(new_is_right)] += 1
             return replace(report, release_id=NEW, health=(later,), seen_ns=seen_ns)
 
         return [(600.0, lambda r: replace(r, health=(*r.health[:1], shadow))), (3600.0, commit)]
@@ -153,19 +153,20 @@ def bench_canary(*, quick: bool) -> dict[str, Any]:
     """All cases on all data sets and seeds."""
     began_s = time.monotonic()
     runs = QUICK_RUNS if quick else RUNS
-    found: dict[str, list[tuple[bool, int, str]]] = {case: [] for case in CASES}
+    found: dict[str, list[tuple[bool, int, str]]] = {case: [] for case in (*CASES, ANY_CLASS)}
     folders = find_folders()[1:2] if quick else find_folders()
     with tempfile.TemporaryDirectory(prefix="headframe-canary-") as folder:
         sets = [_projected(embed_folder(path)) for path in folders]
         for seed in range(runs):
             answers, truth = _models(sets[seed % len(sets)], seed, Path(folder))
-            for case in CASES:
+            for case, outcomes in found.items():
                 new = answers["good" if case == "five times slower" else case]
-                found[case].append(_run(case, answers["running"], new, truth, seed))
+                outcomes.append(_run(case, answers["running"], new, truth, seed))
     bad = [run for case in CASES[1:] for run in found[case]]
     return {
         "bad_stopped": sum(stopped for stopped, _, _ in bad) / len(bad),
         "good_stopped": sum(stopped for stopped, _, _ in found["good"]) / runs,
+        "bad_stopped_any_class": sum(stopped for stopped, _, _ in found[ANY_CLASS]) / runs,
         "runs": runs,
         "table": [
             {
@@ -206,23 +207,28 @@ def _models(pictures: Pictures, seed: int, folder: Path) -> tuple[dict[str, Answ
     rng = np.random.default_rng([seed, 9])
     truth = np.array([pictures.classes.index(name) for name in pictures.labels[test]])
     x, labels = pictures.embeddings[test], pictures.labels
-    for _ in range(DRAWS_MAX):
-        train = rng.permutation(train)
-        old, good = _solve(pictures, train[: int(KNOWN * len(train))], labels), _solve(pictures, train, labels)
-        said = labels[test].tolist()
-        if balanced_accuracy(said, good.predict(x)) >= balanced_accuracy(said, old.predict(x)):
-            break  # more pictures do not always help, and one that is worse is no good release
+    train = rng.permutation(train)
+    old, good = _solve(pictures, train[: int(KNOWN * len(train))], labels), _solve(pictures, train, labels)
     running = _ask(old, x, folder / f"{seed}-running.onnx")
     victim = _known_class(running, truth, pictures.classes, rng)
-    worse = labels.copy()
-    worse[labels == victim] = rng.choice([c for c in pictures.classes if c != victim], int((labels == victim).sum()))
+    other = pictures.classes[int(rng.choice(np.unique(truth)))]
     made = {
         "good": good,
-        "permuted class": _solve(pictures, train, worse),
+        "permuted class": _solve(pictures, train, _permuted(labels, pictures.classes, victim, rng)),
+        ANY_CLASS: _solve(pictures, train, _permuted(labels, pictures.classes, other, rng)),
         "no numbers": replace(good, directions=np.full_like(good.directions, np.nan)),
     }
     answers = {name: _ask(weights, x, folder / f"{seed}-{name}.onnx") for name, weights in made.items()}
     return {"running": running, **answers}, truth
+
+
+def _permuted(
+    labels: NDArray[np.str_], classes: Sequence[str], victim: str, rng: np.random.Generator
+) -> NDArray[np.str_]:
+    """The labels of one class spread over the others."""
+    worse = labels.copy()
+    worse[labels == victim] = rng.choice([c for c in classes if c != victim], int((labels == victim).sum()))
+    return worse
 
 
 def _known_class(running: Answers, truth: NDArray[np.integer], classes: Sequence[str], rng: np.random.Generator) -> str:
