@@ -5,6 +5,7 @@ the default of one machine; production points `[broker]` at its own.
 """
 
 import ctypes
+import datetime as dt
 import json
 import logging
 import os
@@ -18,16 +19,20 @@ import threading
 import time
 from pathlib import Path
 
+from cloud.authority import CENTRE_FILE, Authority
+from common.certificates import CENTRE
 from common.errors import EnvironmentFault, HeadframeError, OperatorError
 from common.files import write_atomically
 from common.mqtt import Broker
+from common.tls import client_context
 
 log = logging.getLogger(__name__)
 
 PAYLOAD_MAX = "64MB"
 START_S = 15.0
 STOP_S = 10.0
-PORT_WAIT_S = 3.0
+PORT_WAIT_S = 20.0
+"""With a thousand connections the broker of a killed centre takes more than three seconds to end."""
 WATCH_S = 0.5
 RESTART_S_MAX = 10.0
 LOG_TAIL_BYTES = 800
@@ -44,10 +49,13 @@ class EmbeddedBroker:
     """Starts, watches and stops the server; its files are in `folder`. Port 0 takes a free one and keeps it.
 
     One thread owns the server: Linux ends a child with the thread that started it, so that thread must live.
+
+    Args:
+        authority: folder of the authority: TLS with client certificates, each gateway with its own topics. None: plain.
     """
 
-    def __init__(self, folder: Path, host: str, port: int) -> None:
-        self._folder, self._host = folder, host
+    def __init__(self, folder: Path, host: str, port: int, authority: Path | None = None) -> None:
+        self._folder, self._host, self._authority = folder, host, authority
         self._port = port or self._remembered() or _free_port(host)
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
@@ -56,8 +64,11 @@ class EmbeddedBroker:
 
     @property
     def broker(self) -> Broker:
-        """Where clients connect."""
-        return Broker(host=self._host, port=self._port)
+        """Where the centre connects."""
+        if self._authority is None:
+            return Broker(host=self._host, port=self._port)
+        near = "127.0.0.1" if self._host == "0.0.0.0" else self._host  # noqa: S104
+        return Broker(near, self._port, ca_file=self._authority / "ca.pem", cert_file=self._authority / CENTRE_FILE)
 
     @property
     def pid(self) -> int | None:
@@ -80,6 +91,13 @@ class EmbeddedBroker:
         if error:
             raise error
 
+    def reload(self) -> None:
+        """Take up who was enrolled or revoked since; connections of those who may stay, stay."""
+        write_atomically(self._folder / "nats.conf", self._configuration().encode())
+        process = self._process
+        if process and process.poll() is None:
+            process.send_signal(signal.SIGHUP)
+
     def stop(self) -> None:
         """End the server; acknowledged messages are on disk."""
         self._stopping.set()
@@ -89,6 +107,7 @@ class EmbeddedBroker:
     def _await_port(self) -> None:
         """A killed centre's broker dies with it, but a moment later: give the port that moment."""
         deadline = time.monotonic() + PORT_WAIT_S
+        said = False
         while True:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -100,6 +119,9 @@ class EmbeddedBroker:
                             f"port {self._port} of {self._host}, for the embedded broker, is taken ({error.strerror})",
                             "Set broker.port to a free one, or broker.embedded = false to use the broker there.",
                         ) from error
+                    if not said:
+                        log.info("port %d is taken; waiting up to %g s for it", self._port, PORT_WAIT_S)
+                        said = True
                 else:
                     return
             time.sleep(0.1)
@@ -111,7 +133,26 @@ class EmbeddedBroker:
             'listen: "127.0.0.1:-1"\n'
             f"max_payload: {PAYLOAD_MAX}\n"
             f"jetstream {{ store_dir: {json.dumps(str(self._folder.resolve() / 'jetstream'))} }}\n"
-            f'mqtt {{ listen: "{self._host}:{self._port}" }}\n'
+            + (self._secured() if self._authority else f'mqtt {{ listen: "{self._host}:{self._port}" }}\n')
+        )
+
+    def _secured(self) -> str:
+        """TLS, and one user per certificate, named by its subject; MQTT's `/` and `+` are NATS's `.` and `*`."""
+        folder = self._authority
+        if folder is None:
+            raise ValueError("plain")
+        users = [f'{{ user: "CN={CENTRE}" }}']
+        for name in Authority.open(folder).enrolled(dt.datetime.now(dt.UTC)):
+            up, down = f"headframe.up.*.{name}.*", f"headframe.down.{name}.*"
+            users.append(
+                f'{{ user: "CN={name}", permissions: {{ publish: {{ allow: ["{up}"] }}, '
+                f'subscribe: {{ allow: ["{down}", "$MQTT.sub.>"] }} }} }}'  # QoS 1 is delivered there
+            )
+        quoted = {part: json.dumps(str(folder.resolve() / part)) for part in ("ca.pem", "server.pem", "server.key")}
+        return (
+            f"authorization {{ users = [\n{chr(10).join(users)}\n] }}\n"
+            f'mqtt {{ listen: "{self._host}:{self._port}", tls {{ cert_file: {quoted["server.pem"]}, '
+            f"key_file: {quoted['server.key']}, ca_file: {quoted['ca.pem']}, verify_and_map: true }} }}\n"
         )
 
     def _run(self) -> None:
@@ -155,7 +196,7 @@ class EmbeddedBroker:
             raise EnvironmentFault(f"the embedded broker cannot be started: {error}", "Check data_dir.") from error
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self._process.poll() is None and not self._stopping.is_set():
-            if _answers(self._host, self._port):
+            if _answers(self.broker):
                 return
             time.sleep(0.05)
         if not self._stopping.is_set():
@@ -188,14 +229,22 @@ def _find_server() -> str:
     return found
 
 
-def _answers(host: str, port: int) -> bool:
-    """Whether an MQTT server accepts a client: it may listen some time before it does."""
+def _answers(broker: Broker) -> bool:
+    """Whether an MQTT server says CONNACK."""
     try:
-        with socket.create_connection((host, port), timeout=2) as connection:
-            connection.sendall(_CONNECT)
-            return connection.recv(4) == _CONNECTED
+        with socket.create_connection((broker.host, broker.port), timeout=1) as connection:
+            if broker.ca_file is None:
+                return _says_connack(connection)
+            context = client_context(broker.ca_file, broker.cert_file, broker.key_file)
+            with context.wrap_socket(connection, server_hostname=broker.host) as secured:
+                return _says_connack(secured)
     except OSError:
         return False
+
+
+def _says_connack(connection: socket.socket) -> bool:
+    connection.sendall(_CONNECT)
+    return connection.recv(4) == _CONNECTED
 
 
 def _die_with(parent: int) -> None:

@@ -11,6 +11,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from cloud import keys_cli
+from cloud.enrolment_cli import add_enrolment
+from cloud.releases_cli import add_release_commands
+from cloud.rollout.cli import app as rollout_app
 from cloud.settings import CloudSettings
 from common.errors import OperatorError
 from common.ids import check_name
@@ -30,10 +34,14 @@ config_app = typer.Typer(no_args_is_help=True, help="The configuration file clou
 labels_app = typer.Typer(no_args_is_help=True, help="Labels in and out, as CSV or COCO.")
 dataset_app = typer.Typer(no_args_is_help=True, help="Labelled pictures that the group already has.")
 detector_app = typer.Typer(no_args_is_help=True, help="Detectors of your own, beside the backbone.")
+app.add_typer(keys_cli.app, name="keys")
 app.add_typer(detector_app, name="detector")
 app.add_typer(config_app, name="config")
+app.add_typer(rollout_app, name="rollout")
 app.add_typer(labels_app, name="labels")
 app.add_typer(dataset_app, name="dataset")
+add_release_commands(app)
+add_enrolment(app)
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="cloud.toml; deploy/examples/cloud.toml is a start.")
@@ -63,16 +71,6 @@ def ingest(
 
 
 @app.command()
-def key(config: ConfigOption) -> None:
-    """Print the public key that gateways put into `release_key`."""
-    from common.signing import Signer
-
-    settings = load_settings(CloudSettings, config)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    typer.echo(Signer.open(settings.data_dir / "release.key").public_hex)
-
-
-@app.command()
 def train(config: ConfigOption, as_json: JsonOption = False) -> None:
     """Learn from what the centre holds, without asking gateways; the first release is made so."""
     with _open(config) as service:
@@ -80,10 +78,46 @@ def train(config: ConfigOption, as_json: JsonOption = False) -> None:
         if as_json:
             typer.echo(json.dumps(outcome.record, default=str))
         elif outcome.release_id:
-            typer.echo(f"released {outcome.release_id}")
+            typer.echo(f"released {outcome.release_id}; `headframe cloud rollout list` shows how far it is")
         else:
             typer.echo("the gate refused the candidate; `--json` shows every comparison", err=True)
             raise typer.Exit(1)
+
+
+@app.command()
+def unlearn(
+    config: ConfigOption,
+    name: Annotated[str, typer.Argument(help="Site or gateway to be unlearned.")],
+    author: Annotated[str, typer.Option(help="Who says so; kept in the audit log.")] = "headframe cloud unlearn",
+    release: Annotated[bool, typer.Option(help="Make the release without it at once.")] = True,
+    undo: Annotated[bool, typer.Option("--undo", help="Let it count again, from the next round on.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a site or gateway out of what was learnt, exactly; it is not asked in rounds from then on."""
+    from cloud.learning import unlearning
+
+    with _open(config) as service:
+        if undo:
+            if not service.store.include(name):
+                raise OperatorError(f"{name!r} was not unlearned", "Nothing to undo.")
+            service.store.audit(author, "unlearn undone", {"name": name}, service.clock.wall_ns())
+            typer.echo(json.dumps({"name": name, "undone": True}) if as_json else f"{name} counts again")
+            return
+        found = unlearning.unlearn(
+            name, service.store, service.registry, service.trainer, author, service.clock.wall_ns()
+        )
+        outcome = service.trainer.run(f"without {name}") if release and found.heads else None
+        made = outcome.release_id if outcome else ""
+        if as_json:
+            typer.echo(json.dumps(found.summary() | {"release_id": made}))
+        else:
+            typer.echo(
+                f"unlearned {name}: {found.contributions} contributions, {found.samples} samples, heads solved anew in "
+                f"{found.seconds:.2f} s; {f'released {made}' if made else 'no release'}"
+            )
+    if outcome and not made:
+        typer.echo("the gate refused the release without it; `headframe cloud train --json` shows why", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -137,6 +171,7 @@ def roll_back(
     with _open(config) as service:
         name = service.registry.roll_back(release, f"rolled back to {release} by {author}")
         service.store.audit(author, "roll back", {"to": release, "release_id": name}, service.clock.wall_ns())
+        service.rollouts.replace_all(name, author, f"rolled back to {release}")
     typer.echo(f"released {name}, which is {release} again")
 
 
@@ -150,6 +185,7 @@ def backbone(
         list[float] | None, typer.Option(help="Subtracted from pixels 0..255; once, or thrice (RGB).")
     ] = None,
     scale: Annotated[list[float] | None, typer.Option(help="Divided by then; once, or thrice (RGB).")] = None,
+    licence: Annotated[str, typer.Option(help="Its licence, for the lineage of releases.")] = "not stated",
 ) -> None:
     """Use your own model as the backbone; before the first release."""
     from cloud.learning.adoption import adopt_backbone
@@ -161,7 +197,7 @@ def backbone(
         raise OperatorError(f"cannot read {file}: {error.strerror}", "Give an ONNX file.") from error
     made = adopt_backbone(data, output=output, input_px=input_px, mean=mean or (0.0,), scale=scale or (1.0,))
     with _open(config) as service:
-        layer = service.registry.set_backbone(made)
+        layer = service.registry.set_backbone(made, licence)
         found = Backbone.open(service.registry.layer_path(layer.hash))
     typer.echo(
         f"backbone {layer.hash[:12]}: {found.input_px} pixels, {found.dimension} features, {layer.size_bytes} bytes"
@@ -212,6 +248,7 @@ def add_detector(
     scale: Annotated[list[float] | None, typer.Option(help="Divided by then; once or thrice.")] = None,
     letterbox: Annotated[str, typer.Option(help="corner, centre or stretch; by default the decoder's own.")] = "",
     bgr: Annotated[bool, typer.Option("--bgr", help="It was trained on blue, green, red.")] = False,
+    licence: Annotated[str, typer.Option(help="Its licence, for the lineage of releases.")] = "not stated",
 ) -> None:
     """Run your own detector beside the backbone; with a release active, it is published again with it."""
     from cloud.learning.adoption import DetectorForm, adopt_detector
@@ -233,6 +270,7 @@ def add_detector(
         if scenario and scenario not in service.trainer.scenarios():
             raise OperatorError(f"there is no scenario {scenario!r}", "Name one with a dataset or labels, or none.")
         layer = service.registry.put(made)
+        service.registry.note(layer, "detector", origin=str(file.name), licence=licence)
         others = tuple(item for item in service.registry.detectors() if item.name != name)
         chosen = (*others, DetectorLayer(name, layer, scenario, tuple(alarm or ())))
         release = service.registry.set_detectors(chosen, f"detector {name}")

@@ -7,8 +7,16 @@ import msgspec
 
 from cloud.service import Service
 from cloud.store import Gap, Run, StoredSample
-from common.manifest import decode_manifest
+from common.errors import OperatorError
+from common.ids import layer_hash
+from common.manifest import Manifest, decode_manifest
 from common.messages import State
+
+
+def content_of(manifest: Manifest) -> str:
+    """The same for releases that carry the same layers under different numbers: one that was put together for gateways
+    of a canary is worth as much as the one that became active."""
+    return layer_hash(msgspec.msgpack.encode((manifest.backbone, manifest.scenarios, manifest.detectors)))[:16]
 
 
 class Desk:
@@ -24,7 +32,41 @@ class Desk:
 
     def counts(self) -> dict[str, Any]:
         """Samples, labels, and what ingest has counted since the start."""
-        return {**self._store.counts(), "ingest": self._service.ingest.figures()}
+        return {
+            **self._store.counts(),
+            "ingest": self._service.ingest.figures(),
+            "offers": self._service.offers.figures(),
+        }
+
+    def offers(self, limit: int) -> list[dict[str, Any]]:
+        """What sites offer and nobody asked for yet, most valuable first."""
+        kept = ("gateway_id", "site_id", "camera_id", "captured_at_ns", "reason", "payload_bytes")
+        return [
+            {name: getattr(offer, name) for name in kept}
+            | {"sample_id": offer.sample_id.hex(), "value": offer.scores.value}
+            for offer in self._service.offers.pending()[:limit]
+        ]
+
+    def offer_jpeg(self, sample_id: bytes) -> bytes | None:
+        """The thumbnail of an offer."""
+        offers = (offer for offer in self._service.offers.pending() if offer.sample_id == sample_id)
+        found = next(offers, None)
+        return found.thumbnail or None if found else None
+
+    def want(self, sample_id: bytes, author: str) -> None:
+        """Ask for an offered sample.
+
+        Raises:
+            OperatorError: it is not on offer.
+        """
+        if not self._service.offers.want(sample_id):
+            raise OperatorError("this sample is not on offer", "It was asked for already, or is offered again later.")
+        self._store.audit(author, "want", {"sample_id": sample_id.hex()}, self._service.clock.wall_ns())
+
+    def attempts(self) -> dict[str, Any]:
+        """What was tried and refused: how often since the start, and the alarms of the last hour."""
+        attempts = self._service.guard.attempts
+        return {"counts": attempts.counts(), "fresh": attempts.fresh(self._service.clock.wall_ns())}
 
     def gaps(self) -> list[Gap]:
         """What of each gateway's spool is accounted for."""
@@ -87,9 +129,11 @@ class Desk:
                 "status": release.status,
                 "created_at_ns": release.created_at_ns,
                 "gate": release.gate,
-                "note": decode_manifest(release.manifest).note,
+                "note": manifest.note,
+                "content": content_of(manifest),
             }
             for release in self._store.releases()
+            for manifest in (decode_manifest(release.manifest),)
         ]
 
     def roll_back(self, release_id: str, author: str) -> str:
@@ -97,7 +141,24 @@ class Desk:
         name = self._service.registry.roll_back(release_id, f"rolled back by {author}")
         now_ns = self._service.clock.wall_ns()
         self._store.audit(author, "roll back", {"to": release_id, "release_id": name}, now_ns)
+        self._service.rollouts.replace_all(name, author, f"rolled back to {release_id}")
         return name
+
+    def rollouts(self) -> list[dict[str, Any]]:
+        """Every rollout, newest first, with its waves and gates."""
+        return self._service.rollouts.list()
+
+    def rollout(self, rollout_id: str) -> dict[str, Any]:
+        """One of them, with its gateways and its ledger."""
+        return self._service.rollouts.show(rollout_id)
+
+    def start_rollout(self, release_id: str, author: str, why: str) -> str:
+        """Send a release on its way again; returns the rollout's id."""
+        return self._service.rollouts.launch(release_id, author, why)
+
+    def order_rollout(self, kind: str, rollout_id: str, author: str, why: str) -> None:
+        """Pause, resume, abort or roll back."""
+        self._service.rollouts.order(kind, rollout_id, author, why)
 
     def audits(self, limit: int) -> list[dict[str, Any]]:
         """Who did what, newest first."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from cloud.admission import check_sample
 from cloud.backlog import Backlog
+from cloud.guard import Guard
 from cloud.settings import IngestSettings
 from cloud.store import Store
 from common import codec, topics
@@ -41,8 +42,18 @@ Send = Callable[[str, Message], bool]
 class Ingest:
     """Takes what gateways publish under `sample` and `chunk`."""
 
-    def __init__(self, store: Store, settings: IngestSettings, clock: Clock, send: Send) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: IngestSettings,
+        clock: Clock,
+        send: Send,
+        guard: Guard | None = None,
+        on_stored: Callable[[Sequence[Sample]], None] | None = None,
+    ) -> None:
+        self._on_stored = on_stored
         self._store, self._settings, self._clock, self._send = store, settings, clock, send
+        self._guard = guard
         self._backlog = Backlog(settings.queue, settings.queue_bytes)
         self._joiners: OrderedDict[str, Joiner] = OrderedDict()
         self._joining_bytes = 0
@@ -91,6 +102,8 @@ class Ingest:
             self._count("received")
             check_sample(sample, gateway_id, self._settings)
         except HeadframeError as error:
+            if self._guard:
+                self._guard.refused(gateway_id, error)
             self._refuse(gateway_id, topic, payload, str(error), sample)
             return
         if not self._backlog.put(sample, QUEUE_WAIT_S):
@@ -214,6 +227,10 @@ class Ingest:
 
     def _receipt(self, batch: Sequence[Sample]) -> None:
         """After the commit, and for duplicates too; a receipt that is lost is asked for by the next re-sending."""
+        if self._guard:
+            self._guard.receipted(batch)
+        if self._on_stored:
+            self._on_stored(batch)
         by_gateway: dict[str, list[bytes]] = {}
         pause_s = self._pause_s()
         for sample in batch:

@@ -10,15 +10,15 @@ import asyncio
 import contextlib
 import logging
 import random
-import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from common import mqtt_packets as packets
 from common.codec import PAYLOAD_BYTES_MAX
-from common.errors import EnvironmentFault, OperatorError, WireError
+from common.errors import EnvironmentFault, WireError
 from common.mqtt import Broker, Handler
+from common.tls import client_context
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class CentreLink:
         self._stopping = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: _Session | None = None
-        self._context = _tls(broker)
+        self._context = client_context(broker.ca_file, broker.cert_file, broker.key_file) if broker.ca_file else None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="centre-link", daemon=True)
 
     @property
@@ -335,15 +335,3 @@ class _Session(asyncio.BufferedProtocol):
         self._heard = False
         self.write(packets.PING)
         self._timer = self._loop.call_later(KEEPALIVE_S / 2, self._beat)
-
-
-def _tls(broker: Broker) -> ssl.SSLContext | None:
-    if broker.ca_file is None:
-        return None
-    for path in (broker.ca_file, broker.cert_file, broker.key_file):
-        if path and not path.is_file():
-            raise OperatorError(f"TLS file {path} does not exist", "Check [broker] in the configuration.")
-    context = ssl.create_default_context(cafile=str(broker.ca_file))
-    if broker.cert_file:
-        context.load_cert_chain(broker.cert_file, broker.key_file)
-    return context

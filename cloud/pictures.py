@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from common.errors import WireError
+from common.errors import BoundError, WireError
 
 HEADERS_MAX = 4096  # sets of headers remembered ...
 HEADER_BYTES_MAX = 4096  # ... each of so many bytes at most: 16 MB
@@ -83,7 +83,7 @@ class PictureCheck:
         if (headers.width, headers.height) != (width, height):
             raise WireError(f"picture of {headers.width} x {headers.height} pixels is said to be {width} x {height}")
         if width * height > pixels_max:
-            raise WireError(f"picture of {width} x {height} pixels is over the bound of {pixels_max}")
+            raise BoundError(f"picture of {width} x {height} pixels is over the bound of {pixels_max}")
         if not jpeg.endswith(_END_OF_IMAGE):  # a decoder fills what is missing with grey and says nothing
             raise WireError("the picture is cut off")
         name = _name(jpeg, headers)

@@ -1,18 +1,27 @@
-"""Releases at the centre: layers by hash in a folder, signed manifests in the store, parts of layers on request."""
+"""Releases at the centre: layers by hash in a folder, manifests in the store, parts of layers on request.
+
+Decides what a release is made of and which one is active. Leaves to `cloud.trust` who stands behind it, to
+`cloud.lineage` where its layers come from, to `cloud.retention` how long they stay.
+"""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from cloud.learning.export import default_backbone, set_default_backbone
-from cloud.store import Store
+from cloud.lineage import note_layer
+from cloud.store import Assignment, Store
+from cloud.trust import Repository
+from cloud.trust.sets import LIFETIME_S, RENEW_S
+from common import trust
 from common.clock import Clock
 from common.delta import make_delta
 from common.errors import OperatorError, WireError
 from common.files import write_atomically
-from common.ids import layer_hash
+from common.ids import is_layer_hash, layer_hash
 from common.manifest import (
     DetectorLayer,
     Layer,
@@ -24,19 +33,27 @@ from common.manifest import (
     release_id,
 )
 from common.messages import Desired, Fetch, LayerPart
-from common.signing import Signer
 from common.weights import find_weights
 
 log = logging.getLogger(__name__)
 
-LIFETIME_NS = 400 * 24 * 3600 * 10**9
+LIFETIME_NS = LIFETIME_S[trust.TARGETS] * 10**9  # as long as the word of those who signed it
+STAGED = "staged"
+LIVE = ("active", "assembled")
+"""Status of what gateways may run now."""
+PROOFS_MAX = 16  # releases that gateways are told of at the same time, in two rollouts and their roll-backs
 PART_BYTES_MAX = 1024 * 1024
+OFFSET_MAX = 2**40  # larger than any file of ours; beyond 2**63 a seek raises
 BASES_MAX = 16  # of what a gateway names
 DELTA_LAYER_BYTES_MAX = 1024 * 1024
 SIZE_RATIO_MAX = 2  # layers further apart in size have nothing in common
 WORTHWHILE = 0.9
+DEFAULT_ORIGIN = {"origin": "efficientnet-lite0, pre-trained on ImageNet", "licence": "Apache-2.0"}
 MINIMUM_AGENT = "0.1.0"
 DETECTORS = "detectors"  # a file in the folder of the layers: what the next release carries
+CANDIDATE = "candidate"
+"""Status of a release that has not reached the fleet yet."""
+MANIFESTS_MAX = 64  # kept decoded: those under way and those that gateways come from
 DETECTORS_MAX = 8  # each runs on every look
 
 
@@ -50,10 +67,20 @@ class Registry:
 
     Args:
         folder: layers, one file each, named by hash.
+        repository: the signed metadata that stands behind releases.
     """
 
-    def __init__(self, folder: Path, store: Store, signer: Signer, clock: Clock) -> None:
-        self._folder, self._store, self._signer, self._clock = folder, store, signer, clock
+    def __init__(self, folder: Path, store: Store, repository: Repository, clock: Clock) -> None:
+        self._folder, self._store, self.repository, self._clock = folder, store, repository, clock
+        self.launch: Callable[[str], str] | None = None
+        """Takes a release that is signed and not active yet to the fleet; without one it is active at once."""
+        self._manifests: dict[str, Manifest] = {}
+        self._proofs: dict[str, tuple[int, Desired]] = {}
+        """Release -> the state of the metadata, and what every gateway gets with it."""
+        self._assigned: dict[str, Assignment] = {}
+        """Gateway -> what it was told last."""
+        self._unwritten: set[str] = set()
+        """Gateways whose assignment is not in the store yet."""
         folder.mkdir(parents=True, exist_ok=True)
 
     def backbone(self) -> tuple[Layer, Path]:
@@ -64,7 +91,11 @@ class Registry:
         name, path = default_backbone(self._folder)
         return Layer(name, path.stat().st_size), path
 
-    def set_backbone(self, data: bytes) -> Layer:
+    def note(self, layer: Layer, kind: str, **known: Any) -> None:
+        """Record where a layer comes from (`cloud.lineage.note_layer`); the first record stays."""
+        note_layer(self._store, layer.hash, kind, self._clock.wall_ns(), **known)
+
+    def set_backbone(self, data: bytes, licence: str = "not stated") -> Layer:
         """Make a layer the backbone of the first release.
 
         Raises:
@@ -76,6 +107,7 @@ class Registry:
                 "Set the backbone in a new data_dir, before the first release.",
             )
         layer = self.put(data)
+        self.note(layer, "backbone", origin="adopted", licence=licence)
         set_default_backbone(self._folder, layer.hash)
         return layer
 
@@ -100,7 +132,7 @@ class Registry:
         if active is None or active.detectors == detectors:
             return ""
         gate = next(release.gate for release in self._store.releases() if release.status == "active")
-        return self.publish(active.scenarios, active.backbone, gate, note, active.variants)
+        return self.publish(active.scenarios, active.backbone, gate, note, active.variants, active.golden)
 
     def layer_path(self, name: str) -> Path:
         return self._folder / name
@@ -126,33 +158,90 @@ class Registry:
         gate: Mapping[str, object],
         note: str,
         variants: tuple[Variant, ...] = (),
+        golden: Layer | None = None,
     ) -> str:
-        """Sign a release, make it the active one, and return its id; it carries the detectors that are chosen now.
+        """Have a release signed, send it on its way to the fleet, return its id; it carries the detectors chosen now.
+
+        The first one is active at once, later ones by a rollout (`launch`). When it needs keys that are not here it is
+        staged instead, and goes on its way when they have signed (`headframe cloud keys import`).
 
         Args:
             variants: of the backbone, those on which these heads have passed the drift gate.
+            golden: what its models answer to drawn inputs (`cloud.learning.golden`).
         """
-        releases = self._store.releases()
-        now_ns = self._clock.wall_ns()
         manifest = Manifest(
-            sequence=1 + max((release.sequence for release in releases), default=0),
-            created_at_ns=now_ns,
-            expires_at_ns=now_ns + LIFETIME_NS,
+            sequence=0,
+            created_at_ns=0,
+            expires_at_ns=0,
             minimum_agent=MINIMUM_AGENT,
             backbone=backbone,
             scenarios=scenarios,
-            note=note,
             detectors=self.detectors(),
             variants=variants,
+            golden=golden,
         )
-        data, name = encode_manifest(manifest), release_id(manifest)
-        self._store.add_release(
-            name, manifest.sequence, data, self._signer.sign(data), dict(gate), status="active", at_ns=now_ns
-        )
+        self.note(backbone, "backbone", **DEFAULT_ORIGIN)  # an adopted one has its record already
+        if self.launch is None or self.active() is None:
+            return self.sign(manifest, gate, note, status="active")
+        name = self.sign(manifest, gate, note, status=CANDIDATE)
+        if self._proof(name):
+            self.launch(name)
         return name
 
+    def sign(self, content: Manifest, gate: Mapping[str, object], note: str, *, status: str) -> str:
+        """A release of these layers under the next number; returns its id."""
+        releases, now_ns = self._store.releases(), self._clock.wall_ns()
+        manifest = msgspec.structs.replace(
+            content,
+            sequence=1 + max((release.sequence for release in releases), default=0),
+            created_at_ns=now_ns,
+            expires_at_ns=now_ns + LIFETIME_NS,
+            note=note,
+        )
+        data, name = encode_manifest(manifest), release_id(manifest)
+        live = {row.release_id for row in releases if row.status in (*LIVE, CANDIDATE)} | self._store.assigned()
+        live |= {row.base for row in releases if row.release_id in live}
+        signed = self.repository.add(data, [row.manifest for row in releases if not row.base], live)
+        self._store.add_release(
+            name,
+            manifest.sequence,
+            data,
+            b"",
+            dict(gate),
+            status=status if signed.in_force else STAGED,
+            at_ns=now_ns,
+            base=release_id(decode_manifest(signed.base)) if signed.base else "",
+        )
+        if not signed.in_force:
+            log.warning("release %s waits for signatures: `headframe cloud keys stage`", name)
+        return name
+
+    def activate_signed(self) -> list[str]:
+        """Send on its way what was staged and is signed now; returns those releases."""
+        staged = [row for row in self._store.releases() if row.status == STAGED]
+        signed = [row.release_id for row in reversed(staged) if self.repository.is_whole(row.manifest)]
+        for name in signed:
+            if self.launch is None or self.active() is None:
+                self._store.set_release_status(name, "active")
+            else:
+                self._store.set_release_status(name, CANDIDATE)
+                self.launch(name)
+        return signed
+
+    def manifest(self, name: str) -> Manifest | None:
+        """The manifest of a release; None when it is not ours."""
+        found = self._manifests.get(name)
+        if found is None:
+            release = self._store.release(name)
+            if release is None:
+                return None
+            found = self._manifests[name] = decode_manifest(release.manifest)
+            while len(self._manifests) > MANIFESTS_MAX:
+                self._manifests.pop(next(iter(self._manifests)))
+        return found
+
     def roll_back(self, name: str, note: str) -> str:
-        """Publish an earlier release's layers again, under a new sequence number.
+        """Publish an earlier release's layers again, under a new sequence number: active at once, for everybody.
 
         Raises:
             OperatorError: no such release.
@@ -161,22 +250,65 @@ class Registry:
         if earlier is None:
             raise OperatorError(f"there is no release {name}", "`headframe cloud releases` lists them.")
         manifest = decode_manifest(earlier.manifest)
-        write_atomically(self._folder / DETECTORS, msgspec.json.encode(manifest.detectors))
+        if not all(self.layer_path(layer.hash).is_file() for layer in manifest.layers_for("")):
+            raise OperatorError(f"the layers of {name} are not kept any more", "Choose a newer release.")
         gate = {**earlier.gate, "rolled_back_to": name}
-        return self.publish(manifest.scenarios, manifest.backbone, gate, note, manifest.variants)
+        made = self.sign(manifest, gate, note, status="active")
+        if self._proof(made) is None:
+            raise OperatorError(
+                f"{made}, which is {name} again, waits for offline keys",
+                "Have it signed: `headframe cloud keys stage`.",
+            )
+        write_atomically(self._folder / DETECTORS, msgspec.json.encode(manifest.detectors))
+        return made
 
-    def desired(self) -> Desired | None:
-        """What gateways are told to run."""
-        for release in self._store.releases():
-            if release.status == "active":
-                return Desired(manifest=release.manifest, signature=release.signature)
-        return None
+    def desired(self, gateway_id: str, name: str) -> Desired | None:
+        """What a gateway is told when it is to run a release, and all that proves it; None while it waits for keys."""
+        proof = self._proof(name)
+        if proof is None:
+            return None
+        assigned, now_ns = self._assigned.get(gateway_id) or self._store.assignment(gateway_id), self._clock.wall_ns()
+        if (
+            assigned is None
+            or assigned.release_id != name
+            or assigned.renew_at_ns <= now_ns
+            or not self.repository.assigned_by(assigned.signed)
+        ):
+            # By the clock, so that a crash before it is written down does not give a number out twice.
+            sequence = max(now_ns // 10**9, assigned.sequence + 1 if assigned else 1)
+            signed = self.repository.assign(gateway_id, proof.manifest, sequence)
+            renew_at_ns = now_ns + RENEW_S[trust.ASSIGNMENTS] * 10**9
+            assigned = Assignment(gateway_id, name, sequence, renew_at_ns, signed)
+            self._unwritten.add(gateway_id)
+        self._assigned[gateway_id] = assigned
+        return msgspec.structs.replace(proof, assignment=assigned.signed)
+
+    def flush(self) -> None:
+        """Write down what gateways were told."""
+        if self._unwritten:
+            self._store.put_assignments([self._assigned[name] for name in sorted(self._unwritten)])
+            self._unwritten.clear()
+
+    def _proof(self, name: str) -> Desired | None:
+        """What is the same for every gateway; made anew when the metadata has changed."""
+        state = self.repository.state()
+        known = self._proofs.get(name)
+        if known is None or known[0] != state:
+            release = self._store.release(name)
+            if release is None or release.status == STAGED:
+                return None
+            base = self._store.release(release.base) if release.base else None
+            under = base.manifest if base else b""
+            metadata = self.repository.bundle(release.manifest, under)
+            known = state, Desired(manifest=release.manifest, base=under, metadata=metadata)
+            self._proofs = dict(list(self._proofs.items())[-PROOFS_MAX:]) | {name: known}
+        return known[1]
 
     def part(self, fetch: Fetch) -> LayerPart:
         """Answer a gateway's request, by a delta where there is one; what is not held is said by `total_bytes` 0."""
+        known = is_layer_hash(fetch.layer) and self.layer_path(fetch.layer).is_file()
         path, base = self.layer_path(fetch.layer), ""
-        known = fetch.layer.isalnum() and path.is_file()
-        if not known or fetch.offset < 0 or fetch.length < 1:
+        if not known or not 0 <= fetch.offset < OFFSET_MAX or fetch.length < 1:
             return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=0, data=b"")
         for held in fetch.bases[:BASES_MAX]:
             delta = self._delta(held, path)
@@ -195,7 +327,7 @@ class Registry:
         Only small layers (heads) are made here, on the link's thread: milliseconds. Both ends' files must be ours.
         """
         origin = self.layer_path(base)
-        if base == target.name or not base.isalnum() or not origin.is_file():
+        if base == target.name or not is_layer_hash(base) or not origin.is_file():
             return None
         path = self._folder / "deltas" / f"{base}.{target.name}"
         if not path.is_file():

@@ -11,35 +11,39 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 
-import msgspec
-
+from cloud.admission import check_event, check_offer, check_state
 from cloud.events import Events
 from cloud.federation.grid import MqttGrid
 from cloud.federation.server_app import run_round
 from cloud.federation.strategy import Parts
+from cloud.guard import Guard
 from cloud.ingest import Ingest
 from cloud.learning.datasets import Catalogue
 from cloud.learning.training import Trainer
+from cloud.learning.triggers import DRIFT_LEVEL, Past, Trigger, TriggerRules, find_trigger
 from cloud.link import CentreLink
+from cloud.offers import Offers
 from cloud.registry import Registry
+from cloud.reported import Reported
+from cloud.rollout.service import Rollouts
 from cloud.settings import CloudSettings, parse_shards
 from cloud.store import Run, Store
+from cloud.trust import Repository
 from cloud.worker import SAMPLE_KINDS
 from common import codec, topics
 from common.clock import Clock, SystemClock
-from common.errors import HeadframeError, OperatorError
-from common.messages import Desired, Event, Fetch, FlowerFrame, Message, Receipt, State
+from common.errors import ForgeryError, HeadframeError, OperatorError
+from common.messages import Desired, Event, Fetch, FlowerFrame, Message, Offer, Receipt, Renewal, State
 from common.mqtt import Broker
-from common.signing import Signer
 
 log = logging.getLogger(__name__)
 
 ALL_SHARDS = "0-255"
-OFFLINE_AFTER_HEARTBEATS_S = 45.0
 EPOCHS_SAID_MAX = 8
 DESIRED_AGAIN_S = 10.0
 ROUNDS_WAITING_MAX = 4
 RESUME_LOOK_S = 0.2
+TRIGGER_LOOK_S = 5.0
 
 
 def filters_of(shards: str) -> list[str]:
@@ -59,11 +63,15 @@ class Service:
         folder = settings.data_dir
         folder.mkdir(parents=True, exist_ok=True)
         self.store = Store.open(settings.database_url, folder / "blobs")
-        self.signer = Signer.open(folder / "release.key")
-        self.registry = Registry(folder / "layers", self.store, self.signer, self.clock)
+        self.repository = Repository.open(folder / "trust", self.clock)
+        self.registry = Registry(folder / "layers", self.store, self.repository, self.clock)
         self.catalogue = Catalogue(folder / "datasets")
         self.trainer = Trainer(self.store, self.catalogue, self.registry, settings.learning)
-        self.ingest = Ingest(self.store, settings.ingest, self.clock, self._publish)
+        self.guard = Guard(folder / "ca", settings.broker_log(), self.store, self.clock)
+        self.offers = Offers(settings.offers, self.store, self.clock, self._publish)
+        self.ingest = Ingest(
+            self.store, settings.ingest, self.clock, self._publish, self.guard, on_stored=self.offers.stored
+        )
         self.link = CentreLink(
             broker,
             "headframe-centre",
@@ -73,13 +81,16 @@ class Service:
             on_oversize=self.ingest.on_oversize,
         )
         self.events = Events()
-        self.grid = MqttGrid(self._send_flower, self.online)
-        self._seen_at_s: dict[str, float] = {}
-        self._desired_at_s: dict[str, tuple[float, bytes]] = {}
+        self.grid = MqttGrid(self._send_flower, self.participants)
+        self.reported = Reported(self.store, self.clock)
+        self.rollouts = Rollouts(self.store, self.registry, self.reported, settings.rollout, self.clock)
+        self.registry.launch = self.rollouts.launch
+        self._desired_at_s: dict[str, tuple[float, tuple[str, int]]] = {}
+        """When a gateway was told, which release, and with which state of the metadata."""
         self._rounds: queue.Queue[str] = queue.Queue(ROUNDS_WAITING_MAX)
+        self._triggers_seen_s = float("-inf")
         self._stopping = threading.Event()
         self._learner = threading.Thread(target=self._learn_on, name="learning", daemon=True)
-        self._labels_at_round = 0
 
     def start(self) -> None:
         """Start all threads; rounds that a crash cut short are run again."""
@@ -87,19 +98,25 @@ class Service:
         for run in self.store.runs():
             if run.status in ("queued", "running"):
                 self._rounds.put_nowait(run.run_id)
+        self.rollouts.start()
         self._learner.start()
         self.link.start()
 
     def step(self) -> None:
-        """Keep gateways told what to run, and start a round when enough new labels have come."""
+        """Write down what was reported, keep gateways told what to run, start a round when enough labels have come."""
+        self.guard.step()
+        self.offers.step()
+        self.reported.flush()
+        self.repository.refresh()
+        self.rollouts.step()
         for gateway_id in self.online():
             self._tell(gateway_id)
-        every = self.settings.learning.new_labels
-        if every:
-            labels = int(self.store.counts()["labels"])
-            if labels - self._labels_at_round >= every:
-                self._labels_at_round = labels
-                self.start_round("trigger: new labels")
+        self.registry.flush()
+        now_s = self.clock.monotonic_s()
+        if now_s - self._triggers_seen_s >= TRIGGER_LOOK_S:
+            self._triggers_seen_s = now_s
+            if trigger := self._find_trigger():
+                self.start_round(f"trigger: {trigger.kind}", trigger)
         if not self._learner.is_alive():
             raise RuntimeError("the learning thread has died; see the log above")
 
@@ -108,47 +125,52 @@ class Service:
         self._stopping.set()
         self.ingest.stop(timeout_s)
         self.link.stop()
+        self.reported.flush()
         self._learner.join(timeout_s)
         self.store.close()
 
     # --- messages from gateways ---------------------------------------------------------------
 
     def _on_message(self, topic: str, payload: bytes) -> None:
-        gateway_id, kind = topics.parse_up(topic)
-        if kind in SAMPLE_KINDS:
-            self.ingest.on_message(topic, payload)
-            return
+        gateway_id = "unknown"
         try:
+            gateway_id, kind = topics.parse_up(topic)
+            if not self.guard.admits(gateway_id):
+                return
+            if kind in SAMPLE_KINDS:
+                self.ingest.on_message(topic, payload)
+                return
             self._handle(gateway_id, codec.decode(payload))
         except HeadframeError as error:
+            self.guard.refused(gateway_id, error)
             self.store.quarantine(gateway_id, topic, str(error), payload, self.clock.wall_ns())
 
     def _handle(self, gateway_id: str, message: Message) -> None:
         match message:
             case State():
                 if message.gateway_id != gateway_id:
-                    raise OperatorError(f"state of {message.gateway_id!r} came on the topic of {gateway_id!r}")
+                    raise ForgeryError(f"state of {message.gateway_id!r} came on the topic of {gateway_id!r}")
+                check_state(message)
                 self._on_state(message)
             case Event():
                 if message.gateway_id != gateway_id:
-                    raise OperatorError(f"event of {message.gateway_id!r} came on the topic of {gateway_id!r}")
+                    raise ForgeryError(f"event of {message.gateway_id!r} came on the topic of {gateway_id!r}")
+                check_event(message)
                 self.events.add(message)
             case Fetch():
                 self._publish(topics.down(gateway_id, "layer"), self.registry.part(message))
+            case Offer():
+                check_offer(message, gateway_id)
+                self.offers.take(message)
+            case Renewal():
+                self._publish(topics.down(gateway_id, "certificate"), self.guard.renew(gateway_id, message))
             case FlowerFrame():
                 self.grid.on_frame(gateway_id, message.message)
             case _:
                 raise OperatorError(f"a {type(message).__name__} is not for the centre")
 
     def _on_state(self, state: State) -> None:
-        if state.online:
-            self._seen_at_s[state.gateway_id] = self.clock.monotonic_s()
-        else:
-            self._seen_at_s.pop(state.gateway_id, None)
-            known = {known.gateway_id: known for known in self.store.states()}.get(state.gateway_id)
-            if known:
-                state = msgspec.structs.replace(known, online=False)
-        self.store.put_state(state)
+        self.reported.take(state)
         if state.online:
             self._follow(state)
             self._tell(state.gateway_id)
@@ -165,19 +187,18 @@ class Service:
 
     def _tell(self, gateway_id: str) -> None:
         """Publish the desired release, retained, when it is new to the gateway; again while it is not reported."""
-        desired = self.registry.desired()
-        if desired is None:
+        running = self.reported.release_of(gateway_id)
+        wanted = self.rollouts.wanted(gateway_id)
+        if wanted is None:
             return
-        told_s, told = self._desired_at_s.get(gateway_id, (float("-inf"), b""))
+        news = wanted, self.repository.state()
+        told_s, told = self._desired_at_s.get(gateway_id, (float("-inf"), ("", 0)))
         now_s = self.clock.monotonic_s()
-        if told == desired.signature and now_s - told_s < DESIRED_AGAIN_S:
+        if told == news and (running == wanted or now_s - told_s < DESIRED_AGAIN_S):
             return
-        active = next((r.release_id for r in self.store.releases() if r.status == "active"), "")
-        running = next((s.release_id for s in self.store.states() if s.gateway_id == gateway_id), "")
-        if told == desired.signature and running == active:
-            return
-        if self._publish(topics.down(gateway_id, "desired"), desired, retain=True):
-            self._desired_at_s[gateway_id] = (now_s, desired.signature)
+        desired = self.registry.desired(gateway_id, wanted)
+        if desired and self._publish(topics.down(gateway_id, "desired"), desired, retain=True):
+            self._desired_at_s[gateway_id] = (now_s, news)
 
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> bool:
         return self.link.publish(topic, codec.encode(message), retain=retain or isinstance(message, Desired))
@@ -187,25 +208,69 @@ class Service:
 
     def online(self) -> Sequence[str]:
         """Gateways that reported within the last heartbeats."""
-        now_s = self.clock.monotonic_s()
-        return sorted(g for g, at_s in list(self._seen_at_s.items()) if now_s - at_s < OFFLINE_AFTER_HEARTBEATS_S)
+        return self.reported.online()
+
+    def participants(self) -> Sequence[str]:
+        """Gateways online that may take part in a round: all but those that were unlearned."""
+        excluded = self.store.excluded()
+        if not excluded:
+            return self.online()
+        site_of = {state.gateway_id: state.site_id for state in self.store.states()}
+        return [g for g in self.online() if g not in excluded and site_of.get(g) not in excluded]
 
     # --- learning -----------------------------------------------------------------------------
 
-    def start_round(self, author: str) -> str:
+    def start_round(self, author: str, trigger: Trigger | None = None) -> str:
         """Queue a round: federation, training, gate, release. Returns its run id.
+
+        Args:
+            trigger: why it starts by itself; None when somebody starts it.
 
         Raises:
             OperatorError: too many rounds wait already.
         """
         now_ns = self.clock.wall_ns()
-        run = Run(f"run-{uuid.uuid4().hex[:12]}", now_ns, None, "queued", {"author": author})
+        record = {
+            "author": author,
+            "trigger": dataclasses.asdict(trigger) if trigger else None,
+            "labels": int(self.store.counts()["labels"]),
+            "drifting": sorted(self._drifting()),
+        }
+        run = Run(f"run-{uuid.uuid4().hex[:12]}", now_ns, None, "queued", record)
         if self._rounds.full():
             raise OperatorError(f"{ROUNDS_WAITING_MAX} rounds wait already", "Wait until one has ended.")
         self.store.add_run(run)
         self._rounds.put_nowait(run.run_id)
         self.store.audit(author, "start round", {"run_id": run.run_id}, now_ns)
         return run.run_id
+
+    def _find_trigger(self) -> Trigger | None:
+        rules = self.settings.learning
+        bounds = TriggerRules(rules.new_labels, rules.every_hours, rules.drift_cameras, rules.rounds_per_day)
+        if not (bounds.new_labels or bounds.every_hours or bounds.drift_cameras):
+            return None
+        past = [
+            Past(
+                run.started_ns,
+                run.status in ("queued", "running"),
+                int(run.record.get("labels", 0)),
+                frozenset(run.record.get("drifting", ())),
+                bool(run.record.get("trigger")),
+            )
+            for run in self.store.runs()
+        ]
+        labels = int(self.store.counts()["labels"])
+        return find_trigger(bounds, self.clock.wall_ns(), labels, self._drifting(), past)
+
+    def _drifting(self) -> frozenset[str]:
+        """Cameras that have drifted, `gateway/camera`, of the gateways online."""
+        online = set(self.online())
+        return frozenset(
+            f"{state.gateway_id}/{camera.camera_id}"
+            for state in self.store.states()
+            for camera in state.cameras
+            if state.gateway_id in online and camera.drift >= DRIFT_LEVEL
+        )
 
     def _learn_on(self) -> None:
         while not self._stopping.is_set():
@@ -244,7 +309,7 @@ class Service:
         if asked:
             self._await(set(asked) - answered)
         else:
-            asked = list(self.online())
+            asked = list(self.participants())
             self.store.update_run(dataclasses.replace(run, status="running", record={**run.record, "asked": asked}))
         if not asked:
             return {"asked": 0, "answered": 0}
@@ -256,7 +321,7 @@ class Service:
                     scenario,
                     backbone.hash,
                     gateway_id,
-                    {"counts": statistics.counts, "sums": statistics.sums, "moment": statistics.moment},
+                    statistics.arrays(),
                     {
                         "classes": list(statistics.classes),
                         "covered": sorted(name.hex() for name in covered),
@@ -275,6 +340,7 @@ class Service:
             quorum=self.settings.learning.quorum,
             on_answer=keep,
             answered=answered,
+            bytes_max=self.settings.learning.statistics_bytes_max,
         )
         folded = result.counters["folded"]
         return {"answered": folded + len(answered), "resumed": len(answered), "counters": dict(result.counters)}

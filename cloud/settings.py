@@ -1,9 +1,11 @@
 """Every key of cloud.toml. `headframe cloud config keys` prints them from here."""
 
+from datetime import time
 from pathlib import Path
 from typing import Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from common.errors import OperatorError
@@ -15,6 +17,12 @@ class CloudBrokerSection(BrokerSection):
     """[broker]"""
 
     embedded: bool = Field(True, description="Start our own broker (nats-server) on host:port; false uses yours.")
+    tls: bool = Field(
+        False, description="Our own broker takes TLS with client certificates only: first `headframe cloud ca init`."
+    )
+    log_file: Path | None = Field(
+        None, description="Log of your broker: what it refuses is counted, audited and an alarm on the console."
+    )
 
 
 class ConsoleSettings(Section):
@@ -42,6 +50,15 @@ class IngestSettings(Section):
     pixels_max: int = Field(40_000_000, ge=10_000, description="Pictures with more pixels are refused.")
 
 
+class OfferSettings(Section):
+    """[offers]: what the centre asks for of sites that offer before they send."""
+
+    samples_per_hour: int = Field(600, ge=1, description="Samples asked for per hour, over all sites that offer.")
+    similarity_max: float = Field(
+        0.92, gt=0, le=1, description="An offer more similar (cosine) to a known sample of any site is not asked for."
+    )
+
+
 def parse_shards(text: str) -> range:
     """`0-127`.
 
@@ -58,6 +75,17 @@ class LearningSettings(Section):
     """[learning]: when and how the centre learns."""
 
     new_labels: int = Field(0, ge=0, description="Start a round by itself after so many new labels; 0: only by hand.")
+    every_hours: float = Field(
+        0.0, ge=0, description="Start a round by itself when the last one began so long ago; 0: never by time."
+    )
+    drift_cameras: int = Field(
+        0,
+        ge=0,
+        description="Start a round by itself when so many cameras have drifted since the last; 0: never by drift.",
+    )
+    rounds_per_day: int = Field(
+        24, ge=0, description="Rounds that may start by themselves within 24 hours; 0: no bound. Yours always start."
+    )
     round_deadline_s: float = Field(60.0, gt=0, description="A round closes at this deadline with whoever answered.")
     quorum: float = Field(0.5, ge=0, le=1, description="A round needs answers of this share of the gateways online.")
     shrinkage: float = Field(0.3, gt=0, le=1, description="Share of the identity in the covariance of the head.")
@@ -65,7 +93,102 @@ class LearningSettings(Section):
     personal_weight: float = Field(20.0, ge=1, description="Weight of a site's own samples in its personal head.")
     personal_labels_min: int = Field(4, ge=1, description="Labels a site needs before it can get a head of its own.")
     tolerance: float = Field(0.02, ge=0, le=1, description="Gate: how far a site or a class may drop.")
+    statistics_bytes_max: int = Field(
+        0,
+        ge=0,
+        description="Bytes that a gateway's statistics of a scenario may have; 0 loses nothing, 600000 costs next to"
+        " nothing, 55000 some tenths of a point (docs/learning.md).",
+    )
     quarantine: bool = Field(True, description="Leave out gateways whose statistics are scaled or whose labels lie.")
+
+
+class WaveSettings(Section):
+    """[[rollout.waves]]: counted from the beginning; one without number, share and list asks for everyone."""
+
+    gateways: int = Field(0, ge=0, description="So many gateways.")
+    share: float = Field(0.0, ge=0, le=1, description="This share of the fleet; the larger of the two counts.")
+    among: tuple[str, ...] = Field((), description="Only these gateways, sites or labels of `rollout.labels`.")
+
+
+class LimitSettings(Section):
+    """[rollout.limits]: what a new release may do before it is stopped."""
+
+    false_alarm: float = Field(0.01, gt=0, le=0.5, description="Chance that a release within its limits is stopped.")
+    failed_ok: float = Field(0.01, gt=0, lt=0.5, description="Gateways that may fail after it has begun to run.")
+    failed_bad: float = Field(0.05, gt=0, lt=1, description="The failure rate that must be found.")
+    refused_ok: float = Field(0.05, gt=0, lt=0.5, description="Gateways that may refuse it before it runs.")
+    refused_bad: float = Field(0.20, gt=0, lt=1, description="The rate of refusals that must be found.")
+    errors_max: float = Field(0.01, ge=0, le=1, description="Errors per look from which a gateway has failed.")
+    restarts_max: int = Field(2, ge=0, description="Starts of the agent from which on a gateway has failed.")
+    disagreement_max: float = Field(
+        0.20, ge=0, le=1, description="Looks named otherwise than by the release before, beyond measured improvement."
+    )
+    flags_change_max: float = Field(0.15, ge=0, le=1, description="Change of the share of striking looks.")
+    scores_change_max: float = Field(0.10, ge=0, le=1, description="Change of the mean top probability.")
+    latency_ratio_max: float = Field(2.0, gt=1, description="Latency over that of the release before.")
+    labels_against_max: float = Field(
+        0.55, ge=0.5, lt=1, description="Of the labels on which one release alone is right, those for the old one."
+    )
+
+
+class RolloutSettings(Section):
+    """[rollout]: how a new release reaches the fleet. A rollout under way keeps the plan it began with."""
+
+    enabled: bool = Field(True, description="false: every gateway gets a new release at once.")
+    waves: tuple[WaveSettings, ...] = Field((), description="By default 1, 5, 30, 150, 750 gateways, then everyone.")
+    labels: dict[str, tuple[str, ...]] = Field({}, description="Names for lists of gateways and sites, for `among`.")
+    healthy_frames: int = Field(200, ge=0, description="Looks by the new release before a gateway counts as healthy.")
+    soak_s: float = Field(600.0, ge=0, description="A full wave is watched so long before the next one begins.")
+    deadline_s: float = Field(3600.0, gt=0, description="A gateway that is silent so long after being told has failed.")
+    offline_age_max_s: float = Field(2_592_000.0, gt=0, description="Not heard of for longer: no part of the fleet.")
+    windows: tuple[str, ...] = Field((), description="Hours in which gateways are told, e.g. 22:00-04:00, site time.")
+    timezone: str = Field("UTC", description="Time zone of sites, e.g. Asia/Shanghai.")
+    timezones: dict[str, str] = Field({}, description="Sites with another time zone.")
+    site_bytes_per_s: float = Field(0.0, ge=0, description="What a site's line may carry for releases; 0: no limit.")
+    pace: float = Field(0.25, gt=0, le=1, description="Gateways under way at once, as a share of those judged.")
+    limits: LimitSettings = LimitSettings()
+
+    @field_validator("windows")
+    @classmethod
+    def _check_windows(cls, windows: tuple[str, ...]) -> tuple[str, ...]:
+        for text in windows:
+            parse_window(text)
+        return windows
+
+    @field_validator("timezone")
+    @classmethod
+    def _check_zone(cls, name: str) -> str:
+        return _check_timezone(name)
+
+    @field_validator("timezones")
+    @classmethod
+    def _check_zones(cls, zones: dict[str, str]) -> dict[str, str]:
+        return {site: _check_timezone(name) for site, name in zones.items()}
+
+
+def parse_window(text: str) -> tuple[int, int]:
+    """`22:00-04:00` as minutes of the day.
+
+    Raises:
+        ValueError: not of this form.
+    """
+    begin, separator, end = text.partition("-")
+    if not separator:
+        raise ValueError(f"{text!r} is no window: write 22:00-04:00")
+    return _minute(begin), _minute(end)
+
+
+def _minute(text: str) -> int:
+    found = time.fromisoformat(text.strip())
+    return found.hour * 60 + found.minute
+
+
+def _check_timezone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError) as error:
+        raise ValueError(f"there is no time zone {name!r}") from error
+    return name
 
 
 class CloudSettings(RoleSettings):
@@ -80,6 +203,12 @@ class CloudSettings(RoleSettings):
     console: ConsoleSettings = ConsoleSettings()
     ingest: IngestSettings = IngestSettings()
     learning: LearningSettings = LearningSettings()
+    offers: OfferSettings = OfferSettings()
+    rollout: RolloutSettings = RolloutSettings()
+
+    def broker_log(self) -> Path | None:
+        """The log of the broker in use, when it can be read."""
+        return self.data_dir / "broker" / "broker.log" if self.broker.embedded else self.broker.log_file
 
     @property
     def database_url(self) -> str:

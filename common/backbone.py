@@ -117,9 +117,12 @@ class Backbone:
 
     def tensor(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The input float32 (1, 3, px, px) of a picture uint8 (H, W, 3) BGR."""
-        shrinks = min(image.shape[:2]) >= self.input_px
-        side = (self.input_px, self.input_px)
-        resized = cv2.resize(image, side, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+        resized = image
+        if image.shape[:2] != (side := (self.input_px, self.input_px)):
+            shrinks = min(image.shape[:2]) >= self.input_px
+            resized = np.asarray(
+                cv2.resize(image, side, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC), dtype=np.uint8
+            )
         blob = cv2.dnn.blobFromImage(
             resized, 1 / self._scale, mean=(self._mean,) * 3, swapRB=True
         )  # (pixel - mean) / scale

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from common.codec import PAYLOAD_BYTES_MAX
-from common.errors import WireError
+from common.errors import BoundError, WireError
 from common.messages import Chunk
 
 CHUNK_BYTES = 256 * 1024
@@ -65,10 +65,13 @@ class Joiner:
         """Take one chunk; return the whole payload when it was the last one missing.
 
         Raises:
+            BoundError: the whole would be larger than the bound.
             WireError: the chunk contradicts itself, its transfer or a bound, or the payload's hash does not fit. The
                 transfer is dropped.
         """
-        if not 0 <= chunk.index < chunk.count or not 0 <= chunk.total_bytes <= self._pending_bytes_max:
+        if chunk.total_bytes > self._pending_bytes_max:
+            raise BoundError(f"a transfer of {chunk.total_bytes} bytes is out of bounds")
+        if not 0 <= chunk.index < chunk.count or chunk.total_bytes < 0:
             raise WireError(f"chunk {chunk.index} of {chunk.count}, {chunk.total_bytes} bytes, is out of bounds")
         if chunk.count > CHUNKS_MAX or (chunk.total_bytes and not chunk.data):  # else empty chunks cost memory for free
             raise WireError(f"a transfer in {chunk.count} chunks, or with an empty one, is out of bounds")

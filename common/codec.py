@@ -6,7 +6,7 @@ peer's message is refused with a reason instead of being misread.
 
 import msgspec
 
-from common.errors import VersionError, WireError
+from common.errors import BoundError, VersionError, WireError
 from common.messages import SCHEMA_VERSION, Message
 
 PAYLOAD_BYTES_MAX = 64 * 1024 * 1024
@@ -36,10 +36,11 @@ def decode(payload: bytes) -> Message:
 
     Raises:
         VersionError: the peer speaks another schema version.
-        WireError: too large, no MessagePack, an unknown type, or a field of the wrong type.
+        BoundError: too large.
+        WireError: no MessagePack, an unknown type, or a field of the wrong type.
     """
     if len(payload) > PAYLOAD_BYTES_MAX:
-        raise WireError(f"payload of {len(payload)} bytes is over the bound of {PAYLOAD_BYTES_MAX}")
+        raise BoundError(f"payload of {len(payload)} bytes is over the bound of {PAYLOAD_BYTES_MAX}")
     try:
         version = _version_decoder.decode(payload).v
         if version != SCHEMA_VERSION:

@@ -1,25 +1,22 @@
 """The records of a federation round: what the centre asks a gateway, and what it answers. Both sides use this.
 
-Request (train): a ConfigRecord `request` with the backbone hash, scenarios, classes, and the labels of that gateway's
-own samples. Reply: per scenario an ArrayRecord `statistics/<scenario>` (counts, sums, moment as upper triangle, all
-float64, so that the federated sum equals the centralised one), a ConfigRecord `covered` with the ids counted, and a
-MetricRecord `metrics`.
+Request (train): a ConfigRecord `request` with the backbone hash, scenarios, classes, the labels of that gateway's own
+samples, and how many bytes the statistics of a scenario may have. Reply: per scenario an ArrayRecord
+`statistics/<scenario>` in one of the forms of `common.packing`, a ConfigRecord `covered` with the ids counted, and a
+MetricRecord `metrics` with the number of samples and, per scenario, the share of the variance that was left to the
+diagonal (`lost/<scenario>`).
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from common.errors import WireError
 from common.flower import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from common.ids import SAMPLE_ID_BYTES
+from common.packing import Packed, Triangle, read_packed
 from common.statistics import Statistics
 
-DIMENSION_MAX = 8192
-CLASSES_MAX = 1000
 Labels = Mapping[str, Mapping[bytes, str]]
 """scenario -> sample id -> label"""
 
@@ -32,14 +29,19 @@ class Request(msgspec.Struct, frozen=True):
     """scenario -> classes, in the order of the statistics."""
     labels: dict[str, dict[str, str]]
     """scenario -> sample id in hex -> label: what people said about this gateway's own samples."""
+    bytes_max: int = 0
+    """Bound on the arrays of a scenario's statistics; 0 is none, and then nothing is lost."""
 
 
-def pack_request(backbone: str, scenarios: Mapping[str, Sequence[str]], labels: Labels) -> RecordDict:
+def pack_request(
+    backbone: str, scenarios: Mapping[str, Sequence[str]], labels: Labels, bytes_max: int = 0
+) -> RecordDict:
     """The content of a train message."""
     request = Request(
         backbone,
         {name: tuple(classes) for name, classes in scenarios.items()},
         {name: {key.hex(): label for key, label in given.items()} for name, given in labels.items()},
+        bytes_max,
     )
     return RecordDict({"request": ConfigRecord({"request": msgspec.msgpack.encode(request)})})
 
@@ -57,34 +59,37 @@ def unpack_request(content: RecordDict) -> Request:
         raise WireError(f"not a request of a round: {error}") from error
 
 
-def pack_reply(parts: Mapping[str, tuple[Statistics, Sequence[bytes]]]) -> RecordDict:
-    """The content of a reply: statistics and covered ids per scenario."""
+def pack_reply(
+    parts: Mapping[str, tuple[Packed | Statistics, Sequence[bytes]]], lost: Mapping[str, float] | None = None
+) -> RecordDict:
+    """The content of a reply: statistics and covered ids per scenario.
+
+    Args:
+        lost: per scenario the share of the variance that packing left to the diagonal.
+    """
     content = RecordDict()
     covered: dict[str, bytes] = {}
     classes: dict[str, list[str]] = {}
     for scenario, (statistics, names) in parts.items():
-        content[f"statistics/{scenario}"] = ArrayRecord(
-            {
-                "counts": Array(statistics.counts),
-                "sums": Array(statistics.sums),
-                "moment": Array(statistics.moment.ravel()[_upper(statistics.dimension)]),
-            }
-        )
+        packed = Triangle.of(statistics) if isinstance(statistics, Statistics) else statistics
+        arrays = {name: Array(array) for name, array in packed.arrays().items()}
+        content[f"statistics/{scenario}"] = ArrayRecord(arrays)
         covered[scenario] = b"".join(names)
-        classes[f"classes/{scenario}"] = list(statistics.classes)
+        classes[f"classes/{scenario}"] = list(packed.classes)
     content["covered"] = ConfigRecord({**covered, **classes})
-    content["metrics"] = MetricRecord({"samples": sum(len(names) for _, names in parts.values())})
+    losses = {f"lost/{scenario}": float(share) for scenario, share in (lost or {}).items()}
+    content["metrics"] = MetricRecord({"samples": sum(len(names) for _, names in parts.values()), **losses})
     return content
 
 
-def unpack_reply(content: RecordDict, request: Request) -> dict[str, tuple[Statistics, set[bytes]]]:
-    """Statistics and covered ids per scenario, checked.
+def unpack_reply(content: RecordDict, request: Request) -> dict[str, tuple[Packed, set[bytes]]]:
+    """Statistics, still packed, and covered ids per scenario, checked.
 
     Raises:
         WireError: a scenario that was not asked for, shapes or ids that do not fit, values that are not finite or not
             possible (negative counts, a moment whose trace is smaller than its sums allow).
     """
-    found: dict[str, tuple[Statistics, set[bytes]]] = {}
+    found: dict[str, tuple[Packed, set[bytes]]] = {}
     try:
         ids = content["covered"]
         for key in content:
@@ -95,7 +100,7 @@ def unpack_reply(content: RecordDict, request: Request) -> dict[str, tuple[Stati
                 raise WireError(f"statistics of scenario {scenario!r}, which was not asked for")
             arrays = {name: array.numpy() for name, array in content[key].items()}
             classes = tuple(str(label) for label in ids[f"classes/{scenario}"])
-            statistics = _statistics(classes, arrays)
+            statistics = read_packed(classes, arrays)
             names = bytes(ids[scenario])
             if len(names) % SAMPLE_ID_BYTES:
                 raise WireError("covered ids are not whole")
@@ -106,30 +111,3 @@ def unpack_reply(content: RecordDict, request: Request) -> dict[str, tuple[Stati
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WireError(f"not a reply of a round: {error!r}") from error
     return found
-
-
-@lru_cache(maxsize=2)  # 6.5 MB at 1280 dimensions, and most of the time that packing took
-def _upper(dimension: int) -> NDArray[np.integer]:
-    """Flat places of the upper triangle, row by row."""
-    rows, columns = np.triu_indices(dimension)
-    places: NDArray[np.integer] = rows * dimension + columns
-    return places
-
-
-def _statistics(classes: tuple[str, ...], arrays: Mapping[str, np.ndarray]) -> Statistics:
-    if len(classes) > CLASSES_MAX:
-        raise WireError(f"{len(classes)} classes are over the bound of {CLASSES_MAX}")
-    counts, sums, packed = (np.asarray(arrays[name], dtype=np.float64) for name in ("counts", "sums", "moment"))
-    dimension = int((np.sqrt(8 * packed.size + 1) - 1) / 2)
-    if packed.ndim != 1 or dimension > DIMENSION_MAX or dimension * (dimension + 1) // 2 != packed.size:
-        raise WireError(f"a moment of {packed.size} values is no triangle within the bound")
-    moment = np.zeros((dimension, dimension))
-    moment.ravel()[_upper(dimension)] = packed
-    moment += np.triu(moment, 1).T
-    statistics = Statistics(classes, counts, sums, moment)
-    if (counts < 0).any() or (counts != np.round(counts)).any():
-        raise WireError("counts must be whole and not negative")
-    power = np.divide((sums**2).sum(axis=1), counts, out=np.zeros(len(counts)), where=counts > 0).sum()
-    if np.trace(moment) < power * (1 - 1e-6) - 1e-6:
-        raise WireError("the second moment is smaller than the sums allow")
-    return statistics

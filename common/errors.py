@@ -5,6 +5,8 @@ HeadframeError
 │   └── ConfigError      a configuration file
 ├── PeerError            what came over the wire is wrong; nothing of it was used
 │   ├── WireError        not decodable, over a bound, or a hash does not fit
+│   │   └── BoundError   larger than it may be, or would be when opened
+│   ├── ForgeryError     says that it is of somebody else
 │   ├── VersionError     a schema version this side does not speak
 │   └── TrustError       a signature, expiry or sequence does not hold
 └── EnvironmentFault     disk full, broker out of reach: the same call may succeed later
@@ -39,6 +41,14 @@ class PeerError(HeadframeError):
 
 class WireError(PeerError):
     """Bytes that cannot be decoded, exceed a bound, or do not match their hash."""
+
+
+class BoundError(WireError):
+    """Larger than it may be, or declares that it will be; it was not opened."""
+
+
+class ForgeryError(PeerError):
+    """A peer says in a message that it is somebody else."""
 
 
 class VersionError(PeerError):

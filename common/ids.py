@@ -6,6 +6,7 @@ import re
 from common.errors import OperatorError
 
 SAMPLE_ID_BYTES = 16
+_LAYER = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -46,6 +47,11 @@ def event_id(gateway_id: str, camera_id: str, scenario: str, began_at_ns: int) -
     """Name of an event, 16 hex digits: what is said about it later says the same name."""
     parts = "\0".join((gateway_id, camera_id, scenario, str(began_at_ns)))
     return hashlib.blake2b(parts.encode(), digest_size=8, person=b"headframe-event").hexdigest()
+
+
+def is_layer_hash(name: str) -> bool:
+    """Whether this can be the name of a layer: what comes from a peer becomes a file name only then."""
+    return _LAYER.fullmatch(name) is not None
 
 
 def layer_hash(data: bytes) -> str:

@@ -4,11 +4,13 @@ Layers are named by the hash of their bytes (`common.ids.layer_hash`). A layer i
 metadata properties, the keys below; so a file says by itself what it is and on which backbone a head stands.
 """
 
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
 from common.errors import WireError
+from common.ids import is_layer_hash
 
 # Keys of the ONNX metadata properties.
 KIND: Final = "headframe.kind"  # "backbone", "head" or "detector"
@@ -115,15 +117,27 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
     detectors: tuple[DetectorLayer, ...] = ()
     variants: tuple[Variant, ...] = ()
+    golden: Layer | None = None
+    """Inputs and what the models answer to them (`common.golden`), for a gateway to try before it installs."""
+
+    def layers(self) -> Iterator[Layer]:
+        """Every layer of every site."""
+        yield self.backbone
+        for scenario in self.scenarios:
+            yield from scenario.heads.values()
+        yield from (variant.layer for variant in self.variants)
+        yield from (detector.layer for detector in self.detectors)
+        if self.golden:
+            yield self.golden
 
     def layers_for(self, site_id: str) -> tuple[Layer, ...]:
         """Everything a gateway of this site needs, backbone first."""
         heads = (scenario.head_for(site_id) for scenario in self.scenarios)
         variants, detectors = (v.layer for v in self.variants), (d.layer for d in self.detectors)
-        return (self.backbone, *heads, *variants, *detectors)
+        return (self.backbone, *heads, *variants, *detectors, *([self.golden] if self.golden else []))
 
 
-ADDED_LATER: Final = ("detectors", "variants")
+ADDED_LATER: Final = ("detectors", "variants", "golden")
 """Fields that are left out of the bytes when empty: a manifest without them keeps the bytes, and so the release id,
 that it had before they existed."""
 
@@ -141,15 +155,18 @@ def decode_manifest(data: bytes) -> Manifest:
     """Read a manifest.
 
     Raises:
-        WireError: not a manifest, or a scenario without a shared head.
+        WireError: not a manifest, a scenario without a shared head, or a layer that has no hash for its name.
     """
     try:
         manifest = msgspec.msgpack.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"not a release manifest: {error}") from error
     for scenario in manifest.scenarios:
         if SHARED not in scenario.heads:
             raise WireError(f"scenario {scenario.name!r} of the manifest has no shared head")
+    for layer in manifest.layers():
+        if not is_layer_hash(layer.hash) or layer.size_bytes < 1:
+            raise WireError(f"the manifest names a layer {layer.hash[:64]!r} of {layer.size_bytes} bytes")
     return manifest
 
 

@@ -156,7 +156,7 @@ class Ended(msgspec.Struct, frozen=True):
     sample_id: bytes
     value: float
     state: str
-    """evicted (the spool was full) or expired (too old)."""
+    """evicted (the spool was full), expired (too old), or declined (it was offered, and nobody asked for it)."""
 
 
 class Ledger(msgspec.Struct, frozen=True, tag="ledger", kw_only=True):
@@ -200,6 +200,9 @@ class CameraState(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float = 0.0
     """From the arrival of a frame to the end of its look: median of the recent looks."""
     latency_ms_p99: float = 0.0
+    drift: float = 0.0
+    """How far what it shows has moved from what it used to show, as a share of the limit: 1 is drift (`edge.drift`); 0
+    while its usual is being learnt."""
 
 
 class ReleaseHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,7 +222,8 @@ class ReleaseHealth(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     """Starts of the agent since it began to run."""
     flagged: int = 0
-    """Looks that were striking: an event, or a candidate above the selection's bar."""
+    """Looks that asked for attention: some scenario's most probable class was not its normal one, or a detector found
+    what raises an event."""
     score_sum: float = 0.0
     score_squares: float = 0.0
     """Sum and sum of squares of the top probability over `frames`: the centre compares distributions by them."""
@@ -249,6 +253,8 @@ class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
     receipted: int = 0
     evicted: int = 0
     refused: int = 0
+    declined: int = 0
+    """Samples that were offered and not asked for in time."""
     bytes_up: int = 0
     bytes_down: int = 0
     looks: int = 0
@@ -265,6 +271,8 @@ class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
     cameras: tuple[CameraState, ...] = ()
     online: bool = True
     """False only in the last will."""
+    config: str = ""
+    """Outcome of the last reload of the configuration (`applied: …`, `refused: why`), and what the budget costs."""
     epochs: tuple[SpoolEpoch, ...] = ()
     """Lives of the spool, the running one first, then those of which something still waits (at most 8)."""
     health: tuple[ReleaseHealth, ...] = ()
@@ -272,10 +280,17 @@ class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
 
 
 class Desired(msgspec.Struct, frozen=True, tag="desired", kw_only=True):
-    """What the centre wants a gateway to run: a signed manifest. Published retained."""
+    """What the centre wants a gateway to run: a manifest, and all that proves it. Published retained."""
 
     manifest: bytes
-    signature: bytes
+    signature: bytes = b""
+    """Of earlier versions: one key's Ed25519 signature. The roles below have taken its place."""
+    base: bytes = b""
+    """The whole release that `manifest` changes parts of, where no more than parts were signed for."""
+    metadata: dict[str, bytes] = {}
+    """TUF metadata by file name: `3.root.json`, `timestamp.json`, `7.snapshot.json`, `4.targets.json` …"""
+    assignment: bytes = b""
+    """TUF metadata of the role `assignments`: that this gateway is to run this manifest."""
 
 
 class Fetch(msgspec.Struct, frozen=True, tag="fetch", kw_only=True):
@@ -307,4 +322,65 @@ class FlowerFrame(msgspec.Struct, frozen=True, tag="flower", kw_only=True):
     message: bytes
 
 
-Message = Sample | Event | Chunk | Receipt | Ledger | State | Desired | Fetch | LayerPart | FlowerFrame
+class Renewal(msgspec.Struct, frozen=True, tag="renew", kw_only=True):
+    """A gateway asks for its next certificate, and proves with the one it has that it may (`common.certificates`)."""
+
+    request: bytes
+    """Signing request (PEM) of the new key."""
+    certificate: bytes
+    """The certificate it has (PEM)."""
+    signature: bytes
+    """Over the request, with the key of that certificate."""
+
+
+class Certificate(msgspec.Struct, frozen=True, tag="certificate", kw_only=True):
+    """The centre's answer to a renewal."""
+
+    certificate: bytes
+
+
+class Offer(msgspec.Struct, frozen=True, tag="offer", kw_only=True):
+    """A sample that a gateway holds and would send: under 4 KB, so that the centre can choose across the fleet."""
+
+    sample_id: bytes
+    gateway_id: str
+    site_id: str
+    camera_id: str
+    captured_at_ns: int
+    backbone: str
+    embedding: bytes
+    """int8, times `step`."""
+    step: float
+    scores: Scores
+    reason: str
+    payload_bytes: int
+    """What sending it would cost."""
+    thumbnail: bytes = b""
+    """A small JPEG."""
+
+
+class Want(msgspec.Struct, frozen=True, tag="want", kw_only=True):
+    """The centre's answer to offers."""
+
+    wanted: tuple[bytes, ...] = ()
+    """Send these."""
+    heard: tuple[bytes, ...] = ()
+    """Not now, perhaps later; they need not be offered again soon."""
+
+
+Message = (
+    Offer
+    | Want
+    | Sample
+    | Event
+    | Chunk
+    | Receipt
+    | Ledger
+    | State
+    | Desired
+    | Fetch
+    | LayerPart
+    | FlowerFrame
+    | Renewal
+    | Certificate
+)

@@ -16,7 +16,8 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
-from common.errors import EnvironmentFault, OperatorError
+from common.errors import EnvironmentFault
+from common.tls import client_context, show_certificate
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +92,10 @@ class MqttLink:
         client.reconnect_delay_set(min_delay=1, max_delay=30)
         if broker.username:
             client.username_pw_set(broker.username, broker.password)
+        self._tls: ssl.SSLContext | None = None
         if broker.ca_file:
-            self._set_tls(client, broker)
+            self._tls = client_context(broker.ca_file, broker.cert_file, broker.key_file)
+            client.tls_set_context(self._tls)
         if will:
             client.will_set(will[0], will[1], qos=1, retain=retain_will)
         client.on_connect, client.on_disconnect = self._connected_now, self._disconnected_now
@@ -100,21 +103,15 @@ class MqttLink:
         client.on_message = self._received
         self._client = client
 
-    @staticmethod
-    def _set_tls(client: paho.Client, broker: Broker) -> None:
-        for path in (broker.ca_file, broker.cert_file, broker.key_file):
-            if path and not path.is_file():
-                raise OperatorError(f"TLS file {path} does not exist", "Check [broker] in the configuration.")
-        client.tls_set(
-            ca_certs=str(broker.ca_file),
-            certfile=str(broker.cert_file) if broker.cert_file else None,
-            keyfile=str(broker.key_file) if broker.key_file else None,
-            tls_version=ssl.PROTOCOL_TLS_CLIENT,
-        )
-
     @property
     def connected(self) -> bool:
         return self._up.is_set()
+
+    @property
+    def alive(self) -> bool:
+        """False when the network thread has died of an exception (or was not started): nothing brings it back."""
+        thread = self._client._thread  # paho has no public word for it
+        return thread is not None and thread.is_alive()
 
     def start(self) -> None:
         """Begin to connect, and go on trying until `stop`. Does not wait."""
@@ -139,6 +136,15 @@ class MqttLink:
             return False
         # No lock of ours around this: paho calls back with its own held. It refuses what exceeds the window.
         return self._client.publish(topic, payload, qos=1, retain=retain).rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def reload_certificate(self) -> None:
+        """Show the certificate that is in the file now, from the next connection on.
+
+        Raises:
+            OperatorError: the file does not hold a certificate and its key.
+        """
+        if self._tls and self._broker.cert_file:
+            show_certificate(self._tls, self._broker.cert_file, self._broker.key_file)
 
     def stop(self) -> None:
         """Disconnect cleanly (the will is not published) and end the network thread."""

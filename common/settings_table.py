@@ -17,8 +17,11 @@ def list_keys(model: type[BaseModel], prefix: str = "") -> list[Row]:
     for name, field in model.model_fields.items():
         nested = next((t for t in (field.annotation, *get_args(field.annotation)) if _is_model(t)), None)
         if nested is not None:
-            inner = f"[[{name}]]." if nested is not field.annotation else f"{name}."
-            rows += list_keys(nested, prefix + inner)
+            is_array = nested is not field.annotation
+            if is_array and not prefix.startswith("[["):
+                rows += list_keys(nested, f"[[{prefix}{name}]].")
+            else:
+                rows += list_keys(nested, prefix + (f"[[{name}]]." if is_array else f"{name}."))
             continue
         required = field.is_required()
         default = (

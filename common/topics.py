@@ -17,8 +17,8 @@ from common.errors import WireError
 from common.ids import check_name
 
 SHARDS: Final = 256
-UP_KINDS: Final = ("sample", "chunk", "state", "fetch", "flower", "event", "ledger")
-DOWN_KINDS: Final = ("receipt", "desired", "layer", "flower")
+UP_KINDS: Final = ("sample", "chunk", "state", "fetch", "flower", "event", "ledger", "renew", "offer")
+DOWN_KINDS: Final = ("receipt", "desired", "layer", "flower", "certificate", "want")
 
 
 @functools.lru_cache(maxsize=16_384)  # asked for every message

@@ -11,27 +11,36 @@ import msgspec
 
 from common import AGENT_VERSION, codec, topics
 from common.clock import Clock, SystemClock
-from common.errors import EnvironmentFault
-from common.messages import Desired, Event, FlowerFrame, LayerPart, Message, Receipt, Sample, State
+from common.errors import EnvironmentFault, OperatorError
+from common.messages import Event, FlowerFrame, Message, Sample, State
+from common.metadata import TrustedMetadata, read_root
 from common.mqtt import MqttLink
+from edge.downward import Downward
+from edge.enrolment import FLAG, Renewer, renews_itself
 from edge.events import Phase
 from edge.exemplars import Exemplars
+from edge.inbox import FOLDER as IMPORT
+from edge.inbox import Inbox
 from edge.installer import LAYERS, Installer
 from edge.learner import Learner
 from edge.lookout import Lookout
+from edge.offers import Offers
 from edge.outputs import SiteOutputs
 from edge.providers import COMPILED, Compute
+from edge.roster import plan
 from edge.settings import EdgeSettings
 from edge.spool import Spool
 from edge.threads import usable_cores
 from edge.uplink import Uplink
-from edge.workers import Workers, worker_count
+from edge.workers import Workers
 
 log = logging.getLogger(__name__)
 
 DISK_RETRY_S = 1.0
 RELEASES = "releases"
 """Folder of the installer within `data_dir`."""
+TRUST = "trust"
+"""Folder of what is trusted within `data_dir`."""
 
 
 class Agent:
@@ -39,6 +48,8 @@ class Agent:
 
     def __init__(self, settings: EdgeSettings, clock: Clock | None = None) -> None:
         self.settings = settings
+        self._plan = plan(settings, usable_cores())
+        self._config = ""
         self._clock = clock or SystemClock()
         folder = settings.data_dir
         self.spool = Spool.open(
@@ -60,22 +71,41 @@ class Agent:
             on_connect=self._on_connect,
             keep=False,
         )
-        self.uplink = Uplink(self._link, self.spool, settings.gateway_id, settings.uplink, self._clock, settings.share)
+        self.offers = (
+            Offers.open(folder / "offers.db", self.spool, settings.offers, self._clock)
+            if settings.offers.enabled
+            else None
+        )
+        self.uplink = Uplink(
+            self._link, self.spool, settings.gateway_id, settings.uplink, self._clock, settings.share, self.offers
+        )
         self.installer = Installer(
             folder / RELEASES,
-            settings.release_key,
+            TrustedMetadata(folder / TRUST, read_root(settings.release_root), settings.gateway_id),
             settings.site_id,
             self._clock,
-            lambda fetch: self._send("fetch", fetch),
-            self.lookout.hand_over,
+            lambda fetch: self.inbox.take(fetch) or self._send("fetch", fetch),
+            self.lookout,
+            settings.install,
             self.compute.open,
             settings.compute.precision,
         )
+        self.inbox = Inbox(folder / IMPORT, settings.gateway_id, self.installer.on_desired, self.installer.on_layer)
         self.learner = Learner(
             settings.gateway_id,
             self.exemplars,
             lambda data: self._send("flower", FlowerFrame(message=data)),
             share=settings.share,
+            bytes_max=settings.uplink.statistics_bytes_max,
+        )
+        self.renewer = self._make_renewer()
+        self.downward = Downward(
+            on_receipt=self.uplink.on_receipt,
+            on_desired=self.installer.on_desired,
+            on_layer=self.installer.on_layer,
+            on_flower=self.learner.on_frame,
+            on_want=self.uplink.on_want,
+            on_certificate=self.renewer.on_certificate if self.renewer else None,
         )
         outputs = settings.outputs
         self.outputs = SiteOutputs(outputs, settings.gateway_id, settings.site_id) if outputs.broker.enabled else None
@@ -87,11 +117,61 @@ class Agent:
         self._reported_release = ""
 
     def _make_lookout(self) -> Lookout | Workers:
-        count = worker_count(self.settings, usable_cores())
-        if not count:
-            return Lookout(self.settings, self.settings.cameras, self._clock, self._accept, on_event=self._on_event)
-        layers = self.settings.data_dir / RELEASES / LAYERS
-        return Workers(self.settings, self._clock, self._accept, layers, count, self._on_event)
+        roster = self._plan.roster
+        if self._plan.sentence:
+            log.warning("%s", self._plan.sentence)
+        if self._plan.workers:
+            layers = self.settings.data_dir / RELEASES / LAYERS
+            return Workers(self.settings, roster, self._clock, self._accept, layers, self._plan.workers, self._on_event)
+        lookout = Lookout(self.settings, roster.cameras, self._clock, self._accept, on_event=self._on_event)
+        lookout.watch(roster)
+        return lookout
+
+    def reconfigure(self, settings: EdgeSettings) -> None:
+        """Take the cameras of new settings: attach, detach, restart what changed, and leave the others alone. What else
+        differs waits for the next start, and is named.
+
+        Raises:
+            ConfigError: they do not fit into the budget; what runs goes on.
+        """
+        made = plan(settings, usable_cores(), self._plan.workers)
+        before = {camera.id: camera for camera in self.settings.cameras}
+        after = {camera.id: camera for camera in settings.cameras}
+        self.settings, self._plan = self.settings.model_copy(update={"cameras": settings.cameras}), made
+        self.lookout.watch(made.roster)
+        self._announced_release = ""  # events of new cameras are announced at the site
+        counts = {
+            "attached": sorted(after.keys() - before.keys()),
+            "detached": sorted(before.keys() - after.keys()),
+            "changed": sorted(name for name in after.keys() & before.keys() if after[name] != before[name]),
+        }
+        if self.outputs:
+            for name in counts["detached"]:
+                self.outputs.withdraw(name)
+        said = "; ".join(f"{what} {', '.join(names)}" for what, names in counts.items() if names)
+        later = [name for name in EdgeSettings.model_fields if getattr(settings, name) != getattr(self.settings, name)]
+        self._config = f"applied: {said or 'no camera differs'}"
+        if later:
+            self._config += f"; at the next start: {', '.join(later)}"
+        log.info("configuration %s", self._config)
+
+    def refuse(self, error: OperatorError) -> None:
+        """New settings were wrong: say so where somebody looks; what runs goes on."""
+        self._config = f"refused: {error}"
+        log.error("configuration %s", self._config)
+
+    def _make_renewer(self) -> Renewer | None:
+        broker = self.settings.broker
+        if not renews_itself(self.settings) or broker.cert_file is None or broker.ca_file is None:
+            return None
+        return Renewer(
+            broker.cert_file,
+            broker.ca_file,
+            self.settings.data_dir / FLAG,
+            self._clock,
+            lambda renewal: self._send("renew", renewal),
+            self._link.reload_certificate,
+        )
 
     @property
     def release_id(self) -> str:
@@ -109,11 +189,18 @@ class Agent:
         model = self.lookout.model
         return {item.name: item.classes for item in model.manifest.scenarios} if model else {}
 
+    @property
+    def linked(self) -> bool:
+        """Whether the broker of the centre is connected."""
+        return self._link.connected
+
+    def last_look(self, camera_id: str) -> bytes | None:
+        """A small JPEG of what was looked at last of a camera; None when there is nothing."""
+        return self.lookout.last_look(camera_id)
+
     def start(self) -> None:
         """Start from the last good release; the network may come later."""
-        model = self.installer.boot()
-        if model:
-            self.lookout.hand_over(model)
+        self.installer.boot()
         self.lookout.start()
         self.learner.start()
         self.uplink.start()
@@ -129,7 +216,14 @@ class Agent:
         """
         if not self.lookout.alive:
             raise RuntimeError("the look loop has died; see the log above")
+        if not self._link.alive:
+            raise RuntimeError("the thread of the broker connection has died; see the log above")
+        if not self.uplink.alive:
+            raise RuntimeError("the thread that sends samples has died; see the log above")
+        self.inbox.step()
         self.installer.step()
+        if self.renewer:
+            self.renewer.step()
         if self.outputs:
             self._announce(self.outputs)
         now_s = self._clock.monotonic_s()
@@ -140,6 +234,8 @@ class Agent:
     def stop(self, timeout_s: float = 10.0) -> None:
         """Stop in the order of the flow, so that what was accepted is on disk and what can leave has left."""
         self._stopping.set()
+        self.installer.stop()
+        self.inbox.close()
         self.lookout.stop(timeout_s)
         self.learner.stop(timeout_s)
         self.uplink.stop(timeout_s)
@@ -147,6 +243,8 @@ class Agent:
         self._link.stop()
         if self.outputs:
             self.outputs.stop()
+        if self.offers:
+            self.offers.close()
         self.spool.close()
         self.exemplars.close()
 
@@ -173,6 +271,7 @@ class Agent:
             evicted=figures.evicted + figures.expired,
             epochs=self.spool.epochs(),
             refused=figures.refused,
+            declined=figures.declined,
             bytes_up=self.uplink.bytes_up,
             bytes_down=self.installer.bytes_down,
             looks=sum(self.looks_by_release.values()),
@@ -182,6 +281,8 @@ class Agent:
             alarms=tuple(sorted(self._alarms)),
             local_labels=self.exemplars.counts().get("labels", 0),
             cameras=self.lookout.states,
+            health=self.installer.health(),
+            config="; ".join(part for part in (self._config, self._plan.sentence) if part),
         )
 
     def _runs_on(self) -> str:
@@ -205,6 +306,8 @@ class Agent:
         self.uplink.tell(event)
         if self.outputs:
             self.outputs.tell(event)
+            if all(camera.id != event.camera_id for camera in self.settings.cameras):
+                self.outputs.withdraw(event.camera_id)  # the last event of a camera that was detached
 
     def _announce(self, outputs: SiteOutputs) -> None:
         """Tell the site's broker what is watched for, when that has changed; and send what waits."""
@@ -234,18 +337,7 @@ class Agent:
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         """One message from the centre, on the link's thread."""
-        message = codec.decode(payload)
-        match message:
-            case Receipt():
-                self.uplink.on_receipt(message)
-            case Desired():
-                self.installer.on_desired(message)
-            case LayerPart():
-                self.installer.on_layer(message)
-            case FlowerFrame():
-                self.learner.on_frame(message.message)
-            case _:
-                log.warning("message on %s is not for a gateway: %s", topic, type(message).__name__)
+        self.downward.take(topic, payload)
 
     def _accept(self, sample: Sample) -> None:
         """Into the spool before anything else happens; a full disk is waited out, the sample kept in memory."""

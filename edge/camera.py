@@ -63,6 +63,9 @@ class Camera:
         self._arrived = Rate()
         self._looked = Rate()
         self._latencies_ms: deque[float] = deque(maxlen=LATENCIES)
+        self._why_rationed = ""
+        self.held_bytes_max = settings.memory_bytes_max // 2
+        """Of packets kept for frames that may yet be chosen; beyond it they compete within a shorter window."""
         self._held: weakref.WeakSet[Group] = weakref.WeakSet()
         self._thread = threading.Thread(target=self._run, name=f"camera-{settings.id}", daemon=True)
 
@@ -117,7 +120,7 @@ class Camera:
         running = self._state in RUNNING
         detail = self._detail
         if running and self._sampler.share < 1:
-            rationed = f"looked at {self._sampler.share:g} as often as it should be: the box has too many cameras"
+            rationed = f"looked at {self._sampler.share:g} as often as it should be: {self._why_rationed}"
             detail = f"{detail}; {rationed}" if detail else rationed
         return CameraState(
             camera_id=self.settings.id,
@@ -135,22 +138,35 @@ class Camera:
             latency_ms_p99=latencies[int(0.99 * (len(latencies) - 1))] if latencies else 0.0,
         )
 
-    def ration(self, share: float) -> None:
-        """Look less often than the gear asks for, 0..1 of it; it is reported. From any thread."""
-        self._sampler.share = share
+    @property
+    def gone(self) -> bool:
+        """True when nothing of it runs: its streams are closed, or were never opened."""
+        return not self._thread.is_alive() and not (self._main and self._main.alive)
 
-    def looked_at(self, frame: Frame, *, striking: bool, insists: bool = False) -> None:
+    def ration(self, share: float, why: str) -> None:
+        """Look less often than the gear asks for, 0..1 of it; it is reported. From any thread."""
+        self._sampler.share, self._why_rationed = share, why
+
+    def keep_at_most(self, bytes_max: int) -> None:
+        """Of encoded video, for pictures and clips. From any thread."""
+        self.ring.bound(bytes_max // 2)
+        if self._watch_ring is not self.ring:
+            self._watch_ring.bound(bytes_max // 4)
+        self.held_bytes_max = bytes_max // 2
+
+    def looked_at(self, frame: Frame, *, striking: bool, told: bool = False, insists: bool = False) -> None:
         """The model has looked at a frame of this camera (called by the look loop).
 
         Args:
             striking: unusually unsure or novel: looks become dense.
+            told: an event begins with this look: they need no longer be.
             insists: an event is undecided: the next look does not wait for a change in the picture.
         """
         self._sampler.insists = insists
         now_s = self._clock.monotonic_s()
         self._looked.count(now_s)
         self._latencies_ms.append(1e3 * (now_s - frame.ready_s))
-        self._sampler.strike(frame.captured_at_ns, striking=striking)
+        self._sampler.strike(frame.captured_at_ns, striking=striking, told=told)
 
     def _run(self) -> None:
         """The camera loop: play, and after a fault try again, ever more slowly, until told to stop."""
@@ -229,6 +245,8 @@ class Camera:
     def _hand_over(self, frame: Frame) -> None:
         """A file that is not paced waits for the model, so that every frame is looked at, and so do, for a moment,
         frames decoded after the fact; live video never waits."""
+        if self._stopping.is_set():
+            return  # it may have been detached, or have a successor
         unpaced = not self._live and not self.settings.paced
         waited_s = 0.0
         while not self._slots.put(frame, wait=unpaced or (frame.is_late and waited_s < LATE_WAIT_S), timeout_s=WAIT_S):

@@ -25,8 +25,10 @@ from rich.table import Table
 
 from common.clock import SystemClock
 from common.errors import EnvironmentFault, HeadframeError
+from common.metadata import check_root, is_development, read_root
 from common.mqtt import MqttLink
 from common.settings import BrokerSection, load_settings
+from common.tls import client_context
 from edge.health import SENTENCES, Condition, Health, glance
 from edge.installer import BUILT_AT_NS
 from edge.motion import Luma, changed_share, shrink
@@ -113,6 +115,19 @@ def check_clock(now_ns: int) -> Check:
     return Check("clock", ok, shown, "" if ok else "Set the clock, and install a time service (chrony).")
 
 
+def check_trust(path: Path) -> Check:
+    """The root of trust in releases is there, whole, and its keys are not all on the centre's machine."""
+    try:
+        root = read_root(path)
+        version = check_root(root)
+    except HeadframeError as error:
+        return Check("root of trust", False, error.message, error.hint)
+    if is_development(root):
+        found = f"version {version}, DEVELOPMENT keys: the centre's machine alone can sign anything"
+        return Check("root of trust", True, found, "For production: `headframe cloud keys rotate root --folder …`.")
+    return Check("root of trust", True, f"version {version}, offline keys")
+
+
 def check_broker(broker: BrokerSection, gateway_id: str) -> Check:
     """TCP, then MQTT with the configured identity."""
     where = f"{broker.host}:{broker.port}"
@@ -136,14 +151,14 @@ def check_tls(broker: BrokerSection, gateway_id: str, now: datetime) -> Check:
     """The client certificate: readable, in time, and of this gateway."""
     if broker.ca_file is None:
         return Check("TLS", True, "not configured: samples travel in the clear, for trusted networks only")
-    if broker.cert_file is None or broker.key_file is None:
-        return Check("TLS", False, "a CA but no client certificate", "Set broker.cert_file and broker.key_file.")
+    if broker.cert_file is None:
+        return Check("TLS", False, "a CA but no client certificate", "Enrol: `headframe edge enroll`.")
     try:
+        client_context(broker.ca_file, broker.cert_file, broker.key_file)
         certificate = x509.load_pem_x509_certificate(broker.cert_file.read_bytes())
-        broker.key_file.read_bytes()
-        broker.ca_file.read_bytes()
-    except (OSError, ValueError) as error:
-        return Check("TLS", False, str(error), "Restore the certificate files named under [broker].")
+    except (HeadframeError, OSError, ValueError) as error:
+        mend = "Restore the certificate files named under [broker], or enrol again: `headframe edge enroll`."
+        return Check("TLS", False, getattr(error, "message", str(error)), mend)
     names = [item.value for item in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     if now < certificate.not_valid_before_utc or now > certificate.not_valid_after_utc:
         found = f"valid {certificate.not_valid_before_utc:%Y-%m-%d} to {certificate.not_valid_after_utc:%Y-%m-%d}"
@@ -215,6 +230,7 @@ def examine(settings: EdgeSettings | None) -> Iterator[Check]:
     yield check_clock(time.time_ns())
     yield check_disk(settings.data_dir if settings else Path.cwd())
     if settings:
+        yield check_trust(settings.release_root)
         yield check_tls(settings.broker, settings.gateway_id, datetime.now(UTC))
         yield check_broker(settings.broker, settings.gateway_id)
         for camera in settings.cameras:

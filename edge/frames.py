@@ -4,18 +4,24 @@ A frame that waits or competes must be small: a camera holds hundreds. So the de
 what stays is a `Still`, which decodes the packets once more.
 """
 
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from edge.decoding import Recipe
 from edge.motion import Luma
 from edge.ring import Group, PacketRing
 from edge.sources import read_picture
+
+CONVERTERS_MAX: Final = 8
+"""Kinds of streams and inputs that alternate on one gateway; each keeps some 100 kB."""
 
 Zone = tuple[float, float, float, float]
 Picture = NDArray[np.uint8]
@@ -118,10 +124,8 @@ class Frame:
         scale = side_px / max((right - left) * width, (bottom - top) * height, 1.0)
         if isinstance(self.source, np.ndarray) or scale >= 1:
             return cut_zone(self.image, zone)
-        small = self.source.reformat(
-            max(1, round(width * scale)), max(1, round(height * scale)), "bgr24", interpolation="AREA", threads=1
-        )
-        return cut_zone(small.to_ndarray(), zone)
+        small = _shrink(self.source, max(1, round(width * scale)), max(1, round(height * scale)))
+        return cut_zone(small, zone)
 
     def view(self, side_px: int, zone: Zone | None = None) -> Picture:
         """The picture, or a zone of it, for a model whose input is `side_px` square: shrunk by the converter itself,
@@ -131,8 +135,29 @@ class Frame:
         wide, high = side_px / max(right - left, 1e-6), side_px / max(bottom - top, 1e-6)
         if isinstance(self.source, np.ndarray) or wide > width or high > height:
             return cut_zone(self.image, zone)
-        small = self.source.reformat(round(wide), round(high), "bgr24", interpolation="AREA", threads=1)
-        return cut_zone(small.to_ndarray(), zone)
+        return cut_zone(_shrink(self.source, round(wide), round(high)), zone)
+
+
+class _Converters(threading.local):
+    """The last converters of a thread, by what they convert: to set one up costs more than to shrink a small frame."""
+
+    def __init__(self) -> None:
+        self.by_task: OrderedDict[tuple[int, int, str, int, int], VideoReformatter] = OrderedDict()
+
+
+_converters = _Converters()
+
+
+def _shrink(frame: av.VideoFrame, width: int, height: int) -> Picture:
+    """A decoded frame made smaller, uint8 (height, width, 3) BGR."""
+    task = (frame.width, frame.height, frame.format.name, width, height)
+    kept = _converters.by_task
+    converter = kept.pop(task, None) or VideoReformatter()
+    kept[task] = converter  # the last is the newest
+    if len(kept) > CONVERTERS_MAX:
+        kept.popitem(last=False)
+    small = converter.reformat(frame, width, height, "bgr24", interpolation="AREA", threads=1)
+    return np.asarray(small.to_ndarray(), dtype=np.uint8)
 
 
 def cut_zone(image: Picture, zone: Zone | None) -> Picture:

@@ -8,7 +8,7 @@ moment ago: every frame is decoded, `looks_per_s` of them are looked at. *Alert*
     │ Idle │ ────────────► │ Watch │ ────────────► │ Alert │
     └──────┘ ◄──────────── └───────┘ ◄──────────── └───────┘
        ▲     calm for calm_s      nothing striking for alert_s
-       └── a striking look leads from Idle to Alert at once
+       └── a striking look leads from Idle to Alert at once; an event that begins ends Alert
 
 Escalation is immediate, relaxation waits: a scene that flickers between still and moving must not lose frames to it.
 """
@@ -68,9 +68,15 @@ class Gears:
                 self.gear = Gear.WATCH
         return self._relax(at_ns)
 
-    def on_look(self, at_ns: int, *, striking: bool) -> Gear:
-        """The model has looked at a frame; returns the gear from now on."""
+    def on_look(self, at_ns: int, *, striking: bool, told: bool = False) -> Gear:
+        """The model has looked at a frame; returns the gear from now on.
+
+        Args:
+            told: an event has begun with this look: what the camera was alert for is known.
+        """
         self._forget_after(at_ns)
+        if told and self.gear is Gear.ALERT:
+            self.gear, self._moved_ns = Gear.WATCH, at_ns
         if striking:
             self._struck_ns, self.gear = at_ns, Gear.ALERT
         return self._relax(at_ns)

@@ -1,344 +1,552 @@
-"""Releases on the gateway: verify, fetch what is missing, load beside the running model, hand over, remember.
+"""Releases on the gateway: from the one that runs to the one the centre wants, and back by itself when it hurts.
 
-Decides which release runs here. Leaves the swap itself to the agent (between two frames) and the moving of bytes to
-the link. A power cut at any instant leaves the old or the new release: files are written whole or not at all, and
-`current` is replaced last.
+    fetching → testing → shadow → probation → committed
+                  └────────┴─────────┴──────→ rolled-back
+
+Decides which release runs here. Leaves who may sign to `edge.trust`, the layers' bytes to `edge.download`, loading and
+self-test to `edge.loading`, what is on disk to `edge.slots`, the rules of shadow and probation to `edge.trial`, and the
+looking (and the swap, between two frames) to the `Stage`. What runs goes on through all of it; a power cut at any
+instant leaves the old or the new release. Loading runs aside, in a thread of its own: neither link nor heartbeat waits.
 """
 
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import Final, Protocol
 
-import msgspec
-
-from common import AGENT_VERSION
 from common.backbone import Opener, open_session
 from common.clock import Clock
-from common.delta import apply_delta
-from common.errors import EnvironmentFault, HeadframeError, OperatorError, PeerError, TrustError, WireError
-from common.files import disk_fault, write_atomically
-from common.ids import layer_hash
-from common.manifest import Layer, Manifest, Variant, decode_manifest, release_id
-from common.messages import Desired, Fetch, LayerPart
-from common.signing import verify
-from edge.perception import Backbone, Model, load_model
-from edge.variants import VariantChoice, choose_variant
+from common.errors import EnvironmentFault, HeadframeError
+from common.manifest import Manifest, release_id
+from common.messages import Desired, LayerPart, ReleaseHealth
+from edge.download import Download, LayerFolder, Request
+from edge.fit import check_fit, check_room
+from edge.loading import Loaded, Loader
+from edge.perception import Model
+from edge.settings import InstallSettings
+from edge.slots import CURRENT, PREVIOUS, GoneBack, Slot, Slots
+from edge.tally import Observation, Pair, Tally
+from edge.trial import Before, Outcome, judge_probation, judge_shadow
+from edge.trust import Trust
+from edge.variants import VariantChoice
 
 log = logging.getLogger(__name__)
 
-LAYERS = "layers"
+LAYERS: Final = "layers"
 """Folder of the layers within the installer's own."""
-
-PART_BYTES = 256 * 1024
-BASES_MAX = 16  # layers named as bases for a delta: those of the running and of the previous release
-STALL_S = 5.0
-LAYER_BYTES_MAX = 2 * 1024**3
-BUILT_AT_NS = 1_767_225_600 * 10**9  # 2026-01-01: no clock of a working box is earlier
+BUILT_AT_NS: Final = 1_767_225_600 * 10**9  # 2026-01-01: no clock of a working box is earlier
+BOOT_AGAIN_S: Final = (1.0, 60.0)
+"""A slot that could not be read at the start is tried again after so long, and then ever less often."""
 
 
-class Slot(msgspec.Struct, frozen=True):
-    """What `current` and `previous` hold on disk."""
+class Phase(StrEnum):
+    """Of a release on its way, as `ReleaseHealth` reports it."""
 
-    manifest: bytes
-    signature: bytes
-    seen_at_ns: int
-    """Latest trustworthy time: a clock that falls back behind it is not believed."""
+    FETCHING = "fetching"
+    TESTING = "testing"
+    SHADOW = "shadow"
+    PROBATION = "probation"
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled-back"
+
+
+class Stage(Protocol):
+    """Where models look: a `Lookout`, or `Workers`."""
+
+    def hand_over(
+        self, model: Model | None, beside: Model | None = None, *, on_trial: bool = False, rescue: bool = False
+    ) -> None:
+        """See `Lookout.hand_over`."""
+        ...
+
+    def observe(self) -> Observation:
+        """See `Lookout.observe`."""
+        ...
+
+
+Aside = Callable[[Callable[[], None]], None]
+"""Runs something that may take long, or hang, without making the caller wait."""
+
+
+def in_a_thread(work: Callable[[], None]) -> None:
+    """The `Aside` of an agent."""
+    threading.Thread(target=work, name="install", daemon=True).start()
 
 
 @dataclass
-class _Download:
+class _Candidate:
+    """The release that is being brought here. One phase after the other; it never goes back to an earlier one."""
+
     desired: Desired
     manifest: Manifest
-    missing: list[Layer]
-    base: str = ""
-    """What the layer under way is a delta of; empty while its whole file is fetched."""
-    whole: set[str] = field(default_factory=set)
-    """Layers whose delta did not work out here."""
-    offset: int = 0
-    asked_at_s: float = float("-inf")
+    download: Download
+    phase: Phase = Phase.FETCHING
+    began_s: float = 0.0
+    """Of the phase (monotonic)."""
+    loaded: Loaded | None = None
+    fault: Exception | None = None
+    """Of the test."""
+
+    @property
+    def name(self) -> str:
+        return release_id(self.manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Probation:
+    """The running release is not committed yet."""
+
+    began_s: float
+    before: Before
+    old: Model | None
 
 
 class Installer:
     """Brings the gateway from the release it runs to the one the centre wants.
 
     Args:
-        folder: holds `layers/<hash>`, `current` and `previous`.
-        release_key: public key (hex) that manifests must be signed with.
+        folder: holds `layers/<hash>` and the files of `edge.slots`.
+        trust: says which manifests may be installed.
         request: publishes a Fetch; False when the link is down (asked again later).
-        hand_over: called with the loaded model; the agent swaps it in between two frames.
-        opener: opens backbones and detectors on what this box runs best.
-        precision: which variant of a backbone to run: `auto`, or one by name.
+        stage: where models look.
+        settings: how a release proves itself.
+        opener, precision: see `Loader`.
+        aside: runs load and self-test.
     """
 
     def __init__(
         self,
         folder: Path,
-        release_key: str,
+        trust: Trust,
         site_id: str,
         clock: Clock,
-        request: Callable[[Fetch], bool],
-        hand_over: Callable[[Model], None],
+        request: Request,
+        stage: Stage,
+        settings: InstallSettings | None = None,
         opener: Opener = open_session,
         precision: str = "auto",
+        aside: Aside = in_a_thread,
     ) -> None:
-        self._opener, self._precision = opener, precision
+        self._aside = aside
+        self._settings = settings or InstallSettings()
         self.variant = VariantChoice("", "no release yet")
         """Which variant of the backbone runs, and why."""
-        self._variant_of: tuple[Layer, tuple[Variant, ...]] | None = None
-        self._folder, self._key, self._site_id, self._clock = folder, release_key, site_id, clock
-        self._request, self._hand_over = request, hand_over
-        self._lock = threading.Lock()
-        self._download: _Download | None = None
-        self._running: Manifest | None = None
-        self._backbone: Backbone | None = None
+        self._trust, self._site_id, self._clock = trust, site_id, clock
+        self._request, self._stage = request, stage
+        self._lock = threading.RLock()
+        self._candidate: _Candidate | None = None
+        self._model: Model | None = None
+        self._slot: Slot | None = None
+        """Of the running model."""
+        self._probation: _Probation | None = None
+        self._owed: GoneBack | None = None
+        """A roll-back that the disk has not taken yet."""
+        self._starts = 0
+        self._boot_again_s: float | None = None
+        self._boot_delay_s = BOOT_AGAIN_S[0]
+        self._start_is_counted = self._stopped = False
+        self._gone: ReleaseHealth | None = None
+        """The release that went back last, as it was then."""
         self.outcome = ""
         """The last install in words, reported to the centre."""
         self.bytes_down = 0
-        (folder / LAYERS).mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._layers = LayerFolder(folder / LAYERS)
+        self._slots = Slots(folder)
+        self._loader = Loader(self._layers, site_id, self._settings, opener, precision)
 
     def layer_path(self, name: str) -> Path:
         """Where a layer of this hash is, or will be."""
-        return self._folder / LAYERS / name
+        return self._layers.path(name)
 
     def boot(self) -> Model | None:
-        """Load the release that ran last, or the one before it when that one no longer loads; None on a new box."""
-        for name in ("current", "previous"):
-            path = self._folder / name
-            if not path.exists():
-                continue
+        """Run the release that ran last, or the one before it when that one no longer loads or brings the agent down
+        again and again; None on a new box. What cannot be read now is tried again by `step`."""
+        with self._lock:
+            self._boot_again_s = None
             try:
-                slot = msgspec.msgpack.decode(path.read_bytes(), type=Slot)
-                verify(slot.manifest, slot.signature, self._key)
-                model = self._load(decode_manifest(slot.manifest))
-            except (HeadframeError, msgspec.DecodeError, OSError) as error:
-                self.outcome = f"could not start from {path}: {error}"
-                log.error("%s", self.outcome)
-                continue
-            self._running = model.manifest
-            return model
-        return None
+                if not self._start_is_counted:
+                    self._count_start()
+                    self._start_is_counted = True
+            except (HeadframeError, OSError) as error:
+                log.error("the start could not be counted, the release before is run: %s", error)
+                if _passes(error):
+                    self._boot_again_s = self._clock.monotonic_s() + self._boot_delay_s
+                return self._boot_from((PREVIOUS, CURRENT))
+            return self._boot_from((CURRENT, PREVIOUS))
 
     def on_desired(self, desired: Desired) -> None:
         """Take a signed manifest. A wrong one is refused with its reason; what runs goes on."""
         with self._lock:
+            if self._stopped:
+                return
             try:
-                manifest = self._check(desired)
-            except HeadframeError as error:
-                self._refuse("a manifest", error)
+                self._take(desired)
+            except (HeadframeError, OSError) as error:  # what is on its way already goes on
+                self._say(f"refused a manifest: {error}")
                 return
-            if manifest is None or (self._download and self._download.manifest == manifest):
-                return
-            missing = [layer for layer in manifest.layers_for(self._site_id) if not self._holds(layer)]
-            self._download = _Download(desired, manifest, missing)
-            self._resume_part()
         self.step()
 
     def on_layer(self, part: LayerPart) -> None:
         """Take a part of the layer that is being fetched; anything else is ignored (late or duplicate)."""
         with self._lock:
-            download = self._download
-            if download is None or not download.missing or part.layer != download.missing[0].hash:
-                return
-            if part.offset != download.offset:
+            candidate = self._candidate
+            if self._stopped or candidate is None or candidate.phase is not Phase.FETCHING:
                 return
             try:
-                if part.offset and part.base != download.base:
-                    self._begin_again(download)  # the centre no longer has the delta that was under way
-                else:
-                    download.base = part.base
-                    self._append(download, part)
-            except HeadframeError as error:
-                self._refuse(release_id(download.manifest), error)
+                self.bytes_down += candidate.download.take(part)
+            except (HeadframeError, OSError) as error:
+                self._refuse(candidate.name, error)
                 return
         self.step()
 
     def step(self) -> None:
-        """Ask for the next part when nothing is under way, install when all is there. Called at least each second."""
+        """Go on as far as it goes now. Called at least each second."""
         with self._lock:
-            download = self._download
-            if download is None:
-                return
-            if not download.missing:
-                self._install(download)
+            if self._stopped:
                 return
             now_s = self._clock.monotonic_s()
-            if now_s - download.asked_at_s < STALL_S:
-                return
-            layer = download.missing[0]
-            fetch = Fetch(layer=layer.hash, offset=download.offset, length=PART_BYTES, bases=self._bases(download))
-            if self._request(fetch):
-                download.asked_at_s = now_s
+            if self._boot_again_s is not None and now_s >= self._boot_again_s:
+                self._boot_delay_s = min(2 * self._boot_delay_s, BOOT_AGAIN_S[1])
+                self.boot()
+            try:
+                self._watch_probation()
+                while self._candidate and self._advance(self._candidate):
+                    pass
+            except (EnvironmentFault, OSError) as error:
+                self._refuse(self._candidate.name if self._candidate else "a step", error)
 
-    def _check(self, desired: Desired) -> Manifest | None:
-        """The manifest if it is to be installed, None if it runs already."""
-        verify(desired.manifest, desired.signature, self._key)
-        manifest = decode_manifest(desired.manifest)
-        if self._running == manifest:
+    def stop(self) -> None:
+        """The agent ends because it was told to: this start is not held against a release on trial. Nothing is
+        installed any more."""
+        with self._lock:
+            self._stopped = True
+            if self._owed:
+                self._write_roll_back(self._owed)
+            try:
+                self._slots.end_in_order()
+            except EnvironmentFault as error:
+                log.error("%s", error)
+
+    def health(self) -> tuple[ReleaseHealth, ...]:
+        """Of the release that runs, of one that is on its way, of one that went back: at most three."""
+        seen = self._stage.observe()
+        model, candidate, found = self._model, self._candidate, []
+        if model:
+            phase = Phase.PROBATION if self._probation else Phase.COMMITTED
+            pair = seen.pair if self._probation else None
+            found.append(_health(model.release_id, phase, seen.of(model.release_id), pair, restarts=self._starts))
+        if candidate:
+            pair = seen.pair if candidate.phase is Phase.SHADOW else None
+            tally = seen.of(candidate.name) if candidate.phase is Phase.SHADOW else Tally()
+            found.append(_health(candidate.name, candidate.phase, tally, pair))
+        if self._gone:
+            found.append(self._gone)
+        return tuple(found)
+
+    # Starting
+
+    def _count_start(self) -> None:
+        """Count this start on a release that is on trial; after too many of them, or when it had gone back already
+        before the power was cut, go back."""
+        slot = self._slots.read(CURRENT)
+        if slot is None or not slot.on_trial:
+            return
+        manifest, now_ns = self._recall(slot), self._believed_ns(slot)
+        name = release_id(manifest)
+        known = next((gone for gone in self._slots.gone_back() if gone.release_id == name), None)
+        self._starts = self._slots.count_start(now_ns, round(self._settings.crash_window_s * 1e9))
+        if known is None and self._starts <= self._settings.crashes_max:
+            return
+        why = f"the agent started {self._starts - 1} times on it and each time came to an end before it was committed"
+        if known is None:
+            known = GoneBack(name, manifest.sequence, why, now_ns)
+            self._slots.remember(known)
+        self._slots.go_back()
+        self._gone = _health(name, Phase.ROLLED_BACK, Tally(), None, reason=known.reason, restarts=self._starts)
+        self._starts = 0
+        self._say(f"rolled back {name}: {known.reason}")
+
+    def _boot_from(self, names: tuple[str, str]) -> Model | None:
+        for name in names:
+            slot = self._load_slot(name)
+            if slot is None:
+                continue
+            self._drop_candidate()  # it was to be compared with another release
+            old = None
+            if slot.on_trial:
+                committed = self._loaded(PREVIOUS)
+                old = committed[1].model if committed else None
+                before = Before(old.release_id if old else "")
+                self._probation = _Probation(self._clock.monotonic_s(), before, old)
+            self._stage.hand_over(self._model, old, on_trial=slot.on_trial)
+            return self._model
+        return None
+
+    def _load_slot(self, name: str) -> Slot | None:
+        """Make what a slot holds the running model."""
+        loaded = self._loaded(name)
+        if loaded is None:
             return None
-        slot = self._slot("current")
-        now_ns = max(self._clock.wall_ns(), BUILT_AT_NS, slot.seen_at_ns if slot else 0)
-        if manifest.expires_at_ns < now_ns:
-            raise TrustError(f"release {release_id(manifest)} has expired", "Publish it again at the centre.")
-        if self._running and manifest.sequence <= self._running.sequence:
-            raise TrustError(
-                f"release {release_id(manifest)} is older than the running {release_id(self._running)}",
-                "A roll-back is published as a new release with the old layers.",
-            )
-        if _version(manifest.minimum_agent) > _version(AGENT_VERSION):
-            raise OperatorError(
-                f"release {release_id(manifest)} needs agent {manifest.minimum_agent}, this is {AGENT_VERSION}",
-                "Update the agent on this gateway.",
-            )
-        oversize = [layer for layer in manifest.layers_for(self._site_id) if layer.size_bytes > LAYER_BYTES_MAX]
-        if oversize:
-            raise WireError(f"layer {oversize[0].hash[:12]} of {oversize[0].size_bytes} bytes is over the bound")
-        return manifest
+        self._slot, self._model, self.variant = loaded[0], loaded[1].model, loaded[1].variant
+        return self._slot
 
-    def _holds(self, layer: Layer) -> bool:
-        path = self.layer_path(layer.hash)
-        return path.is_file() and path.stat().st_size == layer.size_bytes
-
-    def _bases(self, download: _Download) -> tuple[str, ...]:
-        """Layers to start from: the one that the delta under way needs, at its beginning any that is here."""
-        if download.offset:
-            return (download.base,) if download.base else ()
-        if download.missing[0].hash in download.whole:
-            return ()
-        return self._held()[:BASES_MAX]
-
-    def _held(self) -> tuple[str, ...]:
-        return tuple(sorted(path.name for path in (self._folder / "layers").iterdir() if not path.suffix))
-
-    def _part_path(self, layer: Layer, base: str) -> Path:
-        return self.layer_path(f"{layer.hash}.{base}.part" if base else f"{layer.hash}.part")
-
-    def _resume_part(self) -> None:
-        """Go on behind the bytes that an earlier attempt left, of a delta or of the whole file."""
-        download = self._download
-        if download and download.missing:
-            layer = download.missing[0]
-            download.base, download.offset, download.asked_at_s = "", 0, float("-inf")
-            for part in sorted((self._folder / "layers").glob(f"{layer.hash}*.part")):
-                base = part.name.removeprefix(layer.hash).removesuffix(".part").strip(".")
-                usable = not base or (self.layer_path(base).is_file() and layer.hash not in download.whole)
-                if usable and part.stat().st_size > download.offset:
-                    download.base, download.offset = base, part.stat().st_size
-
-    def _append(self, download: _Download, part: LayerPart) -> None:
-        layer = download.missing[0]
-        if part.total_bytes == 0:
-            raise WireError(f"the centre does not hold layer {layer.hash[:12]}")
-        if part.base and part.base not in self._held():
-            raise WireError(f"layer {layer.hash[:12]} came as a delta of {part.base[:12]!r}, which is not here")
-        fits = 0 < part.total_bytes <= layer.size_bytes if part.base else part.total_bytes == layer.size_bytes
-        if not fits or part.offset + len(part.data) > part.total_bytes or not part.data:
-            raise WireError(f"layer {layer.hash[:12]} came with another size than the manifest declares")
-        path = self._part_path(layer, part.base)
+    def _loaded(self, name: str) -> tuple[Slot, Loaded] | None:
         try:
-            with path.open("ab") as file:
-                file.write(part.data)
-        except OSError as error:
-            raise disk_fault(path, error) from error
-        download.offset += len(part.data)
-        self.bytes_down += len(part.data)
-        download.asked_at_s = float("-inf")
-        if download.offset < part.total_bytes:
-            return
-        try:
-            data = self._complete(path, layer, part.base)
-        except WireError as error:
-            if not part.base:
-                raise
-            log.warning("the delta of layer %s does not work here (%s); fetching the file", layer.hash[:12], error)
-            self._begin_again(download)
-            return
-        write_atomically(self.layer_path(layer.hash), data)
-        download.missing.pop(0)
-        self._resume_part()
-
-    def _begin_again(self, download: _Download) -> None:
-        """Fetch the whole file of the layer under way instead of its delta."""
-        layer = download.missing[0]
-        self._part_path(layer, download.base).unlink(missing_ok=True)
-        download.whole.add(layer.hash)
-        self._resume_part()
-
-    def _complete(self, path: Path, layer: Layer, base: str) -> bytes:
-        """The layer's bytes of what was fetched into `path`, checked against the hash that was signed."""
-        data = path.read_bytes()
-        path.unlink()
-        if base:
-            data = apply_delta(self.layer_path(base).read_bytes(), data, layer.size_bytes)
-        if layer_hash(data) != layer.hash:
-            raise WireError(f"layer {layer.hash[:12]} does not match its hash")
-        return data
-
-    def _load(self, manifest: Manifest) -> Model:
-        among = manifest.backbone, manifest.variants
-        if self._variant_of != among:  # a head-only release has the same: it is measured once
-            self.variant = choose_variant(manifest, self.layer_path, self._opener, self._precision)
-            self._variant_of = among
-        model = load_model(
-            release_id(manifest),
-            manifest,
-            self.layer_path,
-            self._site_id,
-            self._backbone,
-            opener=self._opener,
-            variant=self.variant.hash,
-        )
-        self._backbone = model.backbone
-        return model
-
-    def _install(self, download: _Download) -> None:
-        """Load, hand over, remember. Nothing changes when it does not load."""
-        name = release_id(download.manifest)
-        try:
-            model = self._load(download.manifest)
-            self._remember(download)
-        except (PeerError, OperatorError, EnvironmentFault) as error:
-            self._refuse(name, error)
-            return
-        self._download, self._running = None, download.manifest
-        self.outcome = f"installed {name}"
-        log.info("installed release %s", name)
-        self._hand_over(model)
-
-    def _remember(self, download: _Download) -> None:
-        slot = self._slot("current")
-        if slot:
-            write_atomically(self._folder / "previous", msgspec.msgpack.encode(slot))
-        seen_at_ns = max(self._clock.wall_ns(), BUILT_AT_NS, slot.seen_at_ns if slot else 0)
-        write_atomically(
-            self._folder / "current",
-            msgspec.msgpack.encode(Slot(download.desired.manifest, download.desired.signature, seen_at_ns)),
-        )
-        self._sweep(download.manifest, slot)
-
-    def _sweep(self, manifest: Manifest, previous: Slot | None) -> None:
-        """Remove layers that neither the new nor the previous release needs."""
-        wanted = {layer.hash for layer in manifest.layers_for(self._site_id)}
-        if previous:
-            wanted |= {layer.hash for layer in decode_manifest(previous.manifest).layers_for(self._site_id)}
-        for path in (self._folder / LAYERS).iterdir():
-            if path.name not in wanted:
-                path.unlink(missing_ok=True)
-
-    def _slot(self, name: str) -> Slot | None:
-        path = self._folder / name
-        try:
-            return msgspec.msgpack.decode(path.read_bytes(), type=Slot)
-        except (OSError, msgspec.DecodeError):
+            slot = self._slots.read(name)
+            if slot is None:
+                return None
+            return slot, self._loader.load(self._recall(slot), self._model)
+        except (HeadframeError, OSError) as error:
+            if _passes(error):
+                self._boot_again_s = self._clock.monotonic_s() + self._boot_delay_s
+            self._say(f"could not start from {self._folder / name}: {error}")
             return None
 
-    def _refuse(self, what: str, error: HeadframeError) -> None:
-        self._download = None
-        self.outcome = f"refused {what}: {error}"
-        log.error("%s", self.outcome)
+    # What is desired
+
+    def _take(self, desired: Desired) -> None:
+        """Begin with a release, unless it runs, or is on its way, already."""
+        if self._slot and self._slot.manifest == desired.manifest:
+            self._trust.check(desired, self._believed_ns(self._slot))  # new keys and times are learnt all the same
+            if self._candidate:
+                log.info("release %s is no longer wanted", self._candidate.name)
+                self._drop_candidate()
+            return
+        manifest = self._trust.check(desired, self._believed_ns(self._slot))
+        if self._candidate and self._candidate.manifest == manifest:
+            return
+        running = self._model.manifest if self._model else None
+        gone_back = (*self._slots.gone_back(), *([self._owed] if self._owed else []))
+        check_fit(manifest, self._site_id, running, gone_back)
+        layers = manifest.layers_for(self._site_id)
+        download = Download(layers, self._layers, self._clock, self._request)
+        check_room(manifest, download.bytes_needed, self._folder)
+        self._drop_candidate()
+        self._candidate = _Candidate(desired, manifest, download, began_s=self._clock.monotonic_s())
+
+    # A release on its way
+
+    def _advance(self, candidate: _Candidate) -> bool:
+        """One step; True when another may follow at once."""
+        match candidate.phase:
+            case Phase.FETCHING:
+                if not candidate.download.done:
+                    candidate.download.step()
+                    return False
+                if self._probation or self._owed:
+                    return False  # one at a time, or there would be nothing proven to go back to
+                return self._begin_test(candidate)
+            case Phase.TESTING:
+                return self._end_test(candidate)
+            case _:
+                return self._watch_shadow(candidate)
+
+    def _begin_test(self, candidate: _Candidate) -> bool:
+        """Mark the attempt, then load and try aside: what brings the agent down is known after its start."""
+        window_ns = round(self._settings.crash_window_s * 1e9)
+        attempts = self._slots.count_attempt(candidate.name, self._believed_ns(self._slot), window_ns)
+        if attempts > self._settings.crashes_max:
+            self._go_back_before(candidate, f"the agent came to an end {attempts - 1} times while it was tried")
+            return False
+        candidate.phase, candidate.began_s = Phase.TESTING, self._clock.monotonic_s()
+        self._aside(lambda: self._test(candidate))
+        return True
+
+    def _test(self, candidate: _Candidate) -> None:
+        """Aside, without the lock: what it finds is put into the candidate."""
+        try:
+            candidate.loaded = self._loader.prove(candidate.manifest, self._model)
+        except Exception as error:  # of a model, in any library below it; told by `_end_test`
+            log.info("release %s does not pass its test", candidate.name, exc_info=True)
+            candidate.fault = error
+        self.step()
+
+    def _end_test(self, candidate: _Candidate) -> bool:
+        error, loaded = candidate.fault, candidate.loaded
+        if error is not None:
+            if _passes(error):
+                self._refuse(candidate.name, error)
+            else:
+                self._go_back_before(candidate, str(error))
+            return False
+        if loaded is None:
+            if self._clock.monotonic_s() - candidate.began_s > self._settings.test_s:
+                self._go_back_before(candidate, f"it has not loaded within {self._settings.test_s:.0f} s")
+            return False
+        if self._model is None:
+            self._swap(candidate, loaded, Before(""))
+            return False
+        candidate.phase, candidate.began_s = Phase.SHADOW, self._clock.monotonic_s()
+        self._stage.hand_over(self._model, beside=loaded.model)
+        return True
+
+    def _watch_shadow(self, candidate: _Candidate) -> bool:
+        loaded, running = candidate.loaded, self._model
+        if loaded is None or running is None:
+            raise RuntimeError("a release in shadow and one that runs are loaded")
+        seen = self._stage.observe()
+        judged = judge_shadow(seen, candidate.name, self._clock.monotonic_s() - candidate.began_s, self._settings)
+        if judged.outcome is Outcome.BACK:
+            self._go_back_before(candidate, judged.reason, seen)
+        elif judged.outcome is Outcome.GO:
+            old = seen.of(running.release_id)
+            before = Before(running.release_id, old.median_ms, old.frames, seen.pair.shift, seen.pair.compared)
+            self._swap(candidate, loaded, before)
+        return False
+
+    def _swap(self, candidate: _Candidate, loaded: Loaded, before: Before) -> None:
+        """First on disk, on trial, then between two frames. Nothing changes when the disk does not take it."""
+        old, now_ns = self._model, self._believed_ns(self._slot)
+        slot = Slot(candidate.desired.manifest, candidate.desired.signature, now_ns)
+        self._slots.install(slot, self._slot)
+        self._candidate, self._model, self._slot, self.variant = None, loaded.model, slot, loaded.variant
+        self._starts, self._gone, self._boot_again_s = 0, None, None
+        self._probation = _Probation(self._clock.monotonic_s(), before, old)
+        self.outcome = f"installed {candidate.name}, on probation"
+        log.info("%s", self.outcome)
+        self._stage.hand_over(loaded.model, beside=old, on_trial=True)
+
+    # Probation
+
+    def _watch_probation(self) -> None:
+        probation, model = self._probation, self._model
+        if self._owed:
+            self._write_roll_back(self._owed)
+        if probation is None or model is None:
+            return
+        seen = self._stage.observe()
+        waited_s = self._clock.monotonic_s() - probation.began_s
+        judged = judge_probation(seen, model.release_id, probation.before, waited_s, self._settings)
+        if judged.outcome is Outcome.BACK:
+            self._roll_back(probation, model, judged.reason, seen)
+        elif judged.outcome is Outcome.GO:
+            self._commit(model)
+
+    def _commit(self, model: Model) -> None:
+        try:
+            self._slots.commit()
+        except EnvironmentFault as error:  # it stays on probation until the disk takes it
+            log.error("release %s cannot be committed yet: %s", model.release_id, error)
+            return
+        self._probation = None
+        self._starts = 0
+        self._stage.hand_over(model)
+        self.outcome = f"committed {model.release_id}"
+        log.info("%s", self.outcome)
+        self._sweep(model.manifest)
+
+    def _roll_back(self, probation: _Probation, model: Model, reason: str, seen: Observation) -> None:
+        """At once in memory, whatever the disk does; then on disk, again and again until it takes it."""
+        self._stage.hand_over(probation.old, rescue=seen.stuck_s > self._settings.hang_s)
+        tally = seen.of(model.release_id)
+        self._gone = _health(
+            model.release_id, Phase.ROLLED_BACK, tally, seen.pair, reason=reason, restarts=self._starts
+        )
+        self._say(f"rolled back {model.release_id}: {reason}")
+        at_ns = self._believed_ns(self._slot)
+        self._owed = GoneBack(model.release_id, model.manifest.sequence, reason, at_ns)
+        self._model, self._probation, self._starts = probation.old, None, 0
+        self._slot = None
+        self._write_roll_back(self._owed)
+        if self._model is None:  # there is nothing to go back to, or it could not be loaded when the agent started
+            self._boot_again_s = self._clock.monotonic_s()
+
+    def _write_roll_back(self, gone: GoneBack) -> None:
+        try:
+            self._slots.remember(gone)
+            self._slots.go_back()
+            self._slot = self._slots.read(CURRENT)
+        except EnvironmentFault as error:
+            log.error("the roll-back of %s is not on disk yet: %s", gone.release_id, error)
+            return
+        self._owed = None
+
+    def _sweep(self, manifest: Manifest) -> None:
+        """Remove layers that neither this nor the previous release needs; what cannot be removed is left."""
+        try:
+            previous = self._slots.read(PREVIOUS)
+            kept = [manifest, *([self._recall(previous)] if previous else [])]
+            if self._candidate:
+                kept.append(self._candidate.manifest)
+            hashes = {layer.hash for item in kept for layer in item.layers_for(self._site_id)}
+            self._layers.sweep(hashes)
+        except (HeadframeError, OSError) as error:
+            log.warning("old layers are left on the disk: %s", error)
+
+    # Parts of the above
+
+    def _go_back_before(self, candidate: _Candidate, reason: str, seen: Observation | None = None) -> None:
+        """A release that has not run yet is left, and remembered: it will do no better the next time."""
+        self._drop_candidate()
+        seen = seen or Observation()
+        self._gone = _health(
+            candidate.name,
+            Phase.ROLLED_BACK,
+            seen.of(candidate.name),
+            seen.pair if seen.pair.compared else None,
+            reason,
+        )
+        self._say(f"refused {candidate.name}: {reason}")
+        at_ns = self._believed_ns(self._slot)
+        try:
+            self._slots.remember(GoneBack(candidate.name, candidate.manifest.sequence, reason, at_ns))
+        except EnvironmentFault as error:
+            log.error("that is not on disk, so it will be tried once more: %s", error)
+
+    def _drop_candidate(self) -> None:
+        candidate, self._candidate = self._candidate, None
+        if candidate is None or candidate.phase is Phase.FETCHING:
+            return
+        if candidate.phase is Phase.SHADOW:
+            self._stage.hand_over(self._model)
+        try:
+            self._slots.end_attempt()
+        except EnvironmentFault as error:
+            log.warning("%s", error)
+
+    def _refuse(self, what: str, error: Exception) -> None:
+        """Not now; it is tried again when the centre desires it again."""
+        self._drop_candidate()
+        self._say(f"refused {what}: {error}")
+
+    def _say(self, what_went_wrong: str) -> None:
+        self.outcome = what_went_wrong
+        log.error("%s", what_went_wrong)
+
+    def _believed_ns(self, slot: Slot | None) -> int:
+        """The latest time there is reason to believe."""
+        return max(self._clock.wall_ns(), BUILT_AT_NS, slot.seen_at_ns if slot else 0)
+
+    def _recall(self, slot: Slot) -> Manifest:
+        return self._trust.recall(Desired(manifest=slot.manifest, signature=slot.signature))
 
 
-def _version(text: str) -> tuple[int, ...]:
-    """`1.2.10` as a tuple; a part that is no number counts as 0."""
-    return tuple(int(part) if part.isdigit() else 0 for part in text.split("."))
+def _health(
+    name: str, phase: Phase, tally: Tally, pair: Pair | None, reason: str = "", restarts: int = 0
+) -> ReleaseHealth:
+    return ReleaseHealth(
+        release_id=name,
+        phase=phase.value,
+        reason=reason,
+        frames=tally.frames,
+        errors=tally.errors,
+        restarts=restarts,
+        flagged=tally.flagged,
+        score_sum=tally.score_sum,
+        score_squares=tally.score_squares,
+        latency_ms=tally.median_ms,
+        compared=pair.compared if pair else 0,
+        disagreed=pair.disagreed if pair else 0,
+    )
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether the same may well work later: the disk's fault, not the release's."""
+    cause = error.__cause__ or error
+    return isinstance(error, EnvironmentFault) or (
+        isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+    )

@@ -104,7 +104,7 @@ class Judge:
                 events are closed by it, none begins, and nothing of it is learnt as normal.
         """
         inside = [self._within_zones(item) for item in seen]
-        striking = self._striking.judge(predictions)
+        striking = self._striking.judge(predictions, self.open_events)
         doubt = max((self._doubt(item, predictions) for item in inside), default=0.0)
         turns: tuple[tuple[str, Turn], ...] = ()
         if blind:

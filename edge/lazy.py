@@ -56,7 +56,12 @@ class LazyStream:
         """The next packet; yields the frames to look at, most often none."""
         before, self._group = self._group, self._ring.append(packet)
         last, self._last = self._last, packet
-        if not (self._lazy and self._group) or self._sampler.shift() is not Gear.IDLE:
+        if self._lazy and self._group and self._sampler.lean:
+            if packet.is_key:
+                yield from self._glance_only(packet, self._group)
+            elif self._sampler.overdue(packet.captured_at_ns):
+                yield from self._catch_up(self._group)
+        elif not (self._lazy and self._group) or self._sampler.shift() is not Gear.IDLE:
             yield from self._follow(packet, last)
         elif packet.is_key:
             yield from self._glance(packet, self._group, before, complete=self._fed is last)
@@ -89,6 +94,18 @@ class LazyStream:
         if luma is not None:
             alone = Group([key], key.size)  # a picture of a still scene needs the key frame only
             yield Glimpse(key.captured_at_ns, frame, luma, alone, is_late=False)
+
+    def _glance_only(self, key: Packet, group: Group) -> Iterator[Glimpse]:
+        """The box is too small for more (`edge.rationing`): key frames only, whatever moves between them."""
+        frame = self._decoder.key(key)
+        self._fed = None
+        if frame is None:
+            return
+        self._seen_ns = key.captured_at_ns
+        awake = self._sampler.sees_motion(luma_of(frame))
+        luma = self._sampler.judge(key.captured_at_ns, frame, awake=awake)
+        if luma is not None:
+            yield Glimpse(key.captured_at_ns, frame, luma, group, is_late=False)
 
     def _catch_up(self, group: Group, *, awake: bool = True) -> Iterator[Glimpse]:
         """Decode what was left out of a group: from its key frame, or from where the decoder stands in it."""

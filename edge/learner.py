@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from common.contribution import Request, pack_reply, unpack_request
 from common.errors import HeadframeError
 from common.flower import Context, Message, RecordDict, message_from_bytes, message_to_bytes, node_id_of
-from common.statistics import Statistics
+from common.packing import Packed, pack
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +31,16 @@ class Learner:
     """Runs the ClientApp in a thread of its own; a full queue drops the oldest request (its round has moved on)."""
 
     def __init__(
-        self, gateway_id: str, source: "Source", send: Callable[[bytes], bool], share: str = "samples"
+        self,
+        gateway_id: str,
+        source: "Source",
+        send: Callable[[bytes], bool],
+        share: str = "samples",
+        bytes_max: int = 0,
     ) -> None:
         self._node_id = node_id_of(gateway_id)
         self._send = send
-        self._app = make_client_app(source, shares_updates=share in ("updates", "both"))
+        self._app = make_client_app(source, shares_updates=share in ("updates", "both"), bytes_max=bytes_max)
         self._waiting: queue.Queue[bytes] = queue.Queue(WAITING_MAX)
         self._answered: OrderedDict[str, bytes] = OrderedDict()
         self._stopping = threading.Event()
@@ -109,8 +114,11 @@ class Source(Protocol):
     def labelled(self, scenario: str, backbone: str) -> tuple[list[bytes], NDArray[np.float32], list[str]]: ...
 
 
-def answer(message: Message, source: Source, *, shares_updates: bool) -> Message:
+def answer(message: Message, source: Source, *, shares_updates: bool, bytes_max: int = 0) -> Message:
     """A client's reply to a round, whatever carried the request: statistics, or nothing where the site says so.
+
+    Args:
+        bytes_max: the site's own bound on the statistics of a scenario; the smaller of it and the centre's holds.
 
     Raises:
         WireError: the request cannot be read.
@@ -119,10 +127,14 @@ def answer(message: Message, source: Source, *, shares_updates: bool) -> Message
     if not shares_updates:
         return Message(content=pack_reply({}), reply_to=message)
     apply_labels(source, request)
-    return Message(content=pack_reply(contribute(source, request)), reply_to=message)
+    bounds = [bound for bound in (bytes_max, request.bytes_max) if bound]
+    parts, lost = contribute(source, request, min(bounds, default=0))
+    return Message(content=pack_reply(parts, lost), reply_to=message)
 
 
-def make_client_app(source: Source, *, shares_updates: bool) -> Callable[[Message, Context], Message]:
+def make_client_app(
+    source: Source, *, shares_updates: bool, bytes_max: int = 0
+) -> Callable[[Message, Context], Message]:
     """A Flower ClientApp whose `train` takes the labels it is given and answers with statistics."""
     from flwr.clientapp import ClientApp
 
@@ -131,7 +143,7 @@ def make_client_app(source: Source, *, shares_updates: bool) -> Callable[[Messag
     @app.train()  # type: ignore[untyped-decorator]
     def train(message: Message, context: Context) -> Message:
         del context
-        return answer(message, source, shares_updates=shares_updates)
+        return answer(message, source, shares_updates=shares_updates, bytes_max=bytes_max)
 
     called: Callable[[Message, Context], Message] = app
     return called
@@ -146,13 +158,17 @@ def apply_labels(source: Source, request: Request) -> None:
     source.label(by_sample)
 
 
-def contribute(source: Source, request: Request) -> dict[str, tuple[Statistics, Sequence[bytes]]]:
-    """Statistics per scenario of our labelled samples on the round's backbone, and which samples they count."""
-    parts: dict[str, tuple[Statistics, Sequence[bytes]]] = {}
+def contribute(
+    source: Source, request: Request, bytes_max: int
+) -> tuple[dict[str, tuple[Packed, Sequence[bytes]]], dict[str, float]]:
+    """Per scenario: statistics of our labelled samples on the round's backbone, which samples they count, and the share
+    of their variance that the bound on bytes left to the diagonal."""
+    parts: dict[str, tuple[Packed, Sequence[bytes]]] = {}
+    lost: dict[str, float] = {}
     for scenario, classes in request.scenarios.items():
         names, embeddings, labels = source.labelled(scenario, request.backbone)
         rows = [row for row, label in enumerate(labels) if label in classes]
         if rows:
-            statistics = Statistics.of(classes, embeddings[np.array(rows)], [labels[row] for row in rows])
-            parts[scenario] = statistics, [names[row] for row in rows]
-    return parts
+            packed, lost[scenario] = pack(classes, embeddings[np.array(rows)], [labels[row] for row in rows], bytes_max)
+            parts[scenario] = packed, [names[row] for row in rows]
+    return parts, lost

@@ -1,36 +1,40 @@
 """The look loop: frames of some cameras in, samples worth keeping out. One thread, one model, many cameras.
 
+Cameras come and go while it runs (`watch`), between two frames like a release: the others do not notice.
 Owns what may live in a worker process of its own: cameras, slots, the running model, the selector. Knows no spool, no
-link and no installer: a release is handed in and swapped between two frames, and a chosen sample goes to `accept`,
-which returns when somebody has made it durable.
+link and no installer: a release is handed in and swapped between two frames (`edge.casting`), and a chosen sample goes
+to `accept`, which returns when somebody has made it durable.
 """
 
 import logging
 import threading
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
+import msgspec
 
 from common.clock import Clock
-from common.errors import HeadframeError
-from common.ids import event_id, sample_id
-from common.messages import Box, CameraState, Event, Sample
+from common.ids import event_id
+from common.messages import CameraState, Event, Sample
 from edge.camera import Camera
+from edge.casting import AbandonedError, Cast, Casting
+from edge.develop import Negative, develop
+from edge.drift import DriftWatch
 from edge.events import Phase, Turn
-from edge.frames import FileStill, Frame, Picture, Still, cut_zone
+from edge.frames import Frame, cut_zone
 from edge.judge import Judge, Verdict
+from edge.lastlook import LastLook
 from edge.outputs import snapshot
 from edge.perception import Model, View
 from edge.rationing import Rationing
 from edge.recorder import Recorder
+from edge.roster import Roster, packet_bytes
 from edge.sampler import FrameSlots
 from edge.selection import Candidate, Chosen, Selector
 from edge.selection.keeping import Keeper
 from edge.settings import CameraSettings, EdgeSettings
+from edge.tally import Observation
 
 log = logging.getLogger(__name__)
 
@@ -45,20 +49,12 @@ OnLook = Callable[[Frame, View], None]
 
 MODEL_WAIT_S = 0.5
 FRAME_WAIT_S = 0.25
+OWED_MAX = 32
+"""Samples of the release before that are still to be made; beyond them the oldest is made at once."""
 RATION_S = 5.0
 """How often the looks of all cameras are weighed against what the box can do."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What a candidate carries until it is chosen: what its picture is made from, and who looked at it."""
-
-    still: Still | None
-    release_id: str
-    backbone: str
-    pixel_path: str
-    boxes: tuple[Box, ...]
-    variant: str
+LEAVE_S = 10.0
+"""A changed camera begins anew when its old streams are closed, or after so long: many cameras serve few at a time."""
 
 
 class Lookout:
@@ -87,31 +83,44 @@ class Lookout:
         self.pictures_lost = 0
         """Chosen frames of which no picture could be made: their packets were gone or damaged."""
         self.looks_by_release: Counter[str] = Counter()
-        self._judges = {camera.id: Judge(camera, settings.events) for camera in cameras}
         self._judged_release = ""
-        self._looked_at_ns: dict[str, int] = {}
+        self._last: dict[str, LastLook] = {}
         self._slots = FrameSlots()
-        self.cameras = {camera.id: Camera(camera, self._slots, clock) for camera in cameras}
-        self._rationing = Rationing({camera.id: camera.priority for camera in cameras})
         self._clock = clock
-        self._weighed_s, self._waited_s = clock.monotonic_s(), 0.0
+        self._weighed_s, self._waited_s, self._weighed_cpu_s = clock.monotonic_s(), 0.0, time.process_time()
         self._weighed_looks = self._weighed_drops = 0
-        self._selector = Selector(settings.selection, list(self.cameras))
-        self._keeper = Keeper(settings.data_dir, self._selector, list(self.cameras), clock.monotonic_s())
+        self._selector = Selector(settings.selection, [])
+        self._keeper = Keeper(settings.data_dir, self._selector, [], clock.monotonic_s())
+        self.cameras: dict[str, Camera] = {}
+        """By their ids. Replaced as a whole when cameras come or go: other threads read it."""
+        self._judges: dict[str, Judge] = {}
+        self._leaving: list[tuple[Camera, float]] = []
+        """Cameras that were told to end, and when."""
+        self._waiting: list[Camera] = []
+        """Cameras that start when a predecessor of the same name has left."""
+        self._next_roster: Roster | None = None
         self._refused = 0
+        self._drift = DriftWatch(settings.drift_every_s)
         clips = settings.outputs.clips
         self._recorder = Recorder(clips, settings.data_dir / "clips", clock) if clips.enabled else None
         self._flushed: set[str] = set()
-        self._next_model: Model | None = None
-        self._model: Model | None = None
         self._swap = threading.Condition()
+        self._casting = Casting(self._swap, clock, settings.install.shadow_share)
+        self._owed: deque[Chosen] = deque()
+        """What another backbone chose before the swap: made into samples when no frame waits, so that the swap costs
+        the frames after it nothing."""
+        self._again: Frame | None = None
+        """A frame on which the thread before this one hung."""
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._look_on, name="lookout", daemon=True)
+        self._thread = self._make_thread()
+        self._roster = Roster((), settings.selection.samples_per_hour)
+        self._rationing = Rationing({})
+        self._follow(Roster(tuple(cameras), settings.selection.samples_per_hour, cores=settings.budget.cores))
 
     @property
     def model(self) -> Model | None:
         """What looks now; None on a box that never had a release."""
-        return self._model
+        return self._casting.runs
 
     @property
     def alive(self) -> bool:
@@ -121,116 +130,234 @@ class Lookout:
     @property
     def ended(self) -> bool:
         """All cameras were files or folders, and every frame of them has been looked at and judged."""
-        return len(self._flushed) == len(self.cameras) and all(camera.ended for camera in self.cameras.values())
+        return all(camera.ended and name in self._flushed for name, camera in self.cameras.items())
 
     @property
     def states(self) -> tuple[CameraState, ...]:
         """Reported state of each camera."""
-        return tuple(camera.state for camera in self.cameras.values())
+        return tuple(
+            msgspec.structs.replace(camera.state, drift=round(self._drift.level(name), 3))
+            for name, camera in self.cameras.items()
+        )
 
     def start(self) -> None:
         """Begin to look; does not wait for a model or a frame."""
+        for camera in self._waiting:
+            camera.start()
+        self._waiting = []
         self._thread.start()
         if self._recorder:
             self._recorder.start()
-        for camera in self.cameras.values():
-            camera.start()
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """End cameras first, then judge what is still held: what was chosen has been accepted on return."""
         self._stopping.set()
-        for camera in self.cameras.values():
+        cameras = list(self.cameras.values())
+        for camera in cameras:
             camera.stop()
-        for camera in self.cameras.values():
+        for camera in cameras:
             camera.join(timeout_s)
+        self._casting.stop()
         with self._swap:
             self._swap.notify_all()
         self._thread.join(timeout_s)
         if self._recorder:
             self._recorder.stop(timeout_s)
 
-    def hand_over(self, model: Model) -> None:
-        """A release to run: the look loop takes it before its next frame. Never blocks, from any thread."""
+    def hand_over(
+        self, model: Model | None, beside: Model | None = None, *, on_trial: bool = False, rescue: bool = False
+    ) -> None:
+        """A release to run: the look loop takes it before its next frame. Never blocks, from any thread.
+
+        Args:
+            model: what runs; None: nothing may look any more.
+            beside: looks at some of the frames too, at the share of a core that is set.
+            on_trial: `beside` takes over when `model` fails on a frame.
+            rescue: the look under way hangs: its thread is left to itself, and a new one goes on with the same frame.
+        """
         with self._swap:
-            self._next_model = model
+            self._casting.order(Cast(model, beside, on_trial))
+            if rescue:
+                thread = self._make_thread()
+                self._again = self._casting.abandon(thread)
+                if self._again:
+                    self._thread = thread
+                    thread.start()
+
+    def observe(self) -> Observation:
+        """What has been counted of the releases that look or looked here."""
+        return self._casting.observe()
+
+    def _make_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._look_on, name="lookout", daemon=True)
+
+    def watch(self, roster: Roster) -> None:
+        """From now on these cameras: new ones are attached, those that are gone detached, changed ones begin anew, and
+        the others go on as they are. Never blocks, from any thread; the last one counts."""
+        with self._swap:
+            self._next_roster = roster
             self._swap.notify_all()
+
+    def last_look(self, camera_id: str) -> bytes | None:
+        """A small JPEG of what was looked at last; None before the first look, or without this camera."""
+        last = self._last.get(camera_id)
+        return last.jpeg() if last else None
+
+    def _looked_at_ns(self, camera_id: str) -> int:
+        """When what was looked at last was captured; 0 before the first look."""
+        last = self._last.get(camera_id)
+        return last.captured_at_ns if last else 0
+
+    def _follow(self, roster: Roster) -> None:
+        """Make the cameras those of a roster. On the look loop's thread, or before it runs."""
+        wanted = {camera.id: camera for camera in roster.cameras}
+        before, now_s = self.cameras, self._clock.monotonic_s()
+        for name, camera in before.items():
+            if wanted.get(name) != camera.settings:
+                self._detach(name, camera, now_s)
+        cameras: dict[str, Camera] = {}
+        for name, settings in wanted.items():
+            if name in self._judges:
+                cameras[name] = before[name]
+            else:
+                cameras[name] = self._attach(settings, now_s)
+        self.cameras = cameras
+        self._roster = roster
+        self._selector.allot(roster.samples_per_hour)
+        level = self._rationing.level
+        self._rationing = Rationing({name: camera.priority for name, camera in wanted.items()})
+        self._rationing.level = min(level, self._rationing.level_max)
+        self._ration()
+        self._weighed_drops = sum(self._slots.dropped(name) for name in cameras)
+
+    def _attach(self, settings: CameraSettings, now_s: float) -> Camera:
+        camera = Camera(settings, self._slots, self._clock)
+        self._judges[settings.id] = Judge(settings, self._settings.events)
+        model = self._casting.runs
+        if model is not None and self._judged_release == model.release_id:
+            self._judges[settings.id].adopt(model.manifest, 0)
+        self._selector.attach(settings.id)
+        self._keeper.attach(settings.id, now_s)
+        self._waiting.append(camera)
+        return camera
+
+    def _detach(self, name: str, camera: Camera, now_s: float) -> None:
+        """Nothing more is taken of it; its streams end by themselves, and nobody waits for them."""
+        camera.stop()
+        self._leaving.append((camera, now_s))
+        self._waiting = [other for other in self._waiting if other is not camera]
+        turns = self._judges[name].lose(self._looked_at_ns(name), "the camera was detached")
+        self._tell(name, turns, self._judged_release)
+        self._accept(self._selector.flush(name))
+        self._keeper.detach(name, now_s)
+        self._selector.detach(name)
+        self._drift.forget(name)
+        self._slots.discard(name)
+        del self._judges[name]
+        self._last.pop(name, None)
+        self._flushed.discard(name)
+
+    def _take_roster(self) -> None:
+        """The change of cameras happens here, between two frames."""
+        with self._swap:
+            roster, self._next_roster = self._next_roster, None
+        if roster is not None:
+            self._follow(roster)
+        if not self._waiting and not self._leaving:
+            return
+        now_s = self._clock.monotonic_s()
+        self._leaving = [(c, at_s) for c, at_s in self._leaving if not c.gone and now_s - at_s < LEAVE_S]
+        leaving = {camera.settings.id for camera, _ in self._leaving}
+        for camera in self._waiting:
+            if camera.settings.id not in leaving:
+                camera.start()
+        self._waiting = [camera for camera in self._waiting if camera.settings.id in leaving]
 
     def _take_model(self) -> Model | None:
         """The model for the next frame: the swap happens here, between two frames. Waits a little for the first."""
         with self._swap:
-            if self._model is None and self._next_model is None:
+            if self._casting.runs is None and not self._casting.waits and self._next_roster is None:
                 self._swap.wait(MODEL_WAIT_S)
-            if self._next_model is not None:
-                self._model, self._next_model = self._next_model, None
-            return self._model
+            return self._casting.take()
 
     def _look_on(self) -> None:
         """The thread. An exception ends it, and with it the process (`Agent.step` sees that it is not alive)."""
         try:
             while not self._stopping.is_set():
+                self._take_roster()
                 model = self._take_model()
                 if model is None:
                     continue
+                if self._again:  # the thread before this one hung on it
+                    again, self._again = self._again, None
+                    self._look(model, again)
                 waits_s = self._clock.monotonic_s()
-                frame = self._slots.take(FRAME_WAIT_S)
+                frame = self._slots.take(0.0 if self._owed else FRAME_WAIT_S)
                 now_s = self._clock.monotonic_s()
                 self._waited_s += now_s - waits_s
                 if now_s - self._weighed_s >= RATION_S:
                     self._weigh(now_s)
                 if frame is not None:
                     self._look(model, frame)
-                else:
+                if self._owed and (frame is None or len(self._owed) > OWED_MAX):
+                    self._accept([self._owed.popleft()])
+                elif frame is None:
                     self._flush_ended()
-            self._accept(self._selector.flush())
+            self._accept([*self._owed, *self._selector.flush()])
             self._keeper.keep_all(self._clock.monotonic_s())
+        except AbandonedError:
+            log.warning("a look that hung has ended; its frame was looked at by another release")
         except Exception:
             log.exception("the look loop failed")
             raise
 
     def _look(self, model: Model, frame: Frame) -> None:
-        camera = self.cameras[frame.camera_id]
+        camera = self.cameras.get(frame.camera_id)
+        if camera is None:
+            return  # it was detached while this frame was on its way
         zone = camera.settings.zone
+        look = self._casting.look(model, frame, zone, with_patches=camera.settings.heat)
+        if look is None:
+            return
+        model, view = look.model, look.view
         if self._judged_release != model.release_id:
             self._adopt(model)
-        view = model.look(
-            frame.view(model.backbone.input_px, zone),
-            lambda side_px: frame.fit(side_px, zone),
-            with_patches=camera.settings.heat,
-        )
         self.looks_by_release[model.release_id] += 1
-        self._looked_at_ns[frame.camera_id] = frame.captured_at_ns
         verdict = self._judges[frame.camera_id].judge(
             frame.captured_at_ns, view.predictions, view.sightings, view.patches, camera.blind
         )
-        camera.looked_at(frame, striking=verdict.striking, insists=verdict.insists)
+        self._last[frame.camera_id] = LastLook.of(frame, look.picture, zone, verdict.boxes)
+        told = any(turn.phase is Phase.ENTER for _, turn in verdict.turns)
+        camera.looked_at(frame, striking=verdict.striking, told=told, insists=verdict.insists)
         if self._on_look:
             self._on_look(frame, view)
         self._tell(frame.camera_id, verdict.turns, model.release_id, frame, verdict)
-        path = frame.path + ("/zone" if zone else "")
-        backbone = model.manifest.backbone.hash
-        variant = model.backbone.hash if model.backbone.hash != backbone else ""
-        seen = _Seen(frame.still, model.release_id, backbone, path, verdict.boxes, variant)
+        seen = Negative.of(frame, model, zone, verdict.boxes)
         candidate = Candidate(
             frame.camera_id, frame.captured_at_ns, view.embedding, view.predictions, seen, verdict.doubt
         )
         self._accept(self._selector.offer(candidate))
-        if camera.held_bytes > camera.settings.memory_bytes_max // 2:
+        if not camera.blind:
+            self._drift.tell(frame.camera_id, frame.captured_at_ns, view.embedding)
+        if camera.held_bytes > camera.held_bytes_max:
             # the memory for pictures is full: the frames compete within a shorter window
             self._accept(self._selector.flush(frame.camera_id))
+        self._casting.offer(look, frame, zone)
 
     def _adopt(self, model: Model) -> None:
         """Another release looks from now on: events of what it no longer watches are closed."""
         for name, judge in self._judges.items():
-            self._tell(name, judge.adopt(model.manifest, self._looked_at_ns.get(name, 0)), self._judged_release)
+            self._tell(name, judge.adopt(model.manifest, self._looked_at_ns(name)), self._judged_release)
         self._judged_release = model.release_id
-        self._accept(self._selector.adopt(model.manifest.backbone.hash))
+        self._owed.extend(self._selector.adopt(model.manifest.backbone.hash))
+        self._drift.adopt(model.backbone.hash)
 
     def _close_lost(self) -> None:
         """A camera that fails or is blind shows nothing: its open events are closed, and open anew when it is back."""
         for name, camera in self.cameras.items():
             state = camera.state.state
             if self._judges[name].open_events and (camera.blind or state in ("failed", "ended")):
-                turns = self._judges[name].lose(self._looked_at_ns.get(name, 0), f"camera {state}")
+                turns = self._judges[name].lose(self._looked_at_ns(name), f"camera {state}")
                 self._tell(name, turns, self._judged_release)
 
     def _tell(
@@ -278,16 +405,32 @@ class Lookout:
             log.error("%d looks so far were not judged: the model's answer held numbers that are none", self._refused)
         looks = sum(self.looks_by_release.values())
         drops = sum(self._slots.dropped(name) for name in self.cameras)
+        cpu_s = time.process_time()
+        used = (cpu_s - self._weighed_cpu_s) / (now_s - self._weighed_s)
         if self._rationing.adjust(
             looked=looks - self._weighed_looks,
             dropped=drops - self._weighed_drops,
             busy=1 - self._waited_s / (now_s - self._weighed_s),
+            load=used / self._roster.cores if self._roster.cores else 0.0,
         ):
             level = self._rationing.level
-            log.warning("looks of the less important cameras are cut in half %d times: %d dropped", level, drops)
-            for name, camera in self.cameras.items():
-                camera.ration(self._rationing.share(name))
+            log.warning(
+                "looks of the less important cameras are cut in half %d times: %d dropped, %.2f cores used",
+                level,
+                drops,
+                used,
+            )
+            self._ration()
         self._weighed_s, self._waited_s, self._weighed_looks, self._weighed_drops = now_s, 0.0, looks, drops
+        self._weighed_cpu_s = cpu_s
+
+    def _ration(self) -> None:
+        """Tell each camera its share: what the box can do now, within what fits into its memory at all."""
+        for name, camera in self.cameras.items():
+            able, fits = self._rationing.share(name), self._roster.of(name)
+            why = "the box has too many cameras" if able < fits else "budget.memory_mb is too small for all"
+            camera.ration(min(able, fits), why)
+            camera.keep_at_most(packet_bytes(camera.settings, fits))
 
     def _flush_ended(self) -> None:
         for name, camera in self.cameras.items():
@@ -297,53 +440,8 @@ class Lookout:
 
     def _accept(self, chosen: list[Chosen]) -> None:
         for choice in chosen:
-            sample = self._sample(choice)
+            sample = develop(choice, self._settings, self._casting.runs)
             if sample is None:
                 self.pictures_lost += 1
             else:
                 self._accept_sample(sample)
-
-    def _sample(self, choice: Chosen) -> Sample | None:
-        candidate = choice.candidate
-        seen = candidate.token
-        if not isinstance(seen, _Seen):
-            raise TypeError(f"candidate carries {type(seen).__name__}")
-        picture = seen.still.picture() if seen.still else None
-        if picture is None:
-            return None
-        image = cut_zone(picture, self.cameras[candidate.camera_id].settings.zone)
-        jpeg = self._encode(image, candidate.camera_id)
-        height, width = image.shape[:2]
-        return Sample(
-            sample_id=sample_id(jpeg, self._settings.gateway_id, candidate.camera_id, candidate.captured_at_ns),
-            gateway_id=self._settings.gateway_id,
-            site_id=self._settings.site_id,
-            camera_id=candidate.camera_id,
-            captured_at_ns=candidate.captured_at_ns,
-            release_id=seen.release_id,
-            backbone=seen.backbone,
-            width_px=width,
-            height_px=height,
-            jpeg=jpeg,
-            embedding=self._embedding(choice, seen, image).astype("<f2").tobytes(),
-            predictions=candidate.predictions,
-            scores=choice.scores,
-            reason=choice.reason,
-            pixel_path=seen.pixel_path,
-            boxes=seen.boxes,
-            variant=seen.variant,
-        )
-
-    def _embedding(self, choice: Chosen, seen: _Seen, image: Picture) -> NDArray[np.float32]:
-        """Of the picture that is sent, where that is not what was looked at: who has the JPEG gets the same numbers."""
-        model = self._model
-        looked_at_it = seen.still is None or isinstance(seen.still, FileStill)
-        if looked_at_it or model is None or model.backbone.hash != (seen.variant or seen.backbone):
-            return choice.candidate.embedding
-        return model.backbone.embed(image)
-
-    def _encode(self, image: Picture, camera_id: str) -> bytes:
-        ok, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, self._settings.selection.jpeg_quality])
-        if not ok:
-            raise HeadframeError(f"frame of camera {camera_id} could not be encoded")
-        return encoded.tobytes()

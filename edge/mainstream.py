@@ -36,6 +36,11 @@ class MainStream:
         """Why there are no pictures of the main stream now; empty when there are."""
         self._thread = threading.Thread(target=self._receive, name=f"main-{settings.id}", daemon=True)
 
+    @property
+    def alive(self) -> bool:
+        """Whether a live stream is still being received, or its connection being closed."""
+        return self._thread.is_alive()
+
     def start(self) -> None:
         """Begin to receive a live stream."""
         if is_live(self._settings.source) and not self._thread.is_alive():

@@ -165,6 +165,20 @@ class SiteOutputs:
             self._put(Publication(topic, b"OFF", True))
         self.step()
 
+    def withdraw(self, camera_id: str) -> None:
+        """A camera is watched no more: nothing of it stays retained, and Home Assistant forgets it."""
+        own = (
+            f"{self._settings.topic}/{self._gateway_id}/{camera_id}/",
+            f"{self._settings.discovery_topic}/binary_sensor/headframe/{self._gateway_id}_{camera_id}_",
+        )
+        with self._lock:
+            gone = [topic for topic in self._retained if topic.startswith(own)]
+            for topic in gone:
+                del self._retained[topic]
+        for topic in gone:
+            self._put(Publication(topic, b"", True), remember=False)
+        self.step()
+
     def tell(self, event: Event) -> None:
         """An event entered, persists or is clear."""
         for item in publications(self._settings, event):
@@ -185,9 +199,9 @@ class SiteOutputs:
                     return
                 self._waiting.popleft()
 
-    def _put(self, item: Publication) -> None:
+    def _put(self, item: Publication, *, remember: bool = True) -> None:
         with self._lock:
-            if item.retain:
+            if item.retain and remember:
                 self._retained[item.topic] = item
                 self._retained.move_to_end(item.topic)
                 while len(self._retained) > PLACES_MAX:

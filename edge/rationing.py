@@ -1,6 +1,7 @@
 """How often cameras are looked at when the box is too small for all of them: by priority, and reversibly. Pure.
 
-The sign of too small is a frame that was replaced in its slot before anybody looked at it. Then the cameras of the
+The sign of too small is a frame that was replaced in its slot before anybody looked at it, or more CPU than
+`budget.cores`. Then the cameras of the
 lowest priority are looked at half as often, a quarter, an eighth; if that is not enough, those of the next. When the
 look loop has had idle time for a while, one step is taken back. The floor of each camera holds throughout.
 """
@@ -30,26 +31,28 @@ class Rationing:
     def __init__(self, priorities: Mapping[str, int]) -> None:
         ranks = sorted(set(priorities.values()))
         self._rank = {name: ranks.index(priority) for name, priority in priorities.items()}
-        self._level_max = STEPS * len(ranks)
+        self.level_max = STEPS * len(ranks)
         self.level = 0
         """Halvings so far; 0 is all that was asked for."""
         self._calm = 0
 
-    def adjust(self, *, looked: int, dropped: int, busy: float) -> bool:
+    def adjust(self, *, looked: int, dropped: int, busy: float, load: float = 0.0) -> bool:
         """A period has passed.
 
         Args:
             looked: frames that were looked at in it.
             dropped: frames that were replaced unseen.
             busy: share of the time that the look loop was not waiting for frames, 0..1.
+            load: CPU that was used over what may be used; 0 where there is no limit.
 
         Returns:
             whether shares have changed.
         """
         before = self.level
-        if dropped >= DROPPED_MIN and dropped > DROPPED_MAX * (looked + dropped):
-            self.level, self._calm = min(self.level + 1, self._level_max), 0
-        elif busy > BUSY_MAX:
+        too_late = dropped >= DROPPED_MIN and dropped > DROPPED_MAX * (looked + dropped)
+        if too_late or load > 1:
+            self.level, self._calm = min(self.level + 1, self.level_max), 0
+        elif max(busy, load) > BUSY_MAX:
             self._calm = 0
         else:
             self._calm += 1

@@ -56,6 +56,10 @@ class PacketRing:
         self._bytes = 0
         self._lock = threading.Lock()
 
+    def bound(self, bytes_max: int) -> None:
+        """Another bound on the bytes, from the next packet on."""
+        self._bytes_max = bytes_max
+
     def append(self, packet: Packet) -> Group | None:
         """Take a packet; returns its group. Those before the first key frame, and of a group without end, are not
         kept: None."""

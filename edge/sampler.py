@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict, deque
+from typing import Final
 
 import av
 
@@ -9,8 +10,12 @@ from edge.frames import Frame
 from edge.gears import Gear, Gears, Pace
 from edge.health import Health
 from edge.motion import Luma, Scene, changed_share, luma_of
+from edge.rationing import STEPS
 from edge.settings import CameraSettings
 from edge.sources import is_live
+
+LEAN: Final = 0.5**STEPS
+"""Share of its looks from which on a camera decodes key frames only: an eighth of five a second is about as many."""
 
 
 class Ticks:
@@ -54,9 +59,14 @@ class Sampler:
         self.health = Health(can_freeze=is_live(settings.substream or settings.source))
         self.share = 1.0
         """Of the looks that the gear asks for (`edge.rationing`); set from another thread."""
-        self._strikes: deque[tuple[int, bool]] = deque(maxlen=8)
+        self._strikes: deque[tuple[int, bool, bool]] = deque(maxlen=8)
         self.insists = False
         """The next look must not wait for a change in the picture: an event is undecided. Set from another thread."""
+
+    @property
+    def lean(self) -> bool:
+        """Looks are so few that key frames alone will do: nothing else need be decoded."""
+        return self.share <= LEAN
 
     @property
     def gear(self) -> Gear:
@@ -66,15 +76,15 @@ class Sampler:
     def shift(self) -> Gear:
         """The gear after the looks that have come back since."""
         while self._strikes:
-            at_ns, striking = self._strikes.popleft()
+            at_ns, striking, told = self._strikes.popleft()
             # a look ends later than newer frames were seen: its news is as new as they are
-            self._gears.on_look(max(at_ns, self._seen_ns), striking=striking)
+            self._gears.on_look(max(at_ns, self._seen_ns), striking=striking, told=told)
         gear = self._gears.gear
         return Gear.WATCH if self.insists and gear is Gear.IDLE else gear
 
-    def strike(self, at_ns: int, *, striking: bool) -> None:
-        """What the model said of a frame of this camera: was it unusually unsure, or novel?"""
-        self._strikes.append((at_ns, striking))
+    def strike(self, at_ns: int, *, striking: bool, told: bool) -> None:
+        """What the model said of a frame of this camera: was it unusually unsure, or novel? Did an event begin?"""
+        self._strikes.append((at_ns, striking, told))
 
     def sees_motion(self, luma: Luma) -> bool:
         """Whether something is in the picture that is not of the scene; nothing is remembered."""
@@ -103,7 +113,7 @@ class Sampler:
             gear = Gear.WATCH
         if gear is not Gear.IDLE:
             per_s = self._pace.of(gear, steady=self._gears.is_steady(at_ns) and not awake) * self.share
-            if not self._ticks.due(at_ns, per_s):
+            if not self._ticks.due(at_ns, per_s) and 0 <= at_ns - self._looked_ns < self._floor_ns:
                 return None
             next_in_ns = round(1e9 / per_s)
         luma = luma_of(frame)
@@ -162,6 +172,14 @@ class FrameSlots:
             frame = self._frames.pop(self._order.popleft())
             self._changed.notify_all()
             return frame
+
+    def discard(self, camera_id: str) -> None:
+        """Forget a camera: the frame that waits, and what was counted."""
+        with self._changed:
+            if self._frames.pop(camera_id, None) is not None:
+                self._order.remove(camera_id)
+            self._dropped.pop(camera_id, None)
+            self._changed.notify_all()
 
     def dropped(self, camera_id: str) -> int:
         """Frames of a camera that a newer one replaced."""

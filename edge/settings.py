@@ -199,6 +199,57 @@ class ComputeSettings(Section):
     )
 
 
+class InstallSettings(Section):
+    """[install]: how a release proves itself here before it stays."""
+
+    tolerance: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="How far a probability may be off what the release answers to its golden inputs at the centre.",
+    )
+    test_s: float = Field(300.0, gt=0, description="Loading and self-test must end within so long.")
+    shadow_frames: int = Field(30, ge=0, description="Frames that the new release looks at beside the running one.")
+    shadow_s: float = Field(10.0, ge=0, description="Shadow ends after so long, cameras silent or not.")
+    shadow_share: float = Field(
+        0.5, gt=0, le=1, description="Share of one core that the release beside may use in shadow and on probation."
+    )
+    probation_frames: int = Field(50, ge=0, description="Healthy frames after which a release is committed.")
+    probation_s: float = Field(30.0, ge=0, description="Probation ends after so long, cameras silent or not.")
+    latency_ratio: float = Field(
+        3.0, gt=1, description="A look of the new release may take so many times that of the one before."
+    )
+    flag_shift: float = Field(
+        0.3,
+        gt=0,
+        le=1,
+        description="How far the flag rate, against that of the old release on the same frames, may move from shadow.",
+    )
+    hang_s: float = Field(2.5, gt=0, description="On probation, a look that has not ended after so long hangs.")
+    crashes_max: int = Field(
+        2, ge=1, description="Starts (or attempts to load) on a release that is not committed, before it is left."
+    )
+    crash_window_s: float = Field(3600.0, gt=0, description="Within so long.")
+
+
+class BudgetSettings(Section):
+    """[budget]: what the agent may take of the box."""
+
+    cores: float | None = Field(
+        None,
+        gt=0,
+        le=256,
+        description="CPU that the agent may use, in cores; beyond it cameras are looked at less, the lowest priority"
+        " first. By default all.",
+    )
+    memory_mb: int | None = Field(
+        None,
+        ge=100,
+        description="Memory that the agent may use, in millions of bytes; workers, then looks and kept video of the"
+        " lowest priority give way to it. By default without limit.",
+    )
+
+
 class SpoolSettings(Section):
     """[spool]: the durable queue on disk."""
 
@@ -221,6 +272,21 @@ class UplinkSettings(Section):
         500_000_000, ge=0, description="Bytes of samples per 24 hours of running, repetitions too; 0 is without limit."
     )
     bytes_per_s: float = Field(0.0, ge=0, description="Bytes of samples per second on average; 0 is without limit.")
+    statistics_bytes_max: int = Field(
+        0,
+        ge=0,
+        description="Bytes that a round's statistics of a scenario may have; 0: what the centre asks for. The"
+        " smaller of the two bounds holds.",
+    )
+
+
+class OfferSettings(Section):
+    """[offers]: offer before pixels. Only where pixels may leave at all (`share`)."""
+
+    enabled: bool = Field(
+        False, description="Offer samples first (under 4 KB each), and send only those the centre asks for."
+    )
+    keep_hours: float = Field(72.0, gt=0, description="An offer that nobody asked for is declined after so long.")
 
 
 class SiteBrokerSettings(BrokerSection):
@@ -267,13 +333,21 @@ class EdgeSettings(RoleSettings):
     gateway_id: str = Field(description="Identity of this box; with TLS, the certificate's common name.")
     site_id: str = Field(description="The site (mine) that this gateway stands at.")
     data_dir: Path = Field(Path("/var/lib/headframe/edge"), description="Spool, releases and local labels.")
-    release_key: str = Field(description="Public key whose releases this gateway runs: see `headframe cloud key`.")
+    release_root: Path = Field(
+        description="Root of trust, the file of `headframe cloud keys root`: only what its roles sign runs here."
+    )
     share: Literal["samples", "updates", "both"] = Field(
         "samples",
         description="What may leave the site: samples (pixels), updates (statistics; labels are given here), or both.",
     )
     heartbeat_s: float = Field(10.0, gt=0, description="Seconds between reports of state.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level logged.")
+    drift_every_s: float = Field(
+        60.0,
+        gt=0,
+        description="One look of a camera in so many seconds is compared with what it used to show: the first 512 of"
+        " them.",
+    )
     workers: int | None = Field(
         None,
         ge=0,
@@ -285,8 +359,11 @@ class EdgeSettings(RoleSettings):
     selection: SelectionSettings = SelectionSettings()
     events: EventSettings = EventSettings()
     compute: ComputeSettings = ComputeSettings()
+    install: InstallSettings = InstallSettings()
+    budget: BudgetSettings = BudgetSettings()
     spool: SpoolSettings = SpoolSettings()
     uplink: UplinkSettings = UplinkSettings()
+    offers: OfferSettings = OfferSettings()
     outputs: OutputSettings = OutputSettings()
     status: StatusSettings = StatusSettings()
 

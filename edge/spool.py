@@ -13,7 +13,7 @@ import math
 import sqlite3
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from edge.epochs import EpochMark, new_epoch
 log = logging.getLogger(__name__)
 
 LEDGER_MAX = 200_000
+NAMES_MAX = 500  # parameters of one query
 ENDED_MAX = 200_000
 """Entries that wait for their receipt; beyond it the oldest are dropped, counted as `unreported`."""
 EPOCHS_REPORTED = 8
@@ -79,6 +80,7 @@ class SpoolFigures:
     evicted: int
     refused: int
     by_reason: dict[str, int]
+    declined: int = 0
     expired: int = 0
     unreported: int = 0
 
@@ -193,8 +195,12 @@ class Spool:
             self._let_go()
 
     def pending(self, limit: int, exclude: Collection[bytes] = ()) -> list[Queued]:
-        """The most valuable samples that wait, without those in `exclude`."""
-        with self._lock:
+        """The most valuable samples that wait, without those in `exclude`.
+
+        Raises:
+            EnvironmentFault: the disk cannot be read; so do `held`, `ended`, `epochs` and `figures`.
+        """
+        with self._lock, _Reading(self._path):
             rows = self._db.execute(
                 "SELECT sample_id, value FROM queue ORDER BY value DESC LIMIT ?", (limit + len(exclude),)
             ).fetchall()
@@ -203,6 +209,31 @@ class Spool:
                 Queued(name, value, self._one("SELECT payload FROM queue WHERE sample_id = ?", name))
                 for name, value in wanted
             ]
+
+    def held(self, names: Collection[bytes], limit: int) -> list[Queued]:
+        """Those of `names` that wait here, the most valuable first."""
+        found: list[tuple[bytes, float]] = []
+        with self._lock, _Reading(self._path):
+            for part in _batches(names, NAMES_MAX):
+                marks = ", ".join("?" * len(part))
+                query = f"SELECT sample_id, value FROM queue WHERE sample_id IN ({marks})"  # noqa: S608  marks only
+                found += self._db.execute(query, part).fetchall()
+            found.sort(key=lambda row: -row[1])
+            return [
+                Queued(name, value, self._one("SELECT payload FROM queue WHERE sample_id = ?", name))
+                for name, value in found[:limit]
+            ]
+
+    def decline(self, names: Collection[bytes]) -> None:
+        """Remove what was offered and nobody asked for; ids that are not here are ignored.
+
+        Raises:
+            EnvironmentFault: the disk fails; the samples stay.
+        """
+        with self._lock, _Transaction(self._db, self._path):
+            for name in names:
+                self._end(name, "declined")
+            self._prune()
 
     def forget(self, receipt: Receipt) -> None:
         """Remove what the centre has stored or will never store; ids that are not here are ignored.
@@ -240,12 +271,12 @@ class Spool:
     def ended(self, limit: int) -> list[Ended]:
         """The oldest entries of the ledger that the centre has not receipted."""
         query = "SELECT epoch, sequence, sample_id, value, state FROM ended ORDER BY epoch, sequence LIMIT ?"
-        with self._lock:
+        with self._lock, _Reading(self._path):
             return [Ended(*row) for row in self._db.execute(query, (limit,))]
 
     def epochs(self) -> tuple[SpoolEpoch, ...]:
         """How far each life is: the running one, and those of which something still waits."""
-        with self._lock:
+        with self._lock, _Reading(self._path):
             waiting: dict[str, tuple[int, int]] = {}
             for table in ("queue", "ended"):
                 query = f"SELECT epoch, min(sequence), count(*) FROM {table} WHERE epoch != '' GROUP BY epoch"  # noqa: S608
@@ -278,17 +309,17 @@ class Spool:
 
     def figures(self) -> SpoolFigures:
         """Counts for the heartbeat."""
-        with self._lock:
+        with self._lock, _Reading(self._path):
             counted = dict(self._db.execute("SELECT name, value FROM figures").fetchall())
         reasons = {name.split(":")[1]: value for name, value in counted.items() if name.startswith("reason:")}
         of = {
             name: counted.get(name, 0)
-            for name in ("accepted", "receipted", "evicted", "refused", "expired", "unreported")
+            for name in ("accepted", "receipted", "evicted", "refused", "declined", "expired", "unreported")
         }
         return SpoolFigures(counted.get("held_rows", 0), counted.get("held_bytes", 0), by_reason=reasons, **of)
 
     def ledger(self) -> dict[bytes, str]:
-        """State of every sample accepted here: accepted, receipted, evicted or refused (the last `LEDGER_MAX`)."""
+        """State of the last `LEDGER_MAX` samples accepted: accepted, receipted, evicted, refused or declined."""
         with self._lock:
             return dict(self._db.execute("SELECT sample_id, state FROM ledger").fetchall())
 
@@ -338,7 +369,7 @@ class Spool:
         self._count(state)
         self._count("held_bytes", -size)
         self._count("held_rows", -1)
-        if state in ("evicted", "expired") and epoch:
+        if state in ("evicted", "expired", "declined") and epoch:
             self._db.execute(
                 "INSERT OR IGNORE INTO ended VALUES (?, ?, ?, ?, ?)", (epoch, sequence, name, value, state)
             )
@@ -388,6 +419,29 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _batches(names: Collection[bytes], size: int) -> Iterator[list[bytes]]:
+    """The names in lists of at most `size`."""
+    rest = list(names)
+    for start in range(0, len(rest), size):
+        yield rest[start : start + size]
+
+
+class _Reading:
+    """A failure to read becomes a sentence about the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        """Nothing is locked: one connection reads and writes."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, sqlite3.OperationalError):
+            raise EnvironmentFault(
+                f"cannot read {self._path}: {error}", "Check the disk that holds data_dir."
+            ) from error
 
 
 class _Transaction:

@@ -1,51 +1,68 @@
 """The gateway's own page: its state for the site operator, and labelling where pixels may not leave the site.
 
-Serves what the agent reports; decides nothing. Listens on the loopback unless told otherwise.
+Serves what the agent reports; decides nothing. Listens on the loopback unless told otherwise: whoever reaches it sees
+what the cameras see.
 """
 
 import socket
 import threading
 import urllib.parse
-from collections.abc import Callable
-from html import escape
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.base import RequestResponseEndpoint
 
 from common.errors import OperatorError
 from common.messages import State
+from edge.board import Language, render_board, render_page
 from edge.exemplars import Exemplars
+from edge.metrics import render_metrics
 
 PAGES = Path(__file__).with_name("pages")
 GUARD = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
 LABEL_CHARACTERS_MAX = 120
-Scenarios = Callable[[], dict[str, tuple[str, ...]]]
-_PAGE = """<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=5>
-<meta name=viewport content="width=device-width, initial-scale=1"><title>{gateway}</title>
-<link rel=stylesheet href=/pages/gateway.css>
-<h1>{gateway} <small>{site} · 网关状态</small></h1>
-<div class=card>release 版本 <b>{release}</b> <span class=soft>{install}</span><br>
-spool 待上传 {rows} ({bytes} bytes) · accepted 已接收 {accepted} · receipted 已送达 {receipted} ·
-evicted 已淘汰 {evicted}{label}</div>
-<div class=card><table><tr><th>camera 摄像头<th>state 状态<th>frames 帧<th>looks 已看<th>dropped 丢弃
-<th>detail 说明</tr>{cameras}</table></div>"""
-_LABEL_LINK = "<br><a href=/label>Label this site's pictures 现场标注</a>"
+
+
+class Gateway(Protocol):
+    """What the page shows: `edge.agent.Agent`, as far as it concerns this."""
+
+    @property
+    def exemplars(self) -> Exemplars:
+        """Own samples, with their labels."""
+        ...
+
+    @property
+    def linked(self) -> bool:
+        """Whether the broker of the centre is connected."""
+        ...
+
+    def state(self) -> State:
+        """As reported to the centre."""
+        ...
+
+    def scenarios(self) -> dict[str, tuple[str, ...]]:
+        """Scenario -> classes of what runs now."""
+        ...
+
+    def last_look(self, camera_id: str) -> bytes | None:
+        """A small JPEG of what was looked at last."""
+        ...
 
 
 class StatusPage:
     """A small web server in a thread of its own; port 0 takes a free one, known from `port` at once."""
 
-    def __init__(
-        self, host: str, port: int, state: Callable[[], State], exemplars: Exemplars, scenarios: Scenarios
-    ) -> None:
+    def __init__(self, host: str, port: int, gateway: Gateway) -> None:
         try:
             self._socket = socket.create_server((host, port))
         except OSError as error:
@@ -53,7 +70,7 @@ class StatusPage:
                 f"the status page cannot listen on {host}:{port} ({error.strerror})", "Set status.port to a free one."
             ) from error
         self.port: int = self._socket.getsockname()[1]
-        app = make_status_app(state, exemplars, scenarios)
+        app = make_status_app(gateway)
         config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
@@ -72,8 +89,8 @@ class StatusPage:
         self._socket.close()
 
 
-def make_status_app(state: Callable[[], State], exemplars: Exemplars, scenarios: Scenarios) -> FastAPI:
-    """Routes: `/`, `/label`, `/health`, `/metrics`, `/api/…`, `/pictures/<id>.jpg`."""
+def make_status_app(gateway: Gateway) -> FastAPI:
+    """Routes: `/`, `/board`, `/label`, `/health`, `/metrics`, `/api/…`, `/cameras/<id>.jpg`, `/pictures/<id>.jpg`."""
     app = FastAPI(title="headframe gateway", docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/pages", StaticFiles(directory=PAGES), name="pages")
 
@@ -84,8 +101,23 @@ def make_status_app(state: Callable[[], State], exemplars: Exemplars, scenarios:
         return reply
 
     @app.get("/")
-    def page() -> HTMLResponse:
-        return HTMLResponse(_render(state()))
+    def page(request: Request, lang: str | None = None) -> HTMLResponse:
+        return HTMLResponse(render_page(gateway.state(), _language(request, lang), linked=gateway.linked))
+
+    @app.get("/board")
+    def board(request: Request, lang: str | None = None) -> HTMLResponse:
+        return HTMLResponse(render_board(gateway.state(), _language(request, lang), linked=gateway.linked))
+
+    @app.get("/cameras/{camera_id}.jpg")
+    def last_look(camera_id: str) -> Response:
+        jpeg = gateway.last_look(camera_id)
+        if not jpeg:
+            raise HTTPException(404, "there is no such camera, or nothing was looked at yet")
+        return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
+
+    @app.get("/favicon.ico")
+    def icon() -> Response:
+        return Response(status_code=204)  # browsers ask by themselves
 
     @app.get("/label")
     def label_page() -> FileResponse:
@@ -97,20 +129,20 @@ def make_status_app(state: Callable[[], State], exemplars: Exemplars, scenarios:
 
     @app.get("/api/state")
     def state_json() -> Response:
-        return Response(msgspec.json.encode(state()), media_type="application/json")
+        return Response(msgspec.json.encode(gateway.state()), media_type="application/json")
 
     @app.get("/api/scenarios")
     def scenarios_json() -> dict[str, tuple[str, ...]]:
-        return scenarios()
+        return gateway.scenarios()
 
     @app.get("/api/to-label")
     def to_label(scenario: str, limit: int = 20) -> list[str]:
-        return [name.hex() for name in exemplars.waiting(scenario, min(max(limit, 1), 200))]
+        return [name.hex() for name in gateway.exemplars.waiting(scenario, min(max(limit, 1), 200))]
 
     @app.get("/pictures/{name}.jpg")
     def picture(name: str) -> Response:
         try:
-            jpeg = exemplars.picture(bytes.fromhex(name))
+            jpeg = gateway.exemplars.picture(bytes.fromhex(name))
         except ValueError:
             jpeg = None
         if jpeg is None:
@@ -127,13 +159,17 @@ def make_status_app(state: Callable[[], State], exemplars: Exemplars, scenarios:
         for given in by_id.values():
             if not all(_is_line(scenario) and _is_line(text or "-") for scenario, text in given.items()):
                 raise HTTPException(422, f"a label is one line of at most {LABEL_CHARACTERS_MAX} characters")
-        return {"known": exemplars.label(by_id)}
+        return {"known": gateway.exemplars.label(by_id)}
 
     @app.get("/metrics")
-    def metrics() -> PlainTextResponse:
-        return PlainTextResponse(_metrics(state()))
+    def metrics() -> Response:
+        return Response(render_metrics(gateway.state(), linked=gateway.linked), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+def _language(request: Request, asked: str | None) -> Language:
+    return Language.choose(asked, request.headers.get("accept-language", ""))
 
 
 def _check_writer(request: Request) -> None:
@@ -147,45 +183,3 @@ def _check_writer(request: Request) -> None:
 
 def _is_line(text: str) -> bool:
     return 0 < len(text) <= LABEL_CHARACTERS_MAX and text.isprintable() and text == text.strip()
-
-
-def _render(now: State) -> str:
-    cameras = "".join(
-        f"<tr><td>{escape(c.camera_id)}<td class={c.state}>{c.state}<td>{c.frames}<td>{c.looks}<td>{c.dropped}"
-        f"<td>{escape(c.detail)}</tr>"
-        for c in now.cameras
-    )
-    return _PAGE.format(
-        gateway=escape(now.gateway_id),
-        site=escape(now.site_id),
-        release=escape(now.release_id or "none yet"),
-        install=escape(now.install),
-        rows=now.spool_rows,
-        bytes=now.spool_bytes,
-        accepted=now.accepted,
-        receipted=now.receipted,
-        evicted=now.evicted,
-        cameras=cameras,
-        label=_LABEL_LINK if now.share == "updates" else "",
-    )
-
-
-def _metrics(now: State) -> str:
-    """Prometheus text format, from the same State that the centre gets."""
-    names = (
-        "spool_rows",
-        "spool_bytes",
-        "accepted",
-        "receipted",
-        "evicted",
-        "refused",
-        "bytes_up",
-        "bytes_down",
-        "looks",
-    )
-    lines = [f"headframe_edge_{name} {getattr(now, name)}" for name in names]
-    lines += [
-        f'headframe_edge_camera_up{{camera="{c.camera_id}"}} {int(c.state in ("live", "starting"))}'
-        for c in now.cameras
-    ]
-    return "\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ Events go before samples and are not durable: what is open is in every reported 
 
 import contextlib
 import logging
+import math
 import random
 import threading
 from collections import deque
@@ -16,8 +17,9 @@ import msgspec
 from common import chunks, codec, topics
 from common.clock import Clock
 from common.errors import EnvironmentFault
-from common.messages import Event, Ledger, Receipt
+from common.messages import Event, Ledger, Receipt, Want
 from common.mqtt import Link
+from edge.offers import Offers
 from edge.pacing import DayBytes, Pacer, Rate
 from edge.settings import UplinkSettings
 from edge.spool import Queued, Spool
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 IDLE_S = 0.5
 SPENT_S = 30.0  # the day's bytes are spent: only the next day helps
 BUSY_S = 0.02
+UNLIMITED = 2**63
 EXPIRE_S = 60.0
 LEDGER_ENTRIES = 200
 """Of one message: about 10 KB."""
@@ -58,8 +61,10 @@ class Uplink:
         settings: UplinkSettings,
         clock: Clock,
         share: str,
+        offers: Offers | None = None,
         rng: random.Random | None = None,
     ) -> None:
+        self._offers = offers
         self._link, self._spool, self._gateway_id = link, spool, gateway_id
         self._clock = clock
         self._may_send = share in ("samples", "both")
@@ -83,6 +88,11 @@ class Uplink:
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread that sends runs."""
+        return self._thread.is_alive()
 
     def stop(self, timeout_s: float) -> None:
         """End the thread; what is not receipted stays in the spool."""
@@ -115,7 +125,7 @@ class Uplink:
             return BUSY_S
         waiting = self._await_receipts(now_s)
         room = self._pacer.room(now_s, len(waiting))
-        for queued in self._spool.pending(room, exclude=waiting) if room > 0 else []:
+        for queued in self._ready(room, waiting):
             wait_s = self._send(queued, now_s)
             if wait_s is not None:
                 return wait_s
@@ -123,6 +133,22 @@ class Uplink:
                 sendings = self._under_way[queued.sample_id].sendings + 1 if queued.sample_id in self._under_way else 1
                 self._under_way[queued.sample_id] = _UnderWay(sendings, now_s + self._pacer.resend_after_s(sendings))
         return IDLE_S
+
+    def _ready(self, room: int, waiting: set[bytes]) -> list[Queued]:
+        """What to send next; of a site that offers first, what was asked for."""
+        if self._offers is None:
+            return self._spool.pending(room, exclude=waiting) if room > 0 else []
+        left = self._day.left(self._spool.running_s)
+        sent = self._offers.step(self._link, self._gateway_id, UNLIMITED if math.isinf(left) else int(left))
+        self._day.spend(self._spool.running_s, sent)
+        self.bytes_up += sent
+        return self._offers.ready(room, waiting) if room > 0 else []
+
+    def on_want(self, want: Want) -> None:
+        """The centre has answered offers."""
+        if self._offers:
+            self._offers.on_want(want)
+            self._wake.set()
 
     def _begin_again(self) -> None:
         """After a lost connection nobody knows what of that which was under way has arrived: all of it is due."""
@@ -222,6 +248,8 @@ class Uplink:
             self._spool.renew(receipt.renew)
         self._spool.forget(receipt)
         ended = (*receipt.stored, *(refusal.sample_id for refusal in receipt.refused))
+        if self._offers:
+            self._offers.forget(ended)
         with self._lock:
             for name in ended:
                 self._under_way.pop(name, None)

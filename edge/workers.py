@@ -8,10 +8,10 @@ queues up. A worker that dies is started anew with back-off, and its cameras are
 
 import logging
 import multiprocessing
-import signal
 import threading
 import time
 from collections import Counter
+from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -19,77 +19,41 @@ from typing import Any, Final
 import msgspec
 
 from common import codec
-from common.clock import Clock, SystemClock
-from common.errors import HeadframeError
-from common.logs import configure_logs
-from common.manifest import Manifest
+from common.clock import Clock
 from common.messages import CameraState, Event, Sample
 from edge.events import Phase
-from edge.lookout import Accept, Lookout, OnEvent
-from edge.perception import Model, load_model
-from edge.providers import COMPILED, Compute
+from edge.lookout import Accept, OnEvent
+from edge.perception import Model
+from edge.piping import (
+    PICTURE,
+    REPORT,
+    Durable,
+    Load,
+    Order,
+    Release,
+    Report,
+    Show,
+    Stop,
+    Watch,
+    as_json,
+    decode_report,
+    decode_shown,
+    encode,
+)
+from edge.roster import Roster, deal_again, share_out
 from edge.settings import CameraSettings, EdgeSettings
-from edge.threads import one_thread_each
+from edge.tally import Observation, add_up
+from edge.worker import work
 
 log = logging.getLogger(__name__)
 
-REPORT_S: Final = 0.5
 SILENT_S: Final = 60.0
 """A worker that has not reported for so long hangs: it is ended and started anew."""
 BACK_OFF_S: Final = (1.0, 60.0)
 CALM_S: Final = 60.0
 """A worker that has lived for so long begins again with the shortest back-off."""
-
-
-class Load(msgspec.Struct, tag="load", frozen=True):
-    """To a worker: run this release."""
-
-    release_id: str
-    manifest: Manifest
-    backbone: str = ""
-    """The layer that the parent has chosen among the variants: all workers run the same."""
-
-
-class Durable(msgspec.Struct, tag="durable", frozen=True):
-    """To a worker: the sample it sent is in the spool."""
-
-
-class Stop(msgspec.Struct, tag="stop", frozen=True):
-    """To a worker: end, and judge what is still held."""
-
-
-class Report(msgspec.Struct, tag="report", frozen=True):
-    """From a worker, twice a second."""
-
-    release_id: str
-    looks_by_release: dict[str, int]
-    cameras: tuple[CameraState, ...]
-    ended: bool
-    pictures_lost: int
-
-
-_order = msgspec.msgpack.Decoder(Load | Durable | Stop)
-_report = msgspec.msgpack.Decoder(Report)
-_encode = msgspec.msgpack.encode
-SAMPLE, REPORT, EVENT = b"s", b"r", b"e"
-"""First byte of what a worker sends: a sample as on the wire, a report, or an event as on the wire."""
-
-
-CAMERAS_PER_WORKER: Final = 48
-"""From here on a second process pays: one holds 64 sub-streams on 0.6 of a core, and a process costs 100 MB."""
-
-
-def worker_count(settings: EdgeSettings, cores: int) -> int:
-    """Worker processes for a gateway: as set, else one per core once the cameras need them; 0 is none."""
-    if settings.workers is not None:
-        return min(settings.workers, len(settings.cameras))
-    needed = -(-len(settings.cameras) // CAMERAS_PER_WORKER)
-    return 0 if needed < 2 else min(cores, needed)
-
-
-def share_out(cameras: tuple[CameraSettings, ...], workers: int) -> list[tuple[CameraSettings, ...]]:
-    """Cameras per worker, dealt in turn, so that neighbours in the file (often alike) are spread; none is empty."""
-    return [cameras[number::workers] for number in range(min(workers, len(cameras)))]
+SHOW_S: Final = 2.0
+"""Somebody who wants to see a camera waits so long for its worker."""
 
 
 class Workers:
@@ -97,6 +61,7 @@ class Workers:
 
     Args:
         settings: of the gateway.
+        roster: its cameras, and what they may take.
         clock: of the parent.
         accept: makes a sample durable; called by one thread per worker.
         layers: the folder of the releases' layers.
@@ -107,6 +72,7 @@ class Workers:
     def __init__(
         self,
         settings: EdgeSettings,
+        roster: Roster,
         clock: Clock,
         accept: Accept,
         layers: Path,
@@ -115,10 +81,18 @@ class Workers:
     ) -> None:
         self._model: Model | None = None
         self._running: Model | None = None
+        self._orders = 0
+        self._cameras = roster.cameras
+        rows = share_out(roster.cameras, count)
         self._workers = [
-            _Worker(number, settings, cameras, clock, accept, layers, on_event)
-            for number, cameras in enumerate(share_out(settings.cameras, count))
+            _Worker(number, settings, roster.part(cameras, len(rows)), clock, accept, layers, on_event)
+            for number, cameras in enumerate(rows)
         ]
+
+    @property
+    def count(self) -> int:
+        """Processes."""
+        return len(self._workers)
 
     @property
     def model(self) -> Model | None:
@@ -136,12 +110,13 @@ class Workers:
     @property
     def ended(self) -> bool:
         """All cameras of all workers were played to their end and judged."""
-        return all(worker.report.ended for worker in self._workers)
+        return all(worker.ended for worker in self._workers)
 
     @property
     def states(self) -> tuple[CameraState, ...]:
-        """Reported state of each camera."""
-        return tuple(state for worker in self._workers for state in worker.states)
+        """Reported state of each camera, in the order of the file."""
+        states = {state.camera_id: state for worker in self._workers for state in worker.states}
+        return tuple(states[camera.id] for camera in self._cameras if camera.id in states)
 
     @property
     def looks_by_release(self) -> Counter[str]:
@@ -162,16 +137,38 @@ class Workers:
         """Process ids of the workers that live."""
         return [worker.pid for worker in self._workers if worker.pid]
 
+    def last_look(self, camera_id: str) -> bytes | None:
+        """A small JPEG of what was looked at last; None where there is nothing, or its worker does not answer."""
+        worker = next((worker for worker in self._workers if worker.has(camera_id)), None)
+        return worker.last_look(camera_id) if worker else None
+
     def start(self) -> None:
         """Start all processes; does not wait for them."""
         for worker in self._workers:
             worker.start()
 
-    def hand_over(self, model: Model) -> None:
-        """A release to run, to every worker and to those that are started later."""
-        self._model = model
+    def hand_over(
+        self, model: Model | None, beside: Model | None = None, *, on_trial: bool = False, rescue: bool = False
+    ) -> None:
+        """As `Lookout.hand_over`, to every worker and to those that are started later: each compares on its cameras."""
+        self._model, self._orders = model, self._orders + 1
+        if model is None:
+            self._running = None
+        order = Load(self._orders, Release.of(model), Release.of(beside), on_trial, rescue)
         for worker in self._workers:
-            worker.load(model)
+            worker.load(order)
+
+    def observe(self) -> Observation:
+        """What all workers have counted, added up; what they say of an order before the last is left out."""
+        return add_up(worker.observation for worker in self._workers)
+
+    def watch(self, roster: Roster) -> None:
+        """From now on these cameras, as `Lookout.watch`: who was in a worker stays there; new ones go where there are
+        fewest. The number of processes stays."""
+        rows = deal_again([worker.cameras for worker in self._workers], roster.cameras)
+        for worker, cameras in zip(self._workers, rows, strict=True):
+            worker.watch(roster.part(cameras, len(rows)))
+        self._cameras = roster.cameras
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Ask all, then wait for all: what they still choose is accepted meanwhile."""
@@ -189,13 +186,13 @@ class _Worker:
         self,
         number: int,
         settings: EdgeSettings,
-        cameras: tuple[CameraSettings, ...],
+        roster: Roster,
         clock: Clock,
         accept: Accept,
         layers: Path,
         on_event: OnEvent | None,
     ) -> None:
-        self._number, self._settings, self._cameras = number, settings, cameras
+        self._number, self._settings, self._roster = number, settings, roster
         self._clock, self._accept, self._layers = clock, accept, layers
         self._on_event = on_event
         self._open: dict[str, Event] = {}
@@ -203,16 +200,30 @@ class _Worker:
         self._stopping = threading.Event()
         self._sending = threading.Lock()
         self._order: Load | None = None
+        self._deaths = 0
+        """Since the order."""
         self._pipe: Connection | None = None
         self._process: Any = None
         self._fault = ""
         self.looks_before: Counter[str] = Counter()
         """Of the processes that died."""
         self.report = self._blank()
+        self._asked: dict[str, Future[bytes]] = {}
+        """What somebody wants to see, by camera; who asks for the same meanwhile gets the same."""
+        self._asking = threading.Lock()
         self._thread = threading.Thread(target=self._look_after, name=f"worker-{number}", daemon=True)
 
     def _blank(self) -> Report:
-        return Report("", {}, tuple(CameraState(camera_id=c.id, state="starting") for c in self._cameras), False, 0)
+        return Report("", {}, (), False, 0)
+
+    @property
+    def cameras(self) -> tuple[CameraSettings, ...]:
+        return self._roster.cameras
+
+    @property
+    def ended(self) -> bool:
+        reported = {state.camera_id for state in self.report.cameras}
+        return self.report.ended and all(camera.id in reported for camera in self.cameras)
 
     @property
     def alive(self) -> bool:
@@ -226,18 +237,50 @@ class _Worker:
     @property
     def states(self) -> tuple[CameraState, ...]:
         """As reported last; of a dead worker, why there is nothing."""
+        reported = {state.camera_id: state for state in self.report.cameras}
+        states = tuple(reported.get(c.id) or CameraState(camera_id=c.id, state="starting") for c in self.cameras)
         if not self._fault:
-            return self.report.cameras
-        return tuple(
-            msgspec.structs.replace(c, state="failed", detail=self._fault, gear="") for c in self.report.cameras
-        )
+            return states
+        return tuple(msgspec.structs.replace(c, state="failed", detail=self._fault, gear="") for c in states)
 
     def start(self) -> None:
         self._thread.start()
 
-    def load(self, model: Model) -> None:
-        self._order = Load(model.release_id, model.manifest, model.backbone.hash)
-        self._send(self._order)
+    @property
+    def observation(self) -> Observation:
+        """Of the last order; of one that is not carried out yet, what runs and what was counted before."""
+        report, order = self.report, self._order
+        seen = report.observation
+        if order is None or report.order != order.number:
+            seen = Observation(running=report.release_id, tallies=seen.tallies)
+        return msgspec.structs.replace(seen, deaths=self._deaths)
+
+    def load(self, order: Load) -> None:
+        self._order, self._deaths = order, 0
+        self._send(order)
+
+    def watch(self, roster: Roster) -> None:
+        self._roster = roster
+        self._send(self._watch())
+
+    def _watch(self) -> Watch:
+        return Watch(as_json.dump_json(self._roster))
+
+    def has(self, camera_id: str) -> bool:
+        return any(camera.id == camera_id for camera in self.cameras)
+
+    def last_look(self, camera_id: str) -> bytes | None:
+        with self._asking:
+            asked = self._asked.get(camera_id)
+            if asked is None:
+                asked = self._asked[camera_id] = Future()
+                self._send(Show(camera_id))
+        try:
+            return asked.result(SHOW_S) or None
+        except TimeoutError:
+            with self._asking:
+                self._asked.pop(camera_id, None)
+            return None
 
     def ask_to_stop(self) -> None:
         self._stopping.set()
@@ -250,12 +293,12 @@ class _Worker:
             self._process.kill()
             self._process.join(1)
 
-    def _send(self, order: Load | Durable | Stop) -> None:
+    def _send(self, order: Order) -> None:
         with self._sending:
             if self._pipe is None:
                 return
             try:
-                self._pipe.send_bytes(_encode(order))
+                self._pipe.send_bytes(encode(order))
             except OSError:  # it has just died; `_look_after` sees it
                 return
 
@@ -275,8 +318,11 @@ class _Worker:
                 self._process.join()
             if self._stopping.is_set():
                 return
+            self._deaths += 1
             self.looks_before.update(self.report.looks_by_release)
-            self.report = msgspec.structs.replace(self.report, looks_by_release={}, release_id="", ended=False)
+            self.report = msgspec.structs.replace(
+                self.report, looks_by_release={}, release_id="", ended=False, order=0, observation=Observation()
+            )
             self._fault = f"its worker process {why} (exit code {self._process.exitcode}); it is started again"
             log.error("worker %d %s: exit code %s", self._number, why, self._process.exitcode)
             for event in list(self._open.values()):
@@ -287,12 +333,12 @@ class _Worker:
     def _spawn(self) -> None:
         context = multiprocessing.get_context("spawn")  # fork would copy threads' locks in whatever state they are
         ours, theirs = context.Pipe()
-        names = tuple(camera.id for camera in self._cameras)
-        self._process = context.Process(target=work, args=(theirs, self._settings, names, self._layers), daemon=True)
+        self._process = context.Process(target=work, args=(theirs, self._settings, self._layers), daemon=True)
         self._process.start()
         theirs.close()
         with self._sending:
             self._pipe = ours
+        self._send(self._watch())
         if self._order:
             self._send(self._order)
         if self._stopping.is_set():
@@ -310,7 +356,14 @@ class _Worker:
             except (EOFError, OSError):
                 return "has died"
             if data[:1] == REPORT:
-                self.report, self._fault = _report.decode(data[1:]), ""
+                self.report, self._fault = decode_report(data[1:]), ""
+                continue
+            if data[:1] == PICTURE:
+                shown = decode_shown(data[1:])
+                with self._asking:
+                    asked = self._asked.pop(shown.camera_id, None)
+                if asked:
+                    asked.set_result(shown.jpeg)
                 continue
             message = codec.decode(data[1:])
             if isinstance(message, Event):
@@ -327,101 +380,3 @@ class _Worker:
             self._open[event.event_id] = msgspec.structs.replace(event, jpeg=b"")
         if self._on_event:
             self._on_event(event)
-
-
-def work(pipe: Connection, settings: EdgeSettings, camera_ids: tuple[str, ...], layers: Path) -> None:
-    """The life of a worker process; ends when told to, or with its parent, whose pipe then breaks."""
-    for number in (signal.SIGTERM, signal.SIGINT):  # a service manager signals the whole group; the parent decides
-        signal.signal(number, signal.SIG_IGN)
-    configure_logs(settings.log_level)
-    cameras = [camera for camera in settings.cameras if camera.id in camera_ids]
-    share = settings.selection.samples_per_hour * len(cameras) / len(settings.cameras)
-    selection = settings.selection.model_copy(update={"samples_per_hour": share})
-    with one_thread_each():
-        _Inside(pipe, settings.model_copy(update={"selection": selection}), cameras, layers).run()
-
-
-class _Inside:
-    """What runs in the worker: a lookout, and this thread that talks to the parent."""
-
-    def __init__(self, pipe: Connection, settings: EdgeSettings, cameras: list[CameraSettings], layers: Path) -> None:
-        self._pipe, self._settings, self._layers = pipe, settings, layers
-        self._compute = Compute(settings.compute.provider, settings.data_dir / COMPILED)
-        self._sending = threading.Lock()
-        self._durable = threading.Event()
-        self._gone = threading.Event()
-        self._lookout = Lookout(settings, cameras, SystemClock(), self._accept, on_event=self._tell)
-
-    def run(self) -> None:
-        """Until told to stop, the parent is gone, or the look loop has died (then the process ends with an error)."""
-        self._lookout.start()
-        listener = threading.Thread(target=self._listen, name="orders", daemon=True)
-        listener.start()
-        try:
-            while not self._gone.wait(REPORT_S):
-                self._report()
-                if not self._lookout.alive:
-                    raise RuntimeError("the look loop has died; see the log above")
-            stopper = threading.Thread(target=self._lookout.stop, name="stop", daemon=True)
-            stopper.start()
-            stopper.join(10)
-            self._report()
-        except OSError:  # the parent is gone
-            self._gone.set()
-
-    def _listen(self) -> None:
-        while True:
-            try:
-                order = _order.decode(self._pipe.recv_bytes(codec.PAYLOAD_BYTES_MAX))
-            except (EOFError, OSError):
-                self._gone.set()
-                self._durable.set()
-                return
-            match order:
-                case Load():
-                    self._load(order)
-                case Durable():
-                    self._durable.set()
-                case Stop():
-                    self._gone.set()
-
-    def _load(self, order: Load) -> None:
-        """The installer has verified and tried the release already, so that a failure here is the environment's."""
-        running = self._lookout.model
-        try:
-            model = load_model(
-                order.release_id,
-                order.manifest,
-                lambda name: self._layers / name,
-                self._settings.site_id,
-                running.backbone if running else None,
-                opener=self._compute.open,
-                variant=order.backbone,
-            )
-        except HeadframeError as error:
-            log.error("a worker cannot load release %s: %s", order.release_id, error)
-            return
-        self._lookout.hand_over(model)
-
-    def _accept(self, sample: Sample) -> None:
-        """Send a sample and wait until the parent has made it durable."""
-        self._durable.clear()
-        with self._sending:
-            self._pipe.send_bytes(SAMPLE + codec.encode(sample))
-        self._durable.wait()
-
-    def _tell(self, event: Event) -> None:
-        with self._sending:
-            self._pipe.send_bytes(EVENT + codec.encode(event))
-
-    def _report(self) -> None:
-        model = self._lookout.model
-        report = Report(
-            model.release_id if model else "",
-            dict(self._lookout.looks_by_release),
-            self._lookout.states,
-            self._lookout.ended,
-            self._lookout.pictures_lost,
-        )
-        with self._sending:
-            self._pipe.send_bytes(REPORT + _encode(report))

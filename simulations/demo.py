@@ -74,11 +74,11 @@ class Demo:
         began_s = time.monotonic()
         self.centre = Centre(self.out / "centre")
         self.screen.note("training the first release on the seen sites")
-        first, key = self._first_release()
+        first, root = self._first_release()
         before = self._accuracies({site.name: first for site in self.world.sites})
         self.screen.accuracies("before", before)
         try:
-            self._start(key)
+            self._start(root)
             for number in range(ROUNDS):
                 self._watch(number)
                 self._round(number)
@@ -87,8 +87,8 @@ class Demo:
             for managed in [*self.gateways.values(), self.centre.managed]:
                 managed.stop()
 
-    def _first_release(self) -> tuple[str, str]:
-        """Train on what the group already has; returns (release id, public key)."""
+    def _first_release(self) -> tuple[str, Path]:
+        """Train on what the group already has; returns (release id, file of the root of trust)."""
         service = Service(load_settings(CloudSettings, self.centre.config), Broker())
         try:
             _, path = service.registry.backbone()
@@ -98,23 +98,25 @@ class Demo:
             outcome = service.trainer.run("demo: first release")
             if not outcome.release_id:
                 raise EnvironmentFault("the first release did not pass its gate", json.dumps(outcome.record["gate"]))
-            return outcome.release_id, service.signer.public_hex
+            root = self.out / "root.json"
+            root.write_bytes(service.repository.root())
+            return outcome.release_id, root.resolve()
         finally:
             service.store.close()
 
-    def _start(self, key: str) -> None:
+    def _start(self, root: Path) -> None:
         self.centre.start()
         for number, site in enumerate(self.world.sites):
-            values = self._edge_values(site, key, "both" if number == len(self.world.sites) - 1 else "samples")
+            values = self._edge_values(site, root, "both" if number == len(self.world.sites) - 1 else "samples")
             self.gateways[site.name] = make_gateway(self.out / "gateways" / site.name, values)
             self.gateways[site.name].start()
         self._wait_release()
 
-    def _edge_values(self, site: SitePlan, key: str, share: str) -> dict[str, Any]:
+    def _edge_values(self, site: SitePlan, root: Path, share: str) -> dict[str, Any]:
         return {
             "gateway_id": f"gw-{site.name}",
             "site_id": site.name,
-            "release_key": key,
+            "release_root": root,
             "share": share,
             "heartbeat_s": 1.0,
             "broker": {"port": self.centre.where["mqtt_port"]},
@@ -173,6 +175,7 @@ class Demo:
         run = self._run_of(run_id)
         release = str(run["record"].get("release_id", ""))
         if release:
+            self.screen.note(f"round {number + 1}: {release} goes to a canary, then to all")
             self._wait_release()
         per_site = self._accuracies(self._running_releases())
         self.screen.accuracies(f"round {number + 1}", per_site)
@@ -186,7 +189,7 @@ class Demo:
         return run
 
     def _wait_release(self) -> None:
-        """Wait until every gateway reports that it runs the active release."""
+        """Wait until no rollout is under way and every gateway reports that it runs what the active release carries."""
         wait_for(self._all_current, ROUND_S, "the release on every gateway", self.centre.managed, every_s=0.5)
 
     def _all_current(self) -> bool:
@@ -194,9 +197,13 @@ class Demo:
         for managed in self.gateways.values():
             if not managed.alive:
                 managed.start()
-        active = next((r["release_id"] for r in self.centre.get("releases") if r["status"] == "active"), "")
+        if any(row["phase"] in ("waiting", "running") for row in self.centre.get("rollouts")):
+            return False
+        releases = self.centre.get("releases")
+        active = next((release["content"] for release in releases if release["status"] == "active"), "")
+        content = {release["release_id"]: release["content"] for release in releases}
         states = {state["gateway_id"]: state["release_id"] for state in self.centre.get("states")}
-        return all(states.get(gateway.name) == active for gateway in self.gateways.values())
+        return all(content.get(states.get(gateway.name, "")) == active for gateway in self.gateways.values())
 
     def _show(self) -> None:
         states = self.centre.get("states")
@@ -269,6 +276,10 @@ class Demo:
             for site in self.world.sites
         ]
         pictures = self._pictures()
+        rollouts = self.centre.get("rollouts")
+        self.checks["every new release ran on a canary before it was active"] = all(
+            row["phase"] in ("completed", "superseded") and row["waves"][0] < len(self.gateways) for row in rollouts
+        ) and len(rollouts) == sum(bool(summary.release_id) for summary in self.rounds)
         for managed in self.gateways.values():
             managed.stop()
         self.checks |= check_ledgers(self.out, list(self.gateways), self.centre)

@@ -14,7 +14,7 @@ def check_ledgers(out: Path, sites: list[str], centre: Centre) -> dict[str, bool
     Returns:
         A sentence per check, and whether it holds.
     """
-    stored = _stored(centre.folder / "data" / "headframe.db")
+    stored = stored_ids(centre.folder / "data" / "headframe.db")
     receipted, waiting, evicted = set(), set(), 0
     for site in sites:
         spool = Spool.open(out / "gateways" / site / "data" / "spool.db", 10**12)
@@ -36,8 +36,8 @@ def check_ledgers(out: Path, sites: list[str], centre: Centre) -> dict[str, bool
     }
 
 
-def _stored(database: Path) -> Counter[bytes]:
-    """Sample ids in the store, counted by reading the file itself."""
+def stored_ids(database: Path) -> Counter[bytes]:
+    """Sample ids in the store, counted by reading the file itself: SQLite of a centre, running or not."""
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
         rows = connection.execute("SELECT sample_id FROM samples").fetchall()
     return Counter(bytes(row[0]) for row in rows)

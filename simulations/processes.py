@@ -64,13 +64,15 @@ class Managed:
     log: Path
     process: subprocess.Popen[bytes] | None = None
     kills: int = 0
+    module: Sequence[str] = ("simulations",)
+    """What `python -m` runs."""
 
     def start(self) -> None:
         """Start it; its log is appended to `log`."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "simulations", *self.arguments],
+                [sys.executable, "-m", *self.module, *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -115,6 +117,7 @@ class Centre:
             "data_dir": self.folder / "data",
             "broker": {"embedded": True, "port": free_port()},
             "console": {"port": 0},
+            "rollout": {"healthy_frames": 5, "soak_s": 1.0, "deadline_s": 60.0},
             **self.settings,
         }
         self.config.write_text(toml_text(values), encoding="utf-8")

@@ -16,7 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cloud.learning.export import export_head
 from cloud.learning.heads import solve_lda
+from cloud.trust import Repository
 from common import manifest as keys
+from common.clock import SystemClock
 from common.mqtt import Broker
 from common.quiet import silence_flower
 from common.statistics import Statistics
@@ -34,6 +36,15 @@ def sample_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"sample data not found at {folder}; set HEADFRAME_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def release_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root of trust for gateways that install nothing."""
+    folder = tmp_path_factory.mktemp("trust")
+    path = folder / "root.json"
+    path.write_bytes(Repository.open(folder, SystemClock()).root())
+    return path
 
 
 @pytest.fixture
@@ -113,8 +124,9 @@ def tiny_head() -> Callable[..., bytes]:
     return build
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
+    """Closed after each module: Playwright's event loop would be in the way of tests with one of their own."""
     from playwright.sync_api import sync_playwright
 
     binary = shutil.which("chromium") or shutil.which("chromium-browser")

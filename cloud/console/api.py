@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from fastapi import Path as PathParameter
 from pydantic import BaseModel, Field
 
 from cloud.desk import Desk
@@ -27,6 +28,18 @@ class Author(BaseModel):
     """Who asks."""
 
     author: str = Field("console", max_length=120)
+
+
+class Order(Author):
+    """Who orders something about a rollout, and why."""
+
+    why: str = Field("", max_length=500)
+
+
+class Launch(Order):
+    """Which release is to go out."""
+
+    release_id: str = Field(max_length=80)
 
 
 def check_writer(request: Request) -> None:
@@ -60,6 +73,26 @@ def make_api(desk: Desk) -> APIRouter:
     @api.get("/counts")
     def counts() -> dict[str, Any]:
         return desk.counts()
+
+    @api.get("/offers")
+    def offers(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:
+        return desk.offers(limit)
+
+    @api.get("/offers/{name}.jpg")
+    def offer_jpeg(name: Annotated[str, PathParameter(pattern="^[0-9a-f]{32}$")]) -> Response:
+        data = desk.offer_jpeg(bytes.fromhex(name))
+        if data is None:
+            raise HTTPException(404, "there is no such offer")
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    @api.post("/offers/{name}/want", dependencies=writer)
+    def want(name: Annotated[str, PathParameter(pattern="^[0-9a-f]{32}$")], who: Author) -> dict[str, str]:
+        _or_refuse(lambda: desk.want(bytes.fromhex(name), who.author))
+        return {"sample_id": name}
+
+    @api.get("/attempts")
+    def attempts() -> dict[str, Any]:
+        return desk.attempts()
 
     @api.get("/gaps")
     def gaps() -> Any:
@@ -127,6 +160,24 @@ def make_api(desk: Desk) -> APIRouter:
     @api.post("/releases/{release_id}/rollback", dependencies=writer)
     def roll_back(release_id: str, who: Author) -> dict[str, str]:
         return {"release_id": _or_refuse(lambda: desk.roll_back(release_id, who.author))}
+
+    @api.get("/rollouts")
+    def rollouts() -> list[dict[str, Any]]:
+        return desk.rollouts()
+
+    @api.get("/rollouts/{rollout_id}")
+    def rollout(rollout_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = _or_refuse(lambda: desk.rollout(rollout_id))
+        return found
+
+    @api.post("/rollouts", dependencies=writer)
+    def start_rollout(given: Launch) -> dict[str, str]:
+        return {"rollout_id": _or_refuse(lambda: desk.start_rollout(given.release_id, given.author, given.why))}
+
+    @api.post("/rollouts/{rollout_id}/{kind}", dependencies=writer)
+    def order_rollout(rollout_id: str, kind: str, given: Order) -> dict[str, str]:
+        _or_refuse(lambda: desk.order_rollout(kind, rollout_id, given.author, given.why))
+        return {"rollout_id": rollout_id}
 
     @api.get("/audits")
     def audits(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
 
     def keep(node_id: int, parts: Parts) -> None:
         if scenario in parts:
-            found[node_id], _ = parts[scenario]
+            found[node_id] = parts[scenario][0].statistics()
 
     strategy = AnalyticStrategy(backbone, {scenario: classes}, lambda _: {}, keep)
     strategy.start(grid, initial_arrays=ArrayRecord(), num_rounds=1, timeout=float(config["deadline-s"]))

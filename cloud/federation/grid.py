@@ -17,7 +17,7 @@ from itertools import chain
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from common.errors import HeadframeError
+from common.errors import BoundError, ForgeryError, HeadframeError
 from common.flower import (
     SERVER_NODE_ID,
     Message,
@@ -150,21 +150,27 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
                         self.counters["unanswered"] += 1
 
     def on_frame(self, gateway_id: str, data: bytes) -> None:
-        """A Flower message from a gateway, on the link's thread."""
+        """A Flower message from a gateway, on the link's thread. What is not wanted is counted.
+
+        Raises:
+            BoundError: it is larger than a reply may be.
+            WireError: it is no Flower message.
+            ForgeryError: it answers for another gateway.
+        """
         if len(data) > self._reply_bytes_max:
             self.counters["oversize"] += 1
-            log.warning("from %s: %d bytes are over the bound of %d", gateway_id, len(data), self._reply_bytes_max)
-            return
+            raise BoundError(f"a reply of {len(data)} bytes is over the bound of {self._reply_bytes_max}")
         try:
             reply = message_from_bytes(data)
-        except HeadframeError as error:
+        except HeadframeError:
             self.counters["malformed"] += 1
-            log.warning("from %s: %s", gateway_id, error)
-            return
+            raise
         name = reply.metadata.reply_to_message_id
         with self._lock:
             if refusal := self._refusal(gateway_id, reply):
                 self.counters[refusal] += 1
+                if refusal == "foreign":
+                    raise ForgeryError(f"{gateway_id} answers for another node")
                 return
             if not self._lock.wait_for(lambda: self._has_room(len(data)), ROOM_WAIT_S):
                 self.counters["overflowed"] += 1  # it stays asked for: the client will be asked again

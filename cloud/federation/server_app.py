@@ -39,6 +39,7 @@ def run_round(
     quorum: float,
     on_answer: OnAnswer | None = None,
     answered: Collection[str] = (),
+    bytes_max: int = 0,
 ) -> RoundResult:
     """Ask every gateway that is online; close at the deadline with whoever answered.
 
@@ -46,6 +47,7 @@ def run_round(
         quorum: share of those asked that must have answered well.
         on_answer: keeps a gateway's answer for good; called before the next one is taken.
         answered: gateways whose answers were kept before a crash cut the round short: not asked again, and counted.
+        bytes_max: bound on a gateway's statistics of a scenario; 0 loses nothing.
 
     Raises:
         EnvironmentFault: fewer answered than the quorum; says how many.
@@ -59,6 +61,7 @@ def run_round(
         lambda node_id: labels_for(grid.gateway_of(node_id)),
         lambda node_id, parts: keep(grid.gateway_of(node_id), parts) if parts else None,
         skip=before,
+        bytes_max=bytes_max,
     )
     counted = Counter(grid.counters)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})

@@ -14,12 +14,12 @@ from flwr.serverapp.strategy import Strategy
 from common.contribution import Labels, pack_request, unpack_reply, unpack_request
 from common.errors import HeadframeError
 from common.flower import ArrayRecord, ConfigRecord, Message, MetricRecord, release
-from common.statistics import Statistics
+from common.packing import Packed
 
 log = logging.getLogger(__name__)
 
-Parts = dict[str, tuple[Statistics, set[bytes]]]
-"""scenario -> statistics, ids covered"""
+Parts = dict[str, tuple[Packed, set[bytes]]]
+"""scenario -> statistics as they came, ids covered"""
 OnAnswer = Callable[[int, Parts], None]
 """(node id, what it contributed)"""
 
@@ -33,6 +33,7 @@ class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for
         labels_for: node id -> scenario -> sample id -> label, what people said about that client's uploads.
         on_answer: called for each good reply, also for one that contributes nothing; whoever needs it keeps it there.
         skip: nodes that are not asked.
+        bytes_max: bound on the statistics of a scenario; 0 loses nothing.
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for
         labels_for: Callable[[int], Labels],
         on_answer: OnAnswer,
         skip: Collection[int] = (),
+        bytes_max: int = 0,
     ) -> None:
         self._backbone, self._scenarios, self._skip = backbone, scenarios, frozenset(skip)
         self._labels_for, self._on_answer = labels_for, on_answer
+        self._bytes_max = bytes_max
         self._request = unpack_request(pack_request(backbone, scenarios, {}))
         self.counters: Counter[str] = Counter()
 
@@ -57,7 +60,7 @@ class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for
         for node_id in grid.get_node_ids():
             if node_id in self._skip:
                 continue
-            content = pack_request(self._backbone, self._scenarios, self._labels_for(node_id))
+            content = pack_request(self._backbone, self._scenarios, self._labels_for(node_id), self._bytes_max)
             messages.append(Message(content, node_id, "train", group_id=str(server_round)))
         self.counters["asked"] += len(messages)
         return messages

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.learning.gates import Comparison, GateReport, choose_head, compare, compare_classes
+from cloud.learning.gates import Comparison, GateReport, choose_head, compare, compare_classes, pool_undecided
 from cloud.learning.heads import HeadWeights, calibrate, lift, principal_basis, solve_lda
+from cloud.learning.parts import project_all
 from cloud.learning.robustness import Suspicion
 from common.manifest import SHARED
 from common.statistics import Array, Statistics
@@ -59,13 +60,17 @@ class Evidence:
     """The heads that run now: the shared one under `*`, personal ones under their site; empty before release 1."""
     quarantined: tuple[Suspicion, ...] = ()
     """Whose contributions are not in `shared`, and why."""
+    samples: frozenset[bytes] = frozenset()
+    """Ids of every sample and picture in `shared`."""
+    datasets: tuple[str, ...] = ()
+    """Names of the datasets in it."""
 
     def project(self, basis: Array) -> "Evidence":
         """The same evidence on projected embeddings; running heads are not projected (see `make_candidates`)."""
         return replace(
             self,
             shared=self.shared.project(basis),
-            by_site={site: part.project(basis) for site, part in self.by_site.items()},
+            by_site=project_all(self.by_site, basis),
             labelled={site: own.project(basis) for site, own in self.labelled.items()},
             gold=self.gold.project(basis),
         )
@@ -107,15 +112,17 @@ def make_candidates(full: Evidence, rules: Rules) -> Candidates:
     heads = {SHARED: calibrate(shared, gold.embeddings, list(gold.labels))}
     choices: dict[str, str] = {}
     comparisons = list(_gold_comparisons(full, lift(shared, basis), rules))
+    at_sites: list[Comparison] = []
     for site in sorted(evidence.by_site):
         running = full.running_at(site)
         before = running.predict(full.labelled[site].embeddings) if running and site in full.labelled else None
         choice, comparison = _judge_site(site, evidence, before, rules)
         choices[site] = choice
-        comparisons += [comparison] if comparison else []
+        at_sites += [comparison] if comparison else []
         if choice == "personal":
             personal = solve_lda(_personal(evidence.shared, evidence.by_site[site], rules), rules.shrinkage)
             heads[site] = calibrate(personal, gold.embeddings, list(gold.labels))
+    comparisons += [*at_sites, *pool_undecided("sites/undecided", at_sites, rules.tolerance)]
     kept = tuple(site for site, choice in choices.items() if choice == "kept")
     lifted = {key: lift(weights, basis) for key, weights in heads.items()}
     return Candidates(lifted, kept, GateReport(tuple(comparisons), choices))
@@ -188,7 +195,10 @@ def summarise(gate: GateReport) -> dict[str, object]:
                 "samples": comparison.samples,
                 "running": round(comparison.running, 4),
                 "candidate": round(comparison.candidate, 4),
+                "low": round(comparison.low, 4),
+                "high": round(comparison.high, 4),
                 "p_value": round(comparison.p_value, 4),
+                "verdict": comparison.verdict.value,
                 "passed": comparison.passed,
             }
             for comparison in gate.comparisons

@@ -5,26 +5,23 @@ what it was made from, what the gate said, which release came of it.
 """
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from cloud.learning.candidates import Candidates, Evidence, Labelled, Rules, make_candidates, summarise
-from cloud.learning.datasets import Catalogue, Dataset
+from cloud.learning.candidates import Candidates, Evidence, Rules, make_candidates, summarise
+from cloud.learning.datasets import Catalogue
 from cloud.learning.export import export_head, read_head
-from cloud.learning.heads import HeadWeights
+from cloud.learning.gathering import Gathering, join
+from cloud.learning.golden import make_golden
+from cloud.learning.parts import totals
 from cloud.learning.quantise import judge_variant, read_gold
-from cloud.learning.robustness import Suspicion, Trusted, find_suspects
 from cloud.registry import Registry
 from cloud.settings import LearningSettings
 from cloud.store import Store
 from common.errors import OperatorError
 from common.manifest import SHARED, Layer, Manifest, Scenario, Variant
-from common.statistics import Statistics
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +37,7 @@ class Trainer:
 
     def __init__(self, store: Store, catalogue: Catalogue, registry: Registry, settings: LearningSettings) -> None:
         self._store, self._catalogue, self._registry = store, catalogue, registry
-        self._quarantine = settings.quarantine
+        self.gathering = Gathering(store, catalogue, registry, quarantine=settings.quarantine)
         self._rules = Rules(
             settings.shrinkage,
             settings.personal_weight,
@@ -48,6 +45,11 @@ class Trainer:
             settings.tolerance,
             settings.dimensions,
         )
+
+    @property
+    def rules(self) -> Rules:
+        """By which heads are solved and judged."""
+        return self._rules
 
     def scenarios(self) -> dict[str, tuple[str, ...]]:
         """Scenario -> classes; a class that a person used and no dataset has is appended, never reordered."""
@@ -75,15 +77,17 @@ class Trainer:
         backbone, _ = self._registry.backbone()
         active = self._registry.active()
         made: dict[str, Candidates] = {}
+        known: dict[str, Evidence] = {}
         record: dict[str, object] = {"backbone": backbone.hash, "note": note}
         for name, classes in scenarios.items():
-            evidence = self.evidence(name, classes, backbone.hash, active)
+            evidence = self.gathering.evidence(name, classes, backbone.hash, active)
             made[name] = make_candidates(evidence, self._rules)
+            known[name] = evidence
             record[name] = {
                 "classes": list(classes),
                 "data_version": _data_version(evidence),
                 "samples": int(evidence.shared.total),
-                "by_site": {site: int(part.total) for site, part in evidence.by_site.items()},
+                "by_site": totals(evidence.by_site),
                 "gate": summarise(made[name].gate),
                 "quarantined": [asdict(suspect) for suspect in evidence.quarantined],
             }
@@ -94,9 +98,29 @@ class Trainer:
         if not gate["passed"]:
             return Outcome("", record)
         released = tuple(self._scenario(name, scenarios[name], made[name], backbone, active) for name in scenarios)
+        for scenario in released:
+            self._note(scenario, known[scenario.name], record[scenario.name], active)
         variants, record["variants"] = self._variants(backbone, released)
-        release = self._registry.publish(released, backbone, gate, note, variants)
+        golden = self._registry.put(make_golden(backbone, variants, released, self._registry.layer_path))
+        release = self._registry.publish(released, backbone, gate, note, variants, golden)
         return Outcome(release, record | {"release_id": release})
+
+    def _note(self, scenario: Scenario, evidence: Evidence, record: object, active: Manifest | None) -> None:
+        """Where the heads come from; one that a site keeps has its record already."""
+        before = next((s.heads for s in active.scenarios if s.name == scenario.name), {}) if active else {}
+        for key, layer in scenario.heads.items():
+            self._registry.note(
+                layer,
+                "head",
+                scenario=scenario.name,
+                parent=before[key].hash if key in before else "",
+                samples=evidence.samples,
+                data_version=_data_version(evidence),
+                datasets=list(evidence.datasets),
+                parameters=asdict(self._rules),
+                evaluation=record,
+                licence="the group's own",
+            )
 
     def _variants(self, backbone: Layer, released: Sequence[Scenario]) -> tuple[tuple[Variant, ...], dict[str, object]]:
         """The variants of the backbone on which every released head says the same, and what was found of all."""
@@ -111,7 +135,7 @@ class Trainer:
                     for key, layer in scenario.heads.items()
                 }
                 parts = [d.gold for d in self._catalogue.datasets(scenario.name) if d.backbone == backbone.hash]
-                known = _join(parts, gold.embeddings.shape[1])
+                known = join(parts, gold.embeddings.shape[1])
                 found = judge_variant(
                     gold, heads, scenario.normal, known.ids, known.labels, known.embeddings, self._rules.tolerance
                 )
@@ -121,94 +145,6 @@ class Trainer:
             if all(verdicts):
                 passed.append(Variant(Layer(gold.layer, gold.size_bytes), gold.precision))
         return tuple(passed), record
-
-    def evidence(self, scenario: str, classes: tuple[str, ...], backbone: str, active: Manifest | None) -> Evidence:
-        """Gather all that is known about a scenario: each labelled sample counts once, here or in a contribution."""
-        datasets = [d for d in self._catalogue.datasets(scenario) if d.backbone == backbone]
-        gold = _join([d.gold for d in datasets], datasets[0].embeddings.shape[1] if datasets else 0)
-        by_gateway, covered_by = self._contributions(scenario, backbone, classes)
-        suspects = self._suspects(by_gateway, datasets, classes, gold)
-        by_site: dict[str, Statistics] = {}
-        covered: set[bytes] = set()
-        site_of = {state.gateway_id: state.site_id for state in self._store.states()}
-        for gateway_id, statistics in by_gateway.items():
-            if gateway_id in {suspect.site for suspect in suspects}:
-                continue  # what it uploaded and people labelled still counts below
-            site = site_of.get(gateway_id, gateway_id)
-            by_site[site] = by_site[site] + statistics if site in by_site else statistics
-            covered |= covered_by[gateway_id]
-        labelled = self._labelled(scenario, backbone, classes)
-        for site, own in labelled.items():
-            mine = own.pick(np.array([name not in covered for name in own.ids], dtype=bool))
-            if mine.labels:
-                statistics = Statistics.of(classes, mine.embeddings, mine.labels)
-                by_site[site] = by_site[site] + statistics if site in by_site else statistics
-        dimension = next((d.embeddings.shape[1] for d in datasets), next((s.dimension for s in by_site.values()), 0))
-        shared = Statistics.empty(classes, dimension)
-        for dataset in datasets:
-            shared = shared + dataset.statistics(classes)
-        for statistics in by_site.values():
-            shared = shared + statistics
-        return Evidence(
-            classes,
-            shared,
-            by_site,
-            labelled,
-            gold if datasets else _join([], dimension),
-            self._running(scenario, active),
-            suspects,
-        )
-
-    def _contributions(
-        self, scenario: str, backbone: str, classes: tuple[str, ...]
-    ) -> tuple[dict[str, Statistics], dict[str, set[bytes]]]:
-        """What every gateway sent, and which samples that counts; empty ones left out."""
-        found: dict[str, Statistics] = {}
-        covered: dict[str, set[bytes]] = {}
-        for contribution in self._store.contributions(scenario, backbone):
-            statistics = Statistics(
-                tuple(contribution.meta["classes"]),
-                *(contribution.arrays[key].astype(np.float64) for key in ("counts", "sums", "moment")),
-            ).over(classes)
-            if statistics.total:
-                found[contribution.client] = statistics
-                covered[contribution.client] = {bytes.fromhex(name) for name in contribution.meta["covered"]}
-        return found, covered
-
-    def _suspects(
-        self, by_gateway: dict[str, Statistics], datasets: list[Dataset], classes: tuple[str, ...], gold: Labelled
-    ) -> tuple[Suspicion, ...]:
-        """Gateways whose statistics do not go into the sum. What people labelled at the centre is never judged here."""
-        if not self._quarantine or not by_gateway:
-            return ()
-        trusted = Statistics.empty(classes, next(iter(by_gateway.values())).dimension)
-        for dataset in datasets:
-            trusted = trusted + dataset.statistics(classes)
-        suspects = find_suspects(by_gateway, Trusted(trusted, gold.embeddings.astype(np.float64), gold.labels))
-        for suspect in suspects:
-            log.warning("the statistics of %s are left out: %s", suspect.site, suspect.reason)
-        return suspects
-
-    def _labelled(self, scenario: str, backbone: str, classes: tuple[str, ...]) -> dict[str, Labelled]:
-        """The labelled samples that the centre holds, per site, in order of id."""
-        found = self._store.labelled(scenario, backbone)
-        order = sorted(range(len(found.sample_ids)), key=found.sample_ids.__getitem__)
-        by_site: dict[str, list[int]] = {}
-        for row in order:
-            if found.labels[row] in classes:
-                by_site.setdefault(found.sites[row], []).append(row)
-        return {
-            site: Labelled(
-                tuple(found.sample_ids[row] for row in rows),
-                found.embeddings[rows],
-                tuple(found.labels[row] for row in rows),
-            )
-            for site, rows in sorted(by_site.items())
-        }
-
-    def _running(self, scenario: str, active: Manifest | None) -> dict[str, HeadWeights]:
-        heads: dict[str, Layer] = next((s.heads for s in active.scenarios if s.name == scenario), {}) if active else {}
-        return {key: read_head(self._registry.layer_path(layer.hash).read_bytes()) for key, layer in heads.items()}
 
     def _scenario(
         self, name: str, classes: tuple[str, ...], made: Candidates, backbone: Layer, active: Manifest | None
@@ -229,14 +165,6 @@ class Trainer:
 
 def _append(classes: tuple[str, ...], more: Sequence[str]) -> tuple[str, ...]:
     return (*classes, *(name for name in more if name not in classes))
-
-
-def _join(parts: list[Labelled], dimension: int) -> Labelled:
-    return Labelled(
-        tuple(name for part in parts for name in part.ids),
-        np.concatenate([np.zeros((0, dimension), np.float32), *(part.embeddings for part in parts)]),
-        tuple(label for part in parts for label in part.labels),
-    )
 
 
 def _data_version(evidence: Evidence) -> str:

@@ -58,6 +58,7 @@ def make_variant(
     steps = max(1, len(rest) // CALIBRATION_MAX)  # spread over all scenes
     data = quantise(path.read_bytes(), [read_picture(item.path) for item in rest[::steps][:CALIBRATION_MAX]], backbone)
     made = registry.put(data)
+    registry.note(made, "variant", parent=layer.hash, origin="static int8 of its parent")
     variant = Backbone.open(registry.layer_path(made.hash))
     embeddings = np.zeros((len(gold), variant.dimension), np.float32)
     on_float = np.zeros_like(embeddings)

@@ -1,7 +1,27 @@
 """The centre's memory: samples, labels, blobs, states, contributions, runs, releases, audit log."""
 
 from cloud.store.delivery import Gap
-from cloud.store.records import Contribution, LabelledSet, Release, Run, StoredSample
+from cloud.store.records import (
+    Assignment,
+    Contribution,
+    LabelledSet,
+    LayerRecord,
+    LedgerLine,
+    Release,
+    Run,
+    StoredSample,
+)
 from cloud.store.store import Store
 
-__all__ = ["Contribution", "Gap", "LabelledSet", "Release", "Run", "Store", "StoredSample"]
+__all__ = [
+    "Assignment",
+    "Contribution",
+    "Gap",
+    "LabelledSet",
+    "LayerRecord",
+    "LedgerLine",
+    "Release",
+    "Run",
+    "Store",
+    "StoredSample",
+]

@@ -19,7 +19,7 @@ from common.messages import Ended, SpoolEpoch
 EPOCHS_MAX = 64
 """Of one gateway; one that invents more than this loses its oldest, and is seen to."""
 SEQUENCE_MAX = 2**62
-STATES = ("evicted", "expired", "refused")
+STATES = ("evicted", "expired", "declined", "refused")
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,15 @@ class ContributionRow(Base):
     at_ns: Mapped[int] = mapped_column(BigInteger)
 
 
+class ExclusionRow(Base):
+    """A site or gateway that was unlearned: nothing of it counts."""
+
+    __tablename__ = "exclusions"
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    author: Mapped[str] = mapped_column(String(120))
+    at_ns: Mapped[int] = mapped_column(BigInteger)
+
+
 class RunRow(Base):
     """A round: queued, running, and how it ended."""
 
@@ -131,6 +140,39 @@ class ReleaseRow(Base):
     gate: Mapped[dict[str, object]] = mapped_column(JSON)
     status: Mapped[str] = mapped_column(String(20))
     created_at_ns: Mapped[int] = mapped_column(BigInteger)
+    base: Mapped[str | None] = mapped_column(String(80))
+
+
+class AssignmentRow(Base):
+    """The release that a gateway is told to run, as the roles signed it."""
+
+    __tablename__ = "assignments"
+    gateway_id: Mapped[str] = mapped_column(String(63), primary_key=True)
+    release_id: Mapped[str] = mapped_column(String(80))
+    sequence: Mapped[int] = mapped_column(Integer)
+    renew_at_ns: Mapped[int] = mapped_column(BigInteger)
+    signed: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class LayerRow(Base):
+    """Where a layer comes from."""
+
+    __tablename__ = "layers"
+    layer: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(20))
+    scenario: Mapped[str] = mapped_column(String(63))
+    parent: Mapped[str] = mapped_column(String(64))
+    samples: Mapped[str] = mapped_column(String(64), index=True)
+    record: Mapped[dict[str, object]] = mapped_column(JSON)
+    at_ns: Mapped[int] = mapped_column(BigInteger)
+
+
+class SampleSetRow(Base):
+    """Sample ids, sorted and joined, under the hash of that."""
+
+    __tablename__ = "sample_sets"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    ids: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class AuditRow(Base):
@@ -142,3 +184,15 @@ class AuditRow(Base):
     action: Mapped[str] = mapped_column(String(120))
     detail: Mapped[dict[str, object]] = mapped_column(JSON)
     at_ns: Mapped[int] = mapped_column(BigInteger)
+
+
+class RolloutLineRow(Base):
+    """A line of the rollouts' ledger (`cloud.rollout.entries`). Only ever added to."""
+
+    __tablename__ = "rollout_lines"
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    rollout_id: Mapped[str] = mapped_column(String(40), index=True)
+    kind: Mapped[str] = mapped_column(String(20))
+    actor: Mapped[str] = mapped_column(String(120))
+    at_ns: Mapped[int] = mapped_column(BigInteger)
+    line: Mapped[bytes] = mapped_column(LargeBinary)

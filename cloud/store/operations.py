@@ -1,16 +1,17 @@
 """States, quarantine, contributions, runs, releases and the audit log in the store."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import delete, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from cloud.store.models import AuditRow, ContributionRow, QuarantineRow, ReleaseRow, RunRow, StateRow
+from cloud.store.models import AuditRow, ContributionRow, ExclusionRow, QuarantineRow, ReleaseRow, RunRow, StateRow
 from cloud.store.records import Contribution, Release, Run
 from cloud.store.sessions import Sessions
 from common.errors import OperatorError
@@ -25,8 +26,19 @@ class OperationTables(Sessions):
 
     def put_state(self, state: State) -> None:
         """Replace the last reported state of a gateway."""
+        self.put_states([state])
+
+    def put_states(self, states: Sequence[State]) -> None:
+        """Replace the last reported states of several gateways, each named once, in one transaction."""
+        rows = [{"gateway_id": state.gateway_id, "state": msgspec.json.encode(state)} for state in states]
+        if not rows:
+            return
+        insert = (postgresql if self._engine.dialect.name == "postgresql" else sqlite).insert(StateRow)
+        query = insert.on_conflict_do_update(
+            index_elements=[StateRow.gateway_id], set_={"state": insert.excluded.state}
+        )
         with self._write() as session:
-            session.merge(StateRow(gateway_id=state.gateway_id, state=msgspec.json.encode(state)))
+            session.execute(query, rows)
 
     def states(self) -> list[State]:
         """The last reported state of every gateway, by gateway."""
@@ -61,30 +73,61 @@ class OperationTables(Sessions):
         scenario: str,
         backbone: str,
         client: str,
-        arrays: Mapping[str, NDArray[np.float64]],
+        arrays: Mapping[str, NDArray[np.generic]],
         meta: Mapping[str, object],
         at_ns: int,
     ) -> None:
-        """Replace a gateway's statistics: repetition is harmless."""
+        """Replace a gateway's statistics: repetition is harmless. The arrays are packed (`common.packing`), so they are
+        kept as they are: compressing them saves next to nothing."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **dict(arrays))
+        np.savez(buffer, allow_pickle=False, **dict(arrays))
         row = ContributionRow(
             scenario=scenario, backbone=backbone, client=client, arrays=buffer.getvalue(), meta=dict(meta), at_ns=at_ns
         )
         with self._write() as session:
             session.merge(row)
 
-    def contributions(self, scenario: str, backbone: str) -> list[Contribution]:
-        """The newest statistics of every gateway, by gateway."""
+    def contributions(self, scenario: str, backbone: str, clients: Collection[str] | None = None) -> list[Contribution]:
+        """The newest statistics of every gateway, by gateway, or those of some."""
         query = select(ContributionRow).where(
             ContributionRow.scenario == scenario, ContributionRow.backbone == backbone
         )
+        if clients is not None:
+            query = query.where(ContributionRow.client.in_(clients))
         found = []
         with self._read() as session:
             for row in session.scalars(query.order_by(ContributionRow.client)):
                 with np.load(io.BytesIO(row.arrays), allow_pickle=False) as arrays:
                     found.append(Contribution(row.client, {k: arrays[k] for k in arrays.files}, row.meta, row.at_ns))
         return found
+
+    def contributors(self) -> list[str]:
+        """Gateways that have statistics here."""
+        with self._read() as session:
+            return sorted(session.scalars(select(ContributionRow.client).distinct()))
+
+    def delete_contributions(self, clients: Collection[str]) -> None:
+        """Forget the statistics of these gateways, of all scenarios and backbones."""
+        with self._write() as session:
+            session.execute(delete(ContributionRow).where(ContributionRow.client.in_(clients)))
+
+    def exclude(self, name: str, author: str, at_ns: int) -> None:
+        """Let nothing of a site or gateway count from now on."""
+        with self._write() as session:
+            session.merge(ExclusionRow(name=name, author=author, at_ns=at_ns))
+
+    def include(self, name: str) -> bool:
+        """Let it count again; returns whether it did not."""
+        with self._write() as session:
+            row = session.get(ExclusionRow, name)
+            if row is not None:
+                session.delete(row)
+            return row is not None
+
+    def excluded(self) -> frozenset[str]:
+        """Sites and gateways of which nothing counts."""
+        with self._read() as session:
+            return frozenset(session.scalars(select(ExclusionRow.name)))
 
     def add_run(self, run: Run) -> None:
         """Record a new run."""
@@ -112,6 +155,7 @@ class OperationTables(Sessions):
         *,
         status: str,
         at_ns: int,
+        base: str = "",
     ) -> None:
         """Record a release; when it is the active one, the one that was before is superseded in the same commit."""
         with self._write() as session:
@@ -126,6 +170,7 @@ class OperationTables(Sessions):
                     gate=dict(gate),
                     status=status,
                     created_at_ns=at_ns,
+                    base=base or None,
                 )
             )
 
@@ -148,11 +193,12 @@ class OperationTables(Sessions):
             OperatorError: there is no such release; nothing changed.
         """
         with self._write() as session:
+            if status == "active":
+                make_active(session, release_id)
+                return
             row = session.get(ReleaseRow, release_id)
             if row is None:
                 raise OperatorError(f"there is no release {release_id}", "`headframe cloud releases` lists them.")
-            if status == "active":
-                _supersede(session)
             row.status = status
 
     def audit(self, actor: str, action: str, detail: Mapping[str, Any], at_ns: int) -> None:
@@ -172,8 +218,22 @@ def _supersede(session: Session) -> None:
         row.status = "superseded"
 
 
+def make_active(session: Session, release_id: str) -> None:
+    """A release becomes the active one, and the one that was before is superseded, within the session's commit.
+
+    Raises:
+        OperatorError: there is no such release.
+    """
+    row = session.get(ReleaseRow, release_id)
+    if row is None:
+        raise OperatorError(f"there is no release {release_id}", "`headframe cloud releases` lists them.")
+    _supersede(session)
+    row.status = "active"
+
+
 def _release(row: ReleaseRow) -> Release:
-    return Release(row.release_id, row.sequence, row.manifest, row.signature, row.gate, row.status, row.created_at_ns)
+    parts = row.release_id, row.sequence, row.manifest, row.signature, row.gate, row.status, row.created_at_ns
+    return Release(*parts, row.base or "")
 
 
 def _fields(run: Run) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Contribution:
     """A gateway's statistics."""
 
     client: str
-    arrays: dict[str, NDArray[np.float64]]
+    arrays: dict[str, NDArray[np.generic]]
     meta: dict[str, Any]
     at_ns: int
 
@@ -76,4 +76,50 @@ class Release:
     signature: bytes
     gate: dict[str, Any]
     status: str
+    """active, superseded, or staged: it waits for offline keys."""
     created_at_ns: int
+    base: str = ""
+    """The whole release of which it changes parts; empty when it was signed whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a gateway was told to run, signed."""
+
+    gateway_id: str
+    release_id: str
+    sequence: int
+    renew_at_ns: int
+    signed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRecord:
+    """Where a layer comes from."""
+
+    layer: str
+    kind: str
+    """backbone, variant, head or detector."""
+    scenario: str
+    parent: str
+    """The layer it was made from: a head's predecessor, a variant's float backbone; empty: none."""
+    samples: str
+    """Name of the set of samples that went into it; empty: none, or not known."""
+    record: dict[str, Any]
+    """data_version, datasets, code, parameters, evaluation, licence."""
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerLine:
+    """A line of the rollouts' ledger."""
+
+    number: int
+    rollout_id: str
+    kind: str
+    actor: str
+    at_ns: int
+    line: bytes
+    """JSON of `cloud.rollout.entries`."""
+    why: str = ""
+    """Of an order, for the audit log; it stands in the line too."""

@@ -89,6 +89,13 @@ class SampleTables(Sessions):
         with self._read() as session:
             return set(session.scalars(select(SampleRow.sample_id)))
 
+    def recent_embeddings(self, limit: int) -> list[tuple[str, bytes, bytes]]:
+        """Backbone, id and embedding (float16) of the newest samples, oldest first."""
+        query = select(SampleRow.backbone, SampleRow.sample_id, SampleRow.embedding)
+        with self._read() as session:
+            rows = session.execute(query.order_by(SampleRow.received_at_ns.desc()).limit(limit)).all()
+        return [(row[0], row[1], row[2]) for row in reversed(rows)]
+
     def known_ids(self, names: Sequence[bytes]) -> set[bytes]:
         """Those of `names` that are ids of samples."""
         with self._read() as session:
@@ -170,6 +177,12 @@ class SampleTables(Sessions):
         """The newest label of each sample."""
         with self._read() as session:
             return {row.sample_id: row.label for row in session.scalars(_current(scenario))}
+
+    def gateways(self) -> list[tuple[str, str]]:
+        """(gateway, site) of all samples."""
+        with self._read() as session:
+            rows = session.execute(select(SampleRow.gateway_id, SampleRow.site_id).distinct())
+            return sorted((row[0], row[1]) for row in rows)
 
     def labelled_scenarios(self) -> list[str]:
         """Scenarios that people have labelled samples of."""

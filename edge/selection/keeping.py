@@ -70,10 +70,19 @@ class Keeper:
         self.damaged: list[Path] = []
         """Files that were put aside at the start."""
         for name in camera_ids:
-            self._kept[name] = (now_s, 0)
-            memory = self._read(name)
-            if memory is not None:
-                selector.restore(name, memory)
+            self.attach(name, now_s)
+
+    def attach(self, camera_id: str, now_s: float) -> None:
+        """A camera that the selector has just got: restore it."""
+        self._kept[camera_id] = (now_s, 0)
+        memory = self._read(camera_id)
+        if memory is not None:
+            self._selector.restore(camera_id, memory)
+
+    def detach(self, camera_id: str, now_s: float) -> None:
+        """A camera that the selector will lose now: write it down."""
+        self._write(camera_id, now_s)
+        del self._kept[camera_id]
 
     def keep(self, now_s: float) -> None:
         """Write down the camera that has waited longest, if its time has come: one per call, as a write blocks."""

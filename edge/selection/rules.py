@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from operator import mul
 from typing import ClassVar, Final, Literal, Protocol, get_args
 
 from common.errors import OperatorError
@@ -40,11 +41,15 @@ class Rule(Protocol):
 
 def uncertainty(prediction: Prediction) -> float:
     """Entropy of the probabilities over its maximum, 0..1; zero probabilities count as zero."""
-    shares = [share for share in prediction.probabilities if share > 0]
+    shares = prediction.probabilities
     if len(shares) < 2:
         return 0.0
     # without numpy: a head has a handful of classes, and forty heads are asked at each look
-    return -sum(share * math.log(share) for share in shares) / math.log(len(prediction.probabilities))
+    try:
+        total: float = sum(map(mul, shares, map(math.log, shares)))
+    except ValueError:  # a zero, or less
+        total = sum(share * math.log(share) for share in shares if share > 0)
+    return -total / math.log(len(shares))
 
 
 def spread(prediction: Prediction) -> float:
@@ -52,11 +57,17 @@ def spread(prediction: Prediction) -> float:
 
     For an analytic head it grows with the squared length of the embedding's part in the span of the class means.
     """
-    logs = [math.log(max(share, SHARE_MIN)) for share in prediction.probabilities]
-    if len(logs) < 2:
+    shares = prediction.probabilities
+    if len(shares) < 2:
         return 0.0
+    try:
+        logs = list(map(math.log, shares))
+    except ValueError:  # a zero, or less
+        logs = [math.log(max(share, SHARE_MIN)) for share in shares]
     mean = sum(logs) / len(logs)
-    return sum((value - mean) ** 2 for value in logs) / len(logs)
+    # hundreds in size at most: the squares lose nothing that counts
+    squares: float = sum(map(mul, logs, logs))
+    return max(0.0, squares / len(logs) - mean * mean)
 
 
 @dataclass(frozen=True, slots=True)

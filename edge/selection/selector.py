@@ -16,6 +16,7 @@ from typing import Final, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from common.coverage import Coverage
 from common.messages import Scores
 from edge.selection.candidate import Candidate, Chosen, Sight
 from edge.selection.normal import GAP_S_MAX, CameraNormal, Normality
@@ -89,7 +90,9 @@ class Selector:
         self._settings = settings
         self._cameras = {name: _Camera() for name in camera_ids}
         self._random = random.Random(seed)
-        self._per_s = settings.samples_per_hour / 3600.0 / max(1, len(camera_ids))
+        self._space = ""
+        self._per_s = 0.0
+        self.allot(settings.samples_per_hour)
         self._normality = Normality(settings.normal_s)
         valued = [open_rule(name) for name in settings.rules]
         self._valued = len(valued)
@@ -99,6 +102,19 @@ class Selector:
         self.offered = 0
         self.refused = 0
         """Looks that were not judged: their embedding or a head's answer held something that is no number."""
+
+    def allot(self, samples_per_hour: float) -> None:
+        """The budget of all cameras that there are now, from now on; what was saved up stays."""
+        self._per_s = samples_per_hour / 3600.0 / max(1, len(self._cameras))
+
+    def attach(self, camera_id: str) -> None:
+        """Another camera will offer frames; `allot` follows."""
+        self._cameras[camera_id] = _Camera(space=self._space)
+
+    def detach(self, camera_id: str) -> None:
+        """A camera offers no more; what it held is let go, so `flush` comes before and `allot` follows."""
+        del self._cameras[camera_id]
+        self._normality.forget(camera_id)
 
     def offer(self, candidate: Candidate) -> list[Chosen]:
         """Take a frame; returns what was chosen of the window that it closes, most often nothing."""
@@ -129,6 +145,7 @@ class Selector:
         Args:
             space: name of the backbone.
         """
+        self._space = space
         for ranks in self._ranks:
             ranks.forget()
         others = (camera for camera in self._cameras.values() if camera.space not in ("", space))
@@ -149,8 +166,10 @@ class Selector:
 
     def restore(self, camera_id: str, memory: CameraMemory) -> None:
         """Go on where a camera was before the restart; to be called before its first frame."""
+        if self._space and memory.space not in ("", self._space):
+            return  # attached while another backbone runs: its embeddings do not compare
         camera = self._cameras[camera_id]
-        camera.space, camera.budget = memory.space, memory.budget
+        camera.space, camera.budget = memory.space or self._space, memory.budget
         camera.sent.extend(memory.sent)
         self._normality.restore(camera_id, memory.normal)
 
@@ -212,40 +231,25 @@ class Selector:
             return []
         units = np.stack([item.unit for item in held])
         sent = np.stack(list(camera.sent)) if camera.sent else np.zeros((0, units.shape[1]))
-        redundancy = np.clip(units @ sent.T, 0.0, 1.0).max(axis=1) if len(sent) else np.zeros(len(held))
-        centre = units.mean(axis=0)
-        shape = _unit_rows(units - centre)
-        similarity = shape @ shape.T
-        covered = (shape @ _unit_rows(sent - centre).T).max(axis=1) if len(sent) else np.full(len(held), -1.0)
         weights = 1.0 + VALUE_WEIGHT * np.array([item.value for item in held])
-        free = redundancy <= self._settings.similarity_max
+        coverage = Coverage(units, sent, weights, self._settings.similarity_max)
         chosen: list[Chosen] = []
         for _ in range(count):
-            if not free.any():
+            if not coverage.free.any():
                 break
             if self._random.random() < self._settings.trickle:
-                pick, reason = int(self._random.choice(np.flatnonzero(free).tolist())), "trickle"
+                pick, reason = int(self._random.choice(np.flatnonzero(coverage.free).tolist())), "trickle"
             else:
-                gain = (np.maximum(similarity - covered[:, None], 0.0) * weights[:, None]).sum(axis=0)
-                pick = int(np.where(free, gain, -1.0).argmax())
+                pick = coverage.best()
                 reason = held[pick].reason
             item = held[pick]
             ranks = (item.ranks["novel"], item.ranks["abnormal"], item.ranks["uncertain"])
-            scores = Scores(*ranks, float(redundancy[pick]), item.value, item.candidate.doubt)
+            scores = Scores(*ranks, float(coverage.redundancy[pick]), item.value, item.candidate.doubt)
             chosen.append(Chosen(item.candidate, scores, reason))
             camera.sent.append(item.unit)
             camera.ever_sent += 1
-            covered = np.maximum(covered, similarity[:, pick])
-            redundancy = np.maximum(redundancy, np.clip(units @ item.unit, 0.0, 1.0))
-            free &= redundancy <= self._settings.similarity_max
-            free[pick] = False
+            coverage.take(pick)
         return chosen
-
-
-def _unit_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows (n, d) scaled to length one; a row of zeros stays."""
-    scaled: NDArray[np.float64] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return scaled
 
 
 def _is_finite(candidate: Candidate) -> bool:

@@ -195,6 +195,26 @@ def cut_footage(footage: Footage, folder: Path, seconds: float) -> Footage:
     return Footage(f"{footage.name}-part", main, sub, seconds, events)
 
 
+def repeat_footage(footage: Footage, folder: Path, copies: int) -> Footage:
+    """A footage several times over, its packets copied: what is paid once then weighs as little as in an hour."""
+    if copies == 1:
+        return footage
+    main, sub = (folder / f"{footage.name}-{copies}-{stream}.mp4" for stream in ("main", "sub"))
+    for source, target in ((footage.main, main), (footage.sub, sub)):
+        with av.open(str(source)) as first, av.open(str(target), "w") as writer:
+            copy = writer.add_stream_from_template(first.streams.video[0])
+            for number in range(copies):
+                with av.open(str(source)) as reader:
+                    for packet in reader.demux(video=0):
+                        if packet.size:
+                            shift = round(number * footage.seconds / packet.time_base)
+                            packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, copy
+                            writer.mux(packet)
+    offsets = [number * footage.seconds for number in range(copies)]
+    events = tuple((begin + offset, end + offset) for offset in offsets for begin, end in footage.events)
+    return Footage(footage.name, main, sub, copies * footage.seconds, events)
+
+
 def _write(
     name: str, folder: Path, scene: tuple[list[Picture], tuple[tuple[float, float], ...]], fps: float
 ) -> Footage:

@@ -31,6 +31,7 @@ from common.flower import (
     name_message,
     take_identity,
 )
+from common.packing import pack
 from common.statistics import Statistics
 
 Floats = NDArray[np.floating]
@@ -132,26 +133,31 @@ class Uploaded:
 
     parts: dict[str, Statistics]
     bytes_per_site: float
+    bytes_largest: int
     seconds: float
 
 
 def contribute(
-    classes: Sequence[str], embeddings: Floats, labels: Labels, sites: Mapping[str, NDArray[np.integer]]
+    classes: Sequence[str],
+    embeddings: Floats,
+    labels: Labels,
+    sites: Mapping[str, NDArray[np.integer]],
+    bytes_max: int = 0,
 ) -> Uploaded:
     """Every site's statistics through the product's own records and Flower's message bytes, and back."""
     take_identity(SERVER_NODE_ID)
     content = pack_request("bench", {SCENARIO: tuple(classes)}, {})
     request = unpack_request(content)
-    began_s, size, parts = time.perf_counter(), 0, {}
+    began_s, sizes, parts = time.perf_counter(), [0], {}
     for number, (site, rows) in enumerate(sites.items(), start=2):
         asked = Message(content, number, "train")
         name_message(asked, f"ask-{number}")
-        statistics = Statistics.of(classes, embeddings[rows], [str(name) for name in labels[rows]])
+        packed, _ = pack(classes, embeddings[rows], [str(name) for name in labels[rows]], bytes_max)
         ids = [int(row).to_bytes(16, "big") for row in rows]
-        data = message_to_bytes(Message(pack_reply({SCENARIO: (statistics, ids)}), reply_to=asked))
-        size += len(data)
-        parts[site] = unpack_reply(message_from_bytes(data).content, request)[SCENARIO][0]
-    return Uploaded(parts, size / max(len(sites), 1), time.perf_counter() - began_s)
+        data = message_to_bytes(Message(pack_reply({SCENARIO: (packed, ids)}), reply_to=asked))
+        sizes.append(len(data))
+        parts[site] = unpack_reply(message_from_bytes(data).content, request)[SCENARIO][0].statistics()
+    return Uploaded(parts, sum(sizes) / max(len(sites), 1), max(sizes), time.perf_counter() - began_s)
 
 
 def add_up(parts: Iterable[Statistics]) -> Statistics:

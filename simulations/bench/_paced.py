@@ -105,6 +105,8 @@ class Task:
     layers: dict[str, Path]
     steady_s: float
     window_s: float
+    folder: Path
+    """For what the agent keeps."""
     pins: dict[int, int]
     """Process -> core it keeps to once all cameras are open (opening may use all of them); 0 is the watching one."""
 
@@ -136,7 +138,8 @@ def watch(task: Task, pipe: Any) -> None:
     settings = EdgeSettings(
         gateway_id="bench",
         site_id="bench",
-        release_key="0" * 64,
+        release_root=Path("root.json"),
+        data_dir=task.folder,
         cameras=cameras,
         selection=SelectionSettings(),
     )
@@ -329,7 +332,10 @@ class Stage:
     def task(self, mounts: Sequence[str], pins: dict[int, int]) -> Task:
         """To watch some mounts."""
         urls = tuple(self.server.url(mount) for mount in mounts)
-        return Task(urls, self.manifest, self.layers, STEADY_S[self.quick], WINDOW_S[self.quick], pins)
+        folder = (
+            self.clips["sub"].parent / f"data-{len(urls)}"
+        )  # told apart by their number: what runs beside has fewer
+        return Task(urls, self.manifest, self.layers, STEADY_S[self.quick], WINDOW_S[self.quick], folder, pins)
 
 
 def _spread(kind: str, count: int) -> list[str]:

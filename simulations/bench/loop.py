@@ -27,7 +27,7 @@ from cloud.learning.datasets import Item, read_folder, read_picture
 from cloud.learning.export import read_head
 from cloud.learning.gates import balanced_accuracy
 from cloud.service import Service
-from cloud.settings import CloudBrokerSection, CloudSettings, LearningSettings
+from cloud.settings import CloudBrokerSection, CloudSettings, LearningSettings, RolloutSettings
 from common.backbone import Backbone
 from common.errors import EnvironmentFault, OperatorError
 from common.manifest import SHARED, decode_manifest
@@ -35,7 +35,7 @@ from common.mqtt import Broker
 from common.settings import BrokerSection
 from edge.agent import Agent
 from edge.perception import Model, load_model
-from edge.settings import CameraSettings, EdgeSettings, SelectionSettings
+from edge.settings import CameraSettings, EdgeSettings, InstallSettings, SelectionSettings
 from edge.sources import FOLDER_EPOCH_NS
 
 log = logging.getLogger(__name__)
@@ -126,6 +126,7 @@ def _settings(folder: Path, port: int = 1883) -> CloudSettings:
         data_dir=folder,
         broker=CloudBrokerSection(port=port),
         learning=LearningSettings(round_deadline_s=20.0, quorum=0.0, personal_labels_min=1),
+        rollout=RolloutSettings(enabled=False),  # what was learnt is measured, on cameras that have played to the end
     )
 
 
@@ -160,6 +161,8 @@ class Arm:
         self._stack.callback(broker.stop)
         self._port = broker.broker.port
         self._service = Service(_settings(self._folder, self._port), broker.broker)
+        self._root = self._folder / "root.json"
+        self._root.write_bytes(self._service.repository.root())
         self._service.start()
         self._stack.callback(self._service.stop)
         self._service.link.wait_connected(20)
@@ -190,10 +193,12 @@ class Arm:
             gateway_id=f"gw-{scene}",
             site_id=scene,
             data_dir=self._folder / "gateways" / scene,
-            release_key=self._service.signer.public_hex,
+            release_root=self._root,
             heartbeat_s=0.5,
             broker=BrokerSection(port=self._port),
             cameras=(CameraSettings(id="camera-1", source=str(camera), looks_per_s=1, picture_fps=1, paced=False),),
+            # dozens of agents share this process: how long a look takes says nothing of a release
+            install=InstallSettings(latency_ratio=1000.0, shadow_s=0.0, probation_s=0.0),
             selection=SelectionSettings(
                 samples_per_hour=3600 * SAMPLES_PER_PICTURE, window_s=3600, trickle=self._trickle, similarity_max=1.0
             ),
@@ -231,6 +236,7 @@ class Arm:
         ended = ("released", "refused by the gate", "failed")
         store = self._service.store
         self._wait(lambda: next(r.status for r in store.runs() if r.run_id == run_id) in ended, "the round")
+        self._wait(lambda: self._service.rollouts.engine.settled, "the rollout")
         active = next(r.release_id for r in store.releases() if r.status == "active")
         self._wait(lambda: all(a.release_id == active for a in self._agents.values()), "the installs")
         return active

@@ -23,10 +23,10 @@ from cloud.learning.variants import make_variant
 from cloud.registry import Registry
 from cloud.settings import LearningSettings
 from cloud.store import Store
+from cloud.trust import Repository
 from common.backbone import Backbone
 from common.clock import SystemClock
 from common.errors import OperatorError
-from common.signing import Signer
 from common.statistics import Statistics
 from edge.threads import one_thread_each
 from simulations.bench._edge_models import write_int8_backbone
@@ -49,7 +49,7 @@ def bench_quantise(*, quick: bool) -> dict[str, Any]:
 
 
 def _measure(folder: Path, pictures: Path, store: Store) -> dict[str, Any]:
-    registry = Registry(folder / "layers", store, Signer.open(folder / "key"), SystemClock())
+    registry = Registry(folder / "layers", store, Repository.open(folder / "trust", SystemClock()), SystemClock())
     (folder / "datasets").mkdir()
     catalogue = Catalogue(folder / "datasets")
     layer, path = registry.backbone()

@@ -48,7 +48,7 @@ def play(cameras: tuple[CameraSettings, ...], manifest: Manifest, layers: dict[s
     settings = EdgeSettings(
         gateway_id="bench",
         site_id="bench",
-        release_key="0" * 64,
+        release_root=Path("root.json"),
         cameras=cameras,
         selection=SelectionSettings(samples_per_hour=SAMPLES_PER_HOUR * len(cameras)),
     )

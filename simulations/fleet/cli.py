@@ -13,12 +13,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from common.errors import ConfigError
+from simulations.chaos.cli import chaos
 from simulations.fleet.engine import Alone, Crew, Processes, RayCluster, RoundFigures, Simulation
 from simulations.fleet.pool import Pool, generated_pool, real_pool
 from simulations.fleet.report import as_rows, write_report, write_table
 from simulations.fleet.scenario import SCENARIOS, Fleet, Scenario, read_scenario
+from simulations.load.cli import load
+from simulations.powercut.cli import powercut
 
 app = typer.Typer(no_args_is_help=True, help="Thousands of virtual sites on the code that learns.")
+app.command()(load)
+app.command()(chaos)
+app.command()(powercut)
 
 
 @app.command("list")

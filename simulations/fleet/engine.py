@@ -22,12 +22,25 @@ from cloud.learning.heads import HeadWeights, solve_lda
 from common.errors import OperatorError
 from common.files import READABLE, write_atomically
 from common.statistics import Array, Statistics
+from simulations.fleet.centre import believed, gold_rows, may_replace, right_at_home, share_right
 from simulations.fleet.pool import Pool, on_grid
 from simulations.fleet.scenario import Fleet
-from simulations.fleet.sites import NONE, Contribution, Memory, arrived, step, styles
+from simulations.fleet.sites import (
+    NONE,
+    Contribution,
+    Memory,
+    Numbers,
+    arrived,
+    at_home,
+    is_poisoned,
+    sent_by,
+    step,
+    styles,
+)
 
 SITES_PER_TASK = 256  # a task's arrays (256 x 16 frames x 128 numbers) are 4 MB: in the cache, and few enough tasks
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_HEAD = ("directions", "offsets", "constants", "quadratic")
 MEASURED_SITES = 64
 """Sites whose styles the held-out rows are given for measuring."""
 
@@ -47,6 +60,15 @@ class RoundFigures:
     """In all so far."""
     reporting: int
     mb_up: float
+    home: float | None = None
+    """Share right of what honest sites see, in their own mixtures and styles; None without personal heads."""
+    personal: float | None = None
+    """The same, each site with a head of its own."""
+    quarantined: int = 0
+    wrongly_quarantined: int = 0
+    """Honest sites among them."""
+    refused: bool = False
+    """The gate kept the head of the round before."""
 
 
 class Crew(Protocol):
@@ -158,8 +180,8 @@ class Simulation:
             labels, reporting, bytes_up = labels + done.labels, reporting + done.reporting, bytes_up + done.bytes_up
             if done.statistics is not None:
                 self.total = self.total + done.statistics
-        if (self.total.counts > 0).sum() >= 2:
-            self.head = solve_lda(self.total, self.fleet.shrinkage)
+        total, accused = self._believed()
+        refused = not self._learn(total)
         present = arrived(self.fleet, moment, len(self.pool.classes))
         before = self.figures[-1] if self.figures else None
         return RoundFigures(
@@ -171,14 +193,56 @@ class Simulation:
             labels + (before.labels if before else 0),
             reporting,
             round(bytes_up / 1e6, 3),
+            *self._at_home(moment, total),
+            len(accused),
+            int((~is_poisoned(self.fleet, np.array(accused, np.int64))).sum()),
+            refused,
         )
+
+    def _believed(self) -> tuple[Statistics, list[int]]:
+        """The sum that is learnt from, and the sites that are left out of it."""
+        everyone = np.arange(self.fleet.sites if self.fleet.quarantine else 0)
+        return believed(self.fleet, self.total, self._sent_by(everyone))
+
+    def _sent_by(self, sites: Numbers) -> list[Statistics]:
+        return sent_by(self.fleet, self.pool, sites, Memory(self._chosen[sites], self._sent[sites]))
+
+    def _learn(self, total: Statistics) -> bool:
+        """Solve, and take the new head if the gate lets it pass; False when it was refused."""
+        if (total.counts > 0).sum() < 2:
+            return True
+        candidate = solve_lda(total, self.fleet.shrinkage)
+        if not may_replace(self.fleet, self.pool, self.head, candidate):
+            return False
+        self.head = candidate
+        return True
+
+    def _measured_sites(self) -> Numbers:
+        return np.arange(MEASURED_SITES) * self.fleet.sites // MEASURED_SITES
+
+    def _at_home(self, moment: int, total: Statistics) -> tuple[float | None, float | None]:
+        """What the shared head and what heads of their own get right at honest sites; None without such heads."""
+        if self.head is None or not self.fleet.personal:
+            return None, None
+        sites = self._measured_sites()
+        sites = sites[~is_poisoned(self.fleet, sites)]
+        shift = styles(self.fleet, sites, self._dimensions)
+        shared, personal = [], []
+        rows_of = at_home(self.fleet, self.pool, sites, moment)
+        for rows, style, own in zip(rows_of, shift, self._sent_by(sites), strict=True):
+            x = on_grid(self.pool.rows[rows] + style)
+            truth = [self.pool.classes[k] for k in self.pool.labels[rows]]
+            shared.append(share_right(self.head, x, truth))
+            personal.append(right_at_home(total, own, self.fleet, x, truth))
+        return float(np.mean(shared)), float(np.mean(personal))
 
     def _accuracy(self, classes: int) -> float | None:
         """Balanced accuracy over the first classes, on held-out rows, each in the style of a site."""
         rows = np.flatnonzero(self.pool.held_out & (self.pool.labels < classes))
+        rows = np.setdiff1d(rows, gold_rows(self.fleet, self.pool))
         if self.head is None or not len(rows):
             return None
-        shift = styles(self.fleet, np.arange(MEASURED_SITES) * self.fleet.sites // MEASURED_SITES, self._dimensions)
+        shift = styles(self.fleet, self._measured_sites(), self._dimensions)
         x: Array = on_grid(self.pool.rows[rows] + shift[np.arange(len(rows)) % MEASURED_SITES])
         truth = [self.pool.classes[k] for k in self.pool.labels[rows]]
         return balanced_accuracy(truth, self.head.predict(x))
@@ -199,6 +263,7 @@ class Simulation:
             counts=self.total.counts,
             sums=self.total.sums,
             moment=self.total.moment,
+            **({name: getattr(self.head, name) for name in _HEAD} if self.head else {}),
         )
         return buffer.getvalue()
 
@@ -212,5 +277,5 @@ class Simulation:
             self.figures = msgspec.json.decode(state["figures"].tobytes(), type=list[RoundFigures])
             self._chosen, self._sent = state["chosen"], state["sent"]
             self.total = Statistics(self.pool.classes, state["counts"], state["sums"], state["moment"])
-        if (self.total.counts > 0).sum() >= 2:
-            self.head = solve_lda(self.total, self.fleet.shrinkage)
+            if _HEAD[0] in state:
+                self.head = HeadWeights(self.pool.classes, *(state[name] for name in _HEAD))

@@ -14,6 +14,7 @@ from simulations.fleet.scenario import Fleet, Scenario
 from simulations.report_texts import SCRIPT, STYLE
 from simulations.screen import percent
 
+_NOTE = "<p>Left out: sites whose statistics were not believed. MB up: in the last round.</p>"
 _LINES_MAX = 9  # more lines than this cannot be told apart
 
 
@@ -46,7 +47,18 @@ def write_report(path: Path, scenario: Scenario, figures: Sequence[RoundFigures]
     best = max(by_variant, key=lambda name: by_variant[name][-1].accuracy or 0.0, default="")
     chart = round_lines(moments, {name: name != best for name in by_variant}, from_first_release=False)
     head = "".join(
-        f"<th class=n>{name}</th>" for name in ("accuracy", "first phase", "classes", "labels", "MB up, last round")
+        f"<th class=n>{name}</th>"
+        for name in (
+            "accuracy",
+            "at home",
+            "own heads",
+            "first phase",
+            "classes",
+            "labels",
+            "left out",
+            "of them honest",
+            "MB up",
+        )
     )
     rows = "".join(_row(name, own[-1]) for name, own in by_variant.items())
     page = (
@@ -55,7 +67,7 @@ def write_report(path: Path, scenario: Scenario, figures: Sequence[RoundFigures]
         f"<title>{escape(scenario.name)}</title><style>{STYLE}</style></head><body><main>"
         f"<header><div><h1>{escape(scenario.name)}</h1><p>{escape(scenario.question)}</p></div></header>"
         f"<section><h2>Balanced accuracy by round</h2>{chart}</section>"
-        f"<section><h2>After the last round</h2><table><tr><th></th>{head}</tr>{rows}</table></section>"
+        f"<section><h2>After the last round</h2>{_NOTE}<table><tr><th></th>{head}</tr>{rows}</table></section>"
         f"<section><h2>Fleet</h2>{_fleet(scenario.variants[0][1])}</section>"
         f"</main><script>{SCRIPT}</script></body></html>\n"
     )
@@ -69,9 +81,13 @@ def _or_nan(value: float | None) -> float:
 def _row(name: str, last: RoundFigures) -> str:
     cells = (
         percent(_or_nan(last.accuracy)),
+        percent(_or_nan(last.home)),
+        percent(_or_nan(last.personal)),
         percent(_or_nan(last.first_phase)),
         last.classes,
         last.labels,
+        last.quarantined,
+        last.wrongly_quarantined,
         f"{last.mb_up:.1f}",
     )
     return f"<tr><td>{escape(name)}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>"

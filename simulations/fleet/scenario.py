@@ -15,6 +15,8 @@ from common.errors import ConfigError
 
 SCENARIOS = Path(__file__).resolve().parents[1] / "scenarios"
 SITES_MAX, ROUNDS_MAX, VARIANTS_MAX = 1_000_000, 1_000, 64
+JUDGED_BYTES_MAX = 4_000_000_000
+"""Quarantine holds each site's second moment: 2,000 sites in 256 dimensions are 1 GB."""
 
 
 class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -46,8 +48,14 @@ class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     poisoned: float = 0.0
     """Share of sites that lie."""
     poison: str = "flip"
-    """How: `flip` the labels, or `scale` the statistics."""
+    """How: `flip` the labels, or `scale` the embeddings behind the statistics."""
     shrinkage: float = 0.3
+    quarantine: bool = False
+    """The centre leaves out the sites whose statistics are not to be believed (`cloud.learning.robustness`)."""
+    gate: float = 0.0
+    """A head that loses more than this share of a class on the gold rows is not released; 0: no gate."""
+    personal: float = 0.0
+    """A site's own statistics count so many times in a head of its own; 0: no personal heads."""
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -85,7 +93,14 @@ def _variants(base: Mapping[str, Any], vary: Mapping[str, list[Any]]) -> Iterato
         different = dict(zip(vary, values, strict=True))
         fleet = msgspec.convert({**base, **different}, Fleet)
         _check(fleet)
-        yield ", ".join(f"{key} {value}" for key, value in different.items()) or "all", fleet
+        yield ", ".join(_said(key, value) for key, value in different.items()) or "all", fleet
+
+
+def _said(key: str, value: object) -> str:
+    """Short enough for a chart's legend: `alpha 0.3`, `quarantine`, `no quarantine`, `uncertain`."""
+    if isinstance(value, bool):
+        return key if value else f"no {key}"
+    return value if isinstance(value, str) else f"{key} {value}"
 
 
 def _check(fleet: Fleet) -> None:
@@ -101,6 +116,10 @@ def _check(fleet: Fleet) -> None:
         "poisoned": 0 <= fleet.poisoned < 1,
         "alpha": fleet.alpha > 0,
         "label_delay": 0 <= fleet.label_delay < fleet.rounds,
+        "gate": 0 <= fleet.gate < 1,
+        "personal": fleet.personal >= 0,
+        "quarantine (sites * dimensions²)": not fleet.quarantine
+        or 8 * fleet.sites * fleet.dimensions**2 <= JUDGED_BYTES_MAX,
     }
     if wrong := [key for key, holds in bounds.items() if not holds]:
         raise ConfigError(f"out of bounds: {', '.join(wrong)}", "See simulations/fleet/scenario.py for the keys.")

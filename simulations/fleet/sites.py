@@ -20,7 +20,9 @@ Hashes = NDArray[np.uint64]
 NONE = -1
 """In place of a row's number: nothing was chosen."""
 POISON_SCALE = 10.0
-_FRAME, _ORDER, _LINK, _TRAIT = range(4)
+HOME_ROWS = 64
+"""Held-out rows that a site's own head is measured on."""
+_FRAME, _ORDER, _LINK, _TRAIT, _HOME = range(5)
 _SCORE_DIGITS = 6  # matrix products round by shape in the last digits; scores must not depend on the batch
 
 
@@ -84,13 +86,27 @@ def arrived(fleet: Fleet, moment: int, classes: int) -> int:
 
 def look(fleet: Fleet, pool: Pool, sites: Numbers, moment: int) -> Numbers:
     """The frames that each site sees in a round: numbers of the pool's rows (s, frames)."""
-    present = arrived(fleet, moment, len(pool.classes))
-    shares = mixtures(fleet, sites, len(pool.classes))[:, :present] + 1e-9
+    return _seen(fleet, pool.by_class(), sites, moment, (_FRAME, fleet.frames))
+
+
+def at_home(fleet: Fleet, pool: Pool, sites: Numbers, moment: int) -> Numbers:
+    """Held-out rows in each site's own mixture of classes (s, `HOME_ROWS`): what its cameras will show it."""
+    held_out = [np.flatnonzero((pool.labels == k) & pool.held_out) for k in range(len(pool.classes))]
+    return _seen(fleet, held_out, sites, moment, (_HOME, HOME_ROWS))
+
+
+def _seen(
+    fleet: Fleet, by_class: list[Numbers], sites: Numbers, moment: int, purpose_and_count: tuple[int, int]
+) -> Numbers:
+    """Rows that sites see, of those given per class, in their mixtures of the classes that have arrived."""
+    purpose, count = purpose_and_count
+    present = arrived(fleet, moment, len(by_class))
+    shares = mixtures(fleet, sites, len(by_class))[:, :present] + 1e-9
     edges = np.cumsum(shares / shares.sum(axis=1, keepdims=True), axis=1)
-    draws = uniform(fleet.seed, sites, moment, _FRAME, 2 * fleet.frames).reshape(len(sites), fleet.frames, 2)
+    draws = uniform(fleet.seed, sites, moment, purpose, 2 * count).reshape(len(sites), count, 2)
     kinds = np.minimum((draws[:, :, :1] > edges[:, None, :]).sum(axis=2), present - 1)
     frames = np.zeros(kinds.shape, np.int64)
-    for k, rows in enumerate(pool.by_class()[:present]):
+    for k, rows in enumerate(by_class[:present]):
         here = kinds == k
         frames[here] = rows[(draws[:, :, 1][here] * len(rows)).astype(np.int64)]
     return frames
@@ -133,6 +149,20 @@ def step(
     return Contribution(statistics, Memory(chosen, sent), reporting, len(which), reporting * packed_bytes)
 
 
+def sent_by(fleet: Fleet, pool: Pool, sites: Numbers, memory: Memory) -> list[Statistics]:
+    """What each of these sites has sent so far, all rounds together."""
+    shift = styles(fleet, sites, pool.rows.shape[1])
+    rounds = np.arange(memory.chosen.shape[1])
+    there = (rounds[None, :, None] <= memory.sent[:, None, None]) & (memory.chosen != NONE)
+    found = []
+    for place in range(len(sites)):
+        rows = memory.chosen[place][there[place]]
+        which = np.zeros(len(rows), np.int64)
+        one = slice(place, place + 1)
+        found.append(_statistics(fleet, pool, sites[one], which, rows, shift[one]))
+    return found
+
+
 def _statistics(fleet: Fleet, pool: Pool, sites: Numbers, which: Numbers, rows: Numbers, shift: Array) -> Statistics:
     """The sum of the statistics of all sites of a batch, liars included."""
     lies = is_poisoned(fleet, sites)[which]
@@ -143,4 +173,5 @@ def _statistics(fleet: Fleet, pool: Pool, sites: Numbers, which: Numbers, rows: 
         labels = np.where(lies, (labels + 1) % len(names), labels)
         return Statistics.of(names, x, [names[k] for k in labels])
     honest = Statistics.of(names, x[~lies], [names[k] for k in labels[~lies]])
-    return honest + Statistics.of(names, x[lies], [names[k] for k in labels[lies]]) * POISON_SCALE
+    lied = Statistics.of(names, x[lies], [names[k] for k in labels[lies]])
+    return honest + Statistics(names, lied.counts, lied.sums * POISON_SCALE, lied.moment * POISON_SCALE**2)

@@ -10,11 +10,11 @@ from onnx import TensorProto, helper, numpy_helper
 from cloud.learning.adoption import adopt_backbone
 from cloud.registry import Registry
 from cloud.store import Store
+from cloud.trust import Repository
 from common.backbone import Backbone
 from common.clock import SystemClock
 from common.errors import OperatorError
 from common.manifest import Layer, Scenario
-from common.signing import Signer
 
 PIXELS = np.random.default_rng(1).integers(0, 255, (8, 8, 3), dtype=np.uint8)
 
@@ -83,7 +83,7 @@ def test_what_is_no_backbone_is_refused_with_what_was_found(data: bytes, more: d
 
 
 def test_the_backbone_is_set_before_the_first_release_and_not_after(store: Store, tmp_path: Path) -> None:
-    registry = Registry(tmp_path / "layers", store, Signer.open(tmp_path / "key"), SystemClock())
+    registry = Registry(tmp_path / "layers", store, Repository.open(tmp_path / "trust", SystemClock()), SystemClock())
     layer = registry.set_backbone(adopt_backbone(make_model()))
     assert registry.backbone()[0] == layer
     registry.publish((Scenario("belt", ("normal",), "normal", {"*": Layer("0" * 64, 1)}),), layer, {}, "first")

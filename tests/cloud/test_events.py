@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import msgspec
+import numpy as np
 import pytest
 
 from cloud.desk import Desk
@@ -86,15 +88,16 @@ def test_an_event_reaches_the_fleet_page_and_its_picture_only_where_pixels_may_l
     link.start()
     spool = Spool.open(tmp_path / "spool.db", 10**7)
     uplink = Uplink(link, spool, "gw-1", UplinkSettings(), SystemClock(), share)
-    uplink.tell(event(jpeg=b"a picture"))  # before the link is up: it waits
+    picture = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    uplink.tell(event(jpeg=picture))  # before the link is up: it waits
     try:
         wait_until(lambda: service.events.told == 1, uplink.step)
         (row,) = Desk(service).events(10)
         assert (row["scenario"], row["phase"], row["has_jpeg"]) == ("people", "enter", has_jpeg)
-        assert (Desk(service).event_jpeg("gw-1", row["event_id"]) == b"a picture") == has_jpeg
+        assert (Desk(service).event_jpeg("gw-1", row["event_id"]) == picture) == has_jpeg
         forged = msgspec.structs.replace(event(1), gateway_id="gw-2")
         link.publish(topics.up("gw-1", "event"), codec.encode(forged))
-        wait_until(lambda: int(service.store.counts()["quarantined"]) == 1, lambda: None)
+        wait_until(lambda: int(service.store.counts()["quarantined"]) == 1, service.step)
         assert service.events.told == 1, "nobody speaks for another gateway"
     finally:
         link.stop()

@@ -165,7 +165,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 15) -> None:
 def total(result: RoundResult) -> Statistics:
     found = Statistics.empty(CLASSES, DIMENSION)
     for parts in result.contributions.values():
-        found = found + parts["belt"][0]
+        found = found + parts["belt"][0].statistics()
     return found
 
 

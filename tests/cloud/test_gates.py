@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud.learning.candidates import Evidence, Labelled, Rules, make_candidates
-from cloud.learning.gates import balanced_accuracy, choose_head, compare, compare_classes, mcnemar_p
+from cloud.learning.gates import (
+    Verdict,
+    balanced_accuracy,
+    choose_head,
+    compare,
+    compare_classes,
+    mcnemar_p,
+    paired_interval,
+    pool_undecided,
+)
 from cloud.learning.heads import solve_lda
 from common.manifest import SHARED
 from common.statistics import Statistics
@@ -32,6 +41,48 @@ def test_a_class_forgotten_behind_a_good_mean_is_found() -> None:
     running, candidate = truth, ["normal"] * 510
     failed = [c.name for c in compare_classes("gold", truth, running, candidate, 0.02) if not c.passed]
     assert "gold/tear" in failed
+
+
+def test_few_samples_are_undecided_and_many_that_did_not_change_are_held() -> None:
+    assert compare("a", ["tear"], ["tear"], ["tear"], 0.02).verdict is Verdict.UNDECIDED
+    assert compare("a", [], [], [], 0.02).verdict is Verdict.UNDECIDED
+    assert compare("a", ["tear"] * 200, ["tear"] * 200, ["tear"] * 200, 0.02).verdict is Verdict.HELD
+    lost = compare("a", ["tear"] * 3, ["tear"] * 3, ["normal"] * 3, 0.02)
+    assert (lost.verdict, lost.gained, lost.lost) == (Verdict.WORSE, 0, 3)
+    assert lost.high < 0
+
+
+def test_a_loss_cannot_hide_in_many_small_classes() -> None:
+    truth = [f"class-{number}" for number in range(8) for _ in range(2)]
+    candidate = [name if row % 2 else "normal" for row, name in enumerate(truth)]
+    found = {c.name: c for c in compare_classes("gold", truth, truth, candidate, 0.02)}
+    assert all(found[f"gold/class-{n}"].verdict is Verdict.UNDECIDED for n in range(8))
+    assert found["gold/undecided"].verdict is Verdict.WORSE
+    assert found["gold/undecided"].samples == 16
+    assert not pool_undecided("sites", [found["gold/class-1"]], 0.02), "one alone is what it is"
+
+
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 200))
+def test_the_interval_holds_the_change_and_shrinks_with_samples(gained: int, lost: int, same: int) -> None:
+    samples = gained + lost + same
+    low, high = paired_interval(gained, lost, samples)
+    assert -1 <= low <= high <= 1
+    if samples:
+        more = paired_interval(10 * gained, 10 * lost, 10 * samples)
+        assert more[1] - more[0] < high - low
+    mirrored = paired_interval(lost, gained, samples)
+    assert mirrored == pytest.approx((-high, -low))
+
+
+@pytest.mark.parametrize(("samples", "share"), [(5, 0.3), (40, 0.1), (400, 0.02)])
+def test_equal_heads_are_called_worse_no_more_often_than_promised(samples: int, share: float) -> None:
+    rng = np.random.default_rng(samples)
+    stopped = 0
+    for _ in range(400):
+        flips = rng.random((2, samples)) < share
+        running, candidate = (["normal" if flip else "tear" for flip in row] for row in flips)
+        stopped += not compare("a", ["tear"] * samples, running, candidate, 0.0).passed
+    assert stopped / 400 <= 0.08  # one in twenty, and the chance of 400 trials
 
 
 @given(st.integers(0, 30), st.integers(0, 30))

@@ -15,11 +15,11 @@ from cloud.learning.variants import make_variant
 from cloud.registry import Registry
 from cloud.settings import LearningSettings
 from cloud.store import Store
+from cloud.trust import Repository
 from common.backbone import Backbone
 from common.clock import SystemClock
 from common.errors import OperatorError
 from common.manifest import INT8
-from common.signing import Signer
 from common.statistics import Statistics
 
 CLASSES = ("normal", "tear")
@@ -92,7 +92,7 @@ def test_what_cannot_be_judged_does_not_pass() -> None:
 def test_a_release_carries_a_variant_until_a_head_drifts_on_it(
     tmp_path: Path, store: Store, tiny_backbone: Callable[..., bytes]
 ) -> None:
-    registry = Registry(tmp_path / "layers", store, Signer.open(tmp_path / "key"), SystemClock())
+    registry = Registry(tmp_path / "layers", store, Repository.open(tmp_path / "trust", SystemClock()), SystemClock())
     registry.set_backbone(tiny_backbone())
     layer, path = registry.backbone()
     for number, picture in enumerate(pictures(300)):

@@ -9,11 +9,11 @@ from cloud.learning.export import export_head
 from cloud.learning.heads import HeadWeights
 from cloud.registry import Registry
 from cloud.store import Store
+from cloud.trust import Repository
 from common.clock import SystemClock
 from common.delta import apply_delta
 from common.manifest import Layer
 from common.messages import Fetch
-from common.signing import Signer
 
 CLASSES, DIMENSION = ("normal", "tear"), 2_000
 
@@ -26,7 +26,7 @@ def head(seed: int, move: float = 0.0, dimension: int = DIMENSION) -> bytes:
 
 @pytest.fixture
 def registry(tmp_path: Path, store: Store) -> Registry:
-    return Registry(tmp_path / "layers", store, Signer.open(tmp_path / "key"), SystemClock())
+    return Registry(tmp_path / "layers", store, Repository.open(tmp_path / "trust", SystemClock()), SystemClock())
 
 
 def fetched(registry: Registry, layer: Layer, *bases: str) -> tuple[bytes, str]:

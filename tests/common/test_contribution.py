@@ -39,7 +39,8 @@ def test_what_is_no_request_is_refused(content: RecordDict) -> None:
 
 
 def test_a_reply_comes_back_to_the_digit() -> None:
-    (statistics, covered) = unpack_reply(pack_reply({"belt": (part(), IDS)}), REQUEST)["belt"]
+    packed, covered = unpack_reply(pack_reply({"belt": (part(), IDS)}), REQUEST)["belt"]
+    statistics = packed.statistics()
     for field in ("counts", "sums", "moment"):
         np.testing.assert_array_equal(getattr(statistics, field), getattr(part(), field))
     assert covered == set(IDS)

@@ -18,8 +18,8 @@ from common.manifest import SHARED, Layer, Manifest, Scenario, decode_manifest, 
 from common.mqtt import Broker
 from common.settings import load_settings
 from common.settings_table import list_keys
-from common.signing import Signer, verify
 from edge.settings import EdgeSettings
+from simulations.single_key import Signer, verify
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED_HEAD, OWN_HEAD = Layer("1" * 64, 10), Layer("2" * 64, 20)
@@ -34,7 +34,7 @@ MANIFEST = Manifest(
 EDGE = """
 gateway_id = "north-1"
 site_id = "north"
-release_key = "00"
+release_root = "root.json"
 [[cameras]]
 id = "belt"
 source = "clip.mp4"
@@ -81,7 +81,7 @@ def test_only_the_key_that_is_trusted_signs(tmp_path: Path) -> None:
         with pytest.raises(TrustError):
             verify(bad_data, bad_signature, key)
     for key in ("", "zz", "00"):
-        with pytest.raises(OperatorError, match="release_key"):
+        with pytest.raises(OperatorError, match="64 hex"):
             verify(data, signature, key)
     (tmp_path / "short").write_bytes(b"12")
     with pytest.raises(OperatorError, match="short"):

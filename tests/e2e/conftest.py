@@ -67,13 +67,14 @@ def centre(first_release: Path, tmp_path: Path) -> Iterator[Centre]:
 def start_gateway(centre: Centre, tmp_path: Path) -> Iterator[Callable[..., Managed]]:
     """Start a gateway with these cameras; its folder is `gateways/<site>`, as the ledger's check expects."""
     started: list[Managed] = []
-    key = headframe("cloud", "key", "-c", str(centre.config)).strip()
+    root = tmp_path / "root.json"
+    headframe("cloud", "keys", "root", "-c", str(centre.config), str(root))
 
     def start(site: str, cameras: list[Mapping[str, Any]], **settings: Any) -> Managed:
         values = {
             "gateway_id": f"gw-{site}",
             "site_id": site,
-            "release_key": key,
+            "release_root": root,
             "heartbeat_s": 0.5,
             "broker": {"port": centre.where["mqtt_port"]},
             "selection": {"samples_per_hour": 3600.0, "window_s": 2.0},

@@ -85,6 +85,7 @@ def test_a_class_never_trained_is_met_in_a_real_video_labelled_learnt_and_run_by
     runs = lambda: {run["run_id"]: run for run in centre.get("runs")}  # noqa: E731
     wait_for(lambda: runs()[run_id]["status"] in done, 60, "the round", centre.managed)
     assert runs()[run_id]["status"] == "released", runs()[run_id]["record"]
+    wait_for(lambda: active_release(centre) != first, 60, "the rollout", centre.managed)
     second = active_release(centre)
     wait_for(lambda: reported(centre, "gw-plant").get("release_id") == second, 60, "the install", gateway)
     time.sleep(1.0)  # looks of the new release
@@ -92,7 +93,6 @@ def test_a_class_never_trained_is_met_in_a_real_video_labelled_learnt_and_run_by
     assert gateway.stop() == 0
     assert centre.managed.stop() == 0
 
-    assert second != first
     assert release_id(installed(gateway)) == second
     after = model_of(gateway, "plant")
     assert after.release_id == second

@@ -16,6 +16,7 @@ import pytest
 from cloud.learning.export import default_backbone, set_default_backbone
 from common.errors import EnvironmentFault
 from common.ids import layer_hash
+from common.packing import read_packed
 from common.statistics import Statistics
 from simulations.processes import Centre, wait_for
 from simulations.virtual import made_up, statistics_of
@@ -87,9 +88,7 @@ def stored(centre: Centre) -> dict[str, Statistics]:
     found = {}
     for client, arrays, meta in rows:
         with np.load(io.BytesIO(arrays)) as parts:
-            found[client] = Statistics(
-                tuple(json.loads(meta)["classes"]), parts["counts"], parts["sums"], parts["moment"]
-            )
+            found[client] = read_packed(tuple(json.loads(meta)["classes"]), dict(parts)).statistics()
     return found
 
 

@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cloud.learning.adoption import DetectorForm, adopt_detector
+from cloud.trust import Repository
 from common import codec
 from common import manifest as keys
 from common.clock import SystemClock
@@ -23,7 +24,6 @@ from common.ids import layer_hash
 from common.manifest import SHARED, DetectorLayer, Layer, Manifest, Scenario, encode_manifest
 from common.messages import Desired, Event, Sample
 from common.settings import BrokerSection
-from common.signing import Signer
 from edge.agent import RELEASES, Agent
 from edge.detectors import Detector
 from edge.installer import LAYERS
@@ -211,7 +211,7 @@ def test_a_camera_that_goes_dark_ends_its_event_and_the_detector_may_say_what_it
         id="yard", source=str(write_blackout(tmp_path / "yard.mp4")), paced=False, looks_per_s=FPS, gears=EVERY_FRAME
     )
     settings = EdgeSettings(
-        gateway_id="gw-1", site_id="north", data_dir=tmp_path, release_key="00" * 32, cameras=(camera,)
+        gateway_id="gw-1", site_id="north", data_dir=tmp_path, release_root=Path("root.json"), cameras=(camera,)
     )
     told: list[Event] = []
     lookout = Lookout(settings, settings.cameras, SystemClock(), lambda _sample: None, on_event=told.append)
@@ -283,7 +283,9 @@ def test_the_agent_finds_the_worker_and_sends_the_boxes_along(
     tiny_backbone: Callable[..., bytes],
     tiny_head: Callable[..., bytes],
 ) -> None:
-    signer = Signer.open(tmp_path / "key")
+    repository = Repository.open(tmp_path / "trust", SystemClock())
+    root = tmp_path / "root.json"
+    root.write_bytes(repository.root())
     layers = tmp_path / "gateway" / RELEASES / LAYERS
     layers.mkdir(parents=True)
 
@@ -302,7 +304,7 @@ def test_the_agent_finds_the_worker_and_sends_the_boxes_along(
         gateway_id="gw-1",
         site_id="north",
         data_dir=tmp_path / "gateway",
-        release_key=signer.public_hex,
+        release_root=root,
         broker=BrokerSection(port=free_port),
         selection=SelectionSettings(samples_per_hour=1e6, window_s=0.5, similarity_max=1.0, trickle=0.0),
         cameras=(
@@ -317,7 +319,12 @@ def test_the_agent_finds_the_worker_and_sends_the_boxes_along(
     )
     agent = Agent(settings)
     data = encode_manifest(manifest)
-    agent.installer.on_desired(Desired(manifest=data, signature=signer.sign(data)))
+    repository.add(data, (), ())
+    proof = {"metadata": repository.bundle(data, b""), "assignment": repository.assign("gw-1", data, 1)}
+    agent.installer.on_desired(Desired(manifest=data, **proof))
+    until = time.monotonic() + 30
+    while not agent.installer.outcome and time.monotonic() < until:
+        time.sleep(0.02)
     assert agent.installer.outcome.startswith("installed"), agent.installer.outcome
     agent.start()
     deadline = time.monotonic() + 60

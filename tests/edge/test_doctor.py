@@ -131,10 +131,12 @@ def test_key_frames_must_come_often_enough(tmp_path: Path) -> None:
     assert "Smart Codec" in once.mend
 
 
-def test_the_command_lists_everything_and_fails_when_something_is_not_well(tmp_path: Path, free_port: int) -> None:
+def test_the_command_lists_everything_and_fails_when_something_is_not_well(
+    tmp_path: Path, free_port: int, release_root: Path
+) -> None:
     config = tmp_path / "edge.toml"
     config.write_text(
-        f'gateway_id = "gw-1"\nsite_id = "north"\nrelease_key = "00"\ndata_dir = "{tmp_path / "data"}"\n'
+        f'gateway_id = "gw-1"\nsite_id = "north"\nrelease_root = "{release_root}"\ndata_dir = "{tmp_path / "data"}"\n'
         f'[broker]\nport = {free_port}\n[[cameras]]\nid = "belt"\nsource = "{tmp_path / "nowhere.mp4"}"\n'
     )
     said: list[str] = []

@@ -2,17 +2,21 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import httpx
+import msgspec
 import numpy as np
 import pytest
 
 from common.errors import OperatorError
 from common.messages import CameraState, Sample, State
+from edge.board import WORDS
 from edge.exemplars import Exemplars
+from edge.gears import Gear
+from edge.metrics import STATES
 from edge.status import StatusPage
 
 MakeSample = Callable[..., Sample]
@@ -22,11 +26,23 @@ HOSTILE = "<img src=x onerror=window.hacked=1>"
 
 @dataclass
 class Gateway:
-    """A status page on a real memory of samples."""
+    """What the page shows, on a real memory of samples."""
 
-    url: str
     exemplars: Exemplars
     samples: list[Sample]
+    now: State
+    linked: bool = True
+    looks: dict[str, bytes] = field(default_factory=dict)
+    url: str = ""
+
+    def state(self) -> State:
+        return self.now
+
+    def scenarios(self) -> dict[str, tuple[str, ...]]:
+        return {"belt": ("normal", "tear")}
+
+    def last_look(self, camera_id: str) -> bytes | None:
+        return self.looks.get(camera_id)
 
 
 @pytest.fixture
@@ -38,7 +54,20 @@ def gateway(tmp_path: Path, make_sample: MakeSample) -> Iterator[Gateway]:
         jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
         samples.append(make_sample(number, value=1 - number / 10, jpeg=jpeg))
         exemplars.remember(samples[-1], keep_picture=True)
-    cameras = (CameraState(camera_id="belt", state="failed", detail=HOSTILE, looks=3),)
+    cameras = (
+        CameraState(camera_id="belt", state="failed", detail=HOSTILE, looks=3),
+        CameraState(
+            camera_id="gate",
+            state="live",
+            gear="watch",
+            frames=50,
+            looks=7,
+            fps=24.96,
+            looks_per_s=4.8,
+            latency_ms=12.3,
+            latency_ms_p99=80.1,
+        ),
+    )
     state = State(
         gateway_id="gw-1",
         site_id="north",
@@ -49,11 +78,12 @@ def gateway(tmp_path: Path, make_sample: MakeSample) -> Iterator[Gateway]:
         accepted=6,
         cameras=cameras,
     )
-    page = StatusPage("127.0.0.1", 0, lambda: state, exemplars, lambda: {"belt": ("normal", "tear")})
+    made = Gateway(exemplars, samples, state, looks={"gate": samples[3].jpeg})
+    page = StatusPage("127.0.0.1", 0, made)
     page.start()
-    url = f"http://127.0.0.1:{page.port}"
-    wait_until(lambda: answers(url))
-    yield Gateway(url, exemplars, samples)
+    made.url = f"http://127.0.0.1:{page.port}"
+    wait_until(lambda: answers(made.url))
+    yield made
     page.stop()
     exemplars.close()
 
@@ -85,8 +115,47 @@ def test_the_page_and_the_metrics_say_what_the_centre_hears(gateway: Gateway) ->
     assert "default-src 'self'" in page.headers["content-security-policy"]
     metrics = httpx.get(f"{gateway.url}/metrics").text
     assert "headframe_edge_accepted 6" in metrics
-    assert 'headframe_edge_camera_up{camera="belt"} 0' in metrics
+    for line in (
+        'camera_up{camera="belt"} 0',
+        'camera_up{camera="gate"} 1',
+        'camera_state{camera="belt",state="failed"} 1',
+        'camera_state{camera="belt",state="live"} 0',
+        'camera_gear{camera="gate",gear="watch"} 1',
+        'camera_fps{camera="gate"} 24.96',
+        'camera_looks_per_s{camera="gate"} 4.8',
+        'camera_latency_ms{camera="gate",quantile="0.99"} 80.1',
+        'camera_frames_total{camera="gate"} 50',
+        "spool_rows 0",
+        "linked 1",
+        'release{release="r1"} 1',
+    ):
+        assert f"headframe_edge_{line}" in metrics
     assert httpx.get(f"{gateway.url}/api/state").json()["share"] == "updates"
+
+
+def test_the_page_shows_each_camera_in_either_language(gateway: Gateway) -> None:
+    english = httpx.get(gateway.url, headers={"accept-language": "de, en"}).text
+    for said in ("25.0", "4.8", "12, 80 ms", "live", "watch", "failed", "connected", "/cameras/gate.jpg?look=7"):
+        assert said in english, said
+    chinese = httpx.get(gateway.url, headers={"accept-language": "zh-CN,zh;q=0.9"}).text
+    assert "关注" in chinese
+    assert "关注" in httpx.get(f"{gateway.url}/board?lang=zh").text
+    assert "关注" not in httpx.get(f"{gateway.url}/?lang=en", headers={"accept-language": "zh"}).text
+    assert all(one and other for one, other in WORDS.values())
+    assert {"state_" + state for state in STATES} <= set(WORDS)
+    assert {"gear_" + gear.value for gear in Gear} <= set(WORDS)
+    gateway.linked = False
+    assert "not connected" in httpx.get(f"{gateway.url}/board").text
+
+
+def test_a_camera_is_seen_as_it_was_looked_at_last_whatever_is_shared(gateway: Gateway) -> None:
+    assert gateway.now.share == "updates", "the page is the site's own: pixels do not leave by it"
+    picture = httpx.get(f"{gateway.url}/cameras/gate.jpg")
+    assert picture.content == gateway.looks["gate"]
+    assert picture.headers["cache-control"] == "no-store"
+    assert picture.headers["cross-origin-resource-policy"] == "same-origin"
+    assert httpx.get(f"{gateway.url}/cameras/belt.jpg").status_code == 404
+    assert httpx.get(f"{gateway.url}/cameras/nobody.jpg").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -115,7 +184,7 @@ def test_a_wrong_label_is_refused(gateway: Gateway) -> None:
 def test_a_port_that_is_taken_is_named(gateway: Gateway) -> None:
     port = int(gateway.url.rsplit(":", 1)[1])
     with pytest.raises(OperatorError, match=str(port)):
-        StatusPage("127.0.0.1", port, lambda: None, gateway.exemplars, dict)  # type: ignore[arg-type,return-value]
+        StatusPage("127.0.0.1", port, gateway)
 
 
 @pytest.mark.browser
@@ -134,3 +203,15 @@ def test_labels_are_given_on_the_site_with_single_keys(gateway: Gateway, page) -
     wait_until(lambda: labels(gateway).get(gateway.samples[1].sample_id) == "锚杆")
     page.goto(gateway.url)
     assert page.evaluate("window.hacked") is None
+
+
+@pytest.mark.browser
+def test_the_page_keeps_itself_up_to_date(gateway: Gateway, page) -> None:
+    page.goto(gateway.url)
+    page.wait_for_function("document.querySelector('#camera-gate img')?.naturalWidth > 0")
+    gate = msgspec.structs.replace(gateway.now.cameras[1], gear="alert", looks=8)
+    gateway.now = msgspec.structs.replace(gateway.now, cameras=(gateway.now.cameras[0], gate))
+    page.wait_for_selector("#camera-gate .chip.alert")
+    page.wait_for_function("document.querySelector('#camera-gate img')?.src.endsWith('look=8')")
+    assert page.evaluate("document.querySelector('#camera-gate img').naturalWidth") == 120
+    assert HOSTILE in page.inner_text("#camera-belt")

@@ -43,6 +43,13 @@ def test_a_striking_look_makes_it_dense_from_any_gear() -> None:
     assert gears.on_motion(17 * S, moved=False) is Gear.IDLE
 
 
+def test_an_event_that_begins_ends_alert_unless_something_else_strikes() -> None:
+    gears = Gears(GearSettings())
+    gears.on_look(10 * S, striking=True)
+    assert gears.on_look(11 * S, striking=False, told=True) is Gear.WATCH
+    assert gears.on_look(12 * S, striking=True, told=True) is Gear.ALERT
+
+
 def test_time_that_jumps_back_begins_anew() -> None:
     gears = Gears(SETTINGS)
     gears.on_motion(100 * S, moved=True)

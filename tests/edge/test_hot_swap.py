@@ -8,15 +8,16 @@ import cv2
 import numpy as np
 import pytest
 
+from cloud.trust import Repository
 from common import codec, topics
+from common.clock import SystemClock
 from common.ids import layer_hash
 from common.manifest import SHARED, Layer, Manifest, Scenario, encode_manifest, release_id
 from common.messages import Desired, Fetch, LayerPart
 from common.mqtt import Broker, MqttLink
 from common.settings import BrokerSection
-from common.signing import Signer
 from edge.agent import Agent
-from edge.settings import CameraSettings, EdgeSettings
+from edge.settings import CameraSettings, EdgeSettings, InstallSettings
 
 FRAMES = 160
 FPS = 20.0
@@ -26,7 +27,7 @@ class Depot:
     """The centre as far as releases go: answers fetches, publishes what is desired."""
 
     def __init__(self, broker: Broker, folder: Path) -> None:
-        self.signer = Signer.open(folder / "key")
+        self.repository = Repository.open(folder / "trust", SystemClock())
         self.layers: dict[str, bytes] = {}
         self.link = MqttLink(broker, "depot", (topics.up_filter(),), self._on, window=256)
         self.link.start()
@@ -48,7 +49,12 @@ class Depot:
             scenarios=(scenario,),
         )
         data = encode_manifest(manifest)
-        desired = Desired(manifest=data, signature=self.signer.sign(data))
+        self.repository.add(data, (), ())
+        desired = Desired(
+            manifest=data,
+            metadata=self.repository.bundle(data, b""),
+            assignment=self.repository.assign("gw-1", data, sequence),
+        )
         assert self.link.publish(topics.down("gw-1", "desired"), codec.encode(desired), retain=True)
         return release_id(manifest)
 
@@ -93,12 +99,15 @@ def test_no_frame_is_dropped_and_each_is_seen_by_one_whole_release(
         cv2.imwrite(str(pictures / f"{number:04d}.png"), np.full((12, 16, 3), number % 250, np.uint8))
     backbones = [tiny_backbone(), tiny_backbone(), tiny_backbone(seed=3)]
     first = depot.release(1, backbones[0], tiny_head(layer_hash(backbones[0])))
+    root = tmp_path / "root.json"
+    root.write_bytes(depot.repository.root())
     settings = EdgeSettings(
         gateway_id="gw-1",
         site_id="north",
         data_dir=tmp_path / "gateway",
-        release_key=depot.signer.public_hex,
+        release_root=root,
         broker=BrokerSection(port=broker.port),
+        install=InstallSettings(shadow_frames=5, probation_frames=5),
         cameras=(CameraSettings(id="belt", source=str(pictures), looks_per_s=FPS, picture_fps=FPS),),
     )
     warm = Agent(settings)  # fetches the first release, so that the run below begins with one

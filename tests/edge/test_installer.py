@@ -1,150 +1,62 @@
-"""Releases on the gateway: what is installed, what is refused, and what a crash leaves."""
+"""Releases on the gateway: what is fetched, what is refused, and what a crash leaves."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
 from common.delta import make_delta
-from common.ids import layer_hash
 from common.manifest import SHARED, Layer, Manifest, Scenario, encode_manifest, release_id
-from common.messages import Desired, Fetch, LayerPart
-from common.signing import Signer
-from edge.installer import Installer
-from edge.perception import Model
+from common.messages import Desired
+from simulations.single_key import Signer
 
+Depot = Gateway = Any  # of conftest.py
+StartGateway = Callable[[], Gateway]
 NOW_NS = 1_790_000_000 * 10**9
-
-
-class Clock:
-    """A clock that stands still until it is told."""
-
-    def __init__(self) -> None:
-        self.now_ns, self.now_s = NOW_NS, 0.0
-
-    def wall_ns(self) -> int:
-        return self.now_ns
-
-    def monotonic_s(self) -> float:
-        return self.now_s
-
-
-class Depot:
-    """The centre as the installer sees it: layers by hash, answered part by part."""
-
-    def __init__(self, folder: Path, backbone: bytes, head: Callable[..., bytes]) -> None:
-        self.signer = Signer.open(folder / "release.key")
-        self.layers: dict[str, bytes] = {}
-        self.deltas: dict[tuple[str, str], bytes] = {}
-        self.backbone = self.put(backbone)
-        self.make_head = head
-
-    def put(self, data: bytes) -> Layer:
-        self.layers[layer_hash(data)] = data
-        return Layer(layer_hash(data), len(data))
-
-    def release(self, sequence: int, seed: int = 0, **changes: object) -> tuple[Manifest, Desired]:
-        head = self.put(self.make_head(self.backbone.hash, seed=seed))
-        values = {
-            "sequence": sequence,
-            "created_at_ns": NOW_NS,
-            "expires_at_ns": NOW_NS + 10**15,
-            "minimum_agent": "0.1.0",
-            "backbone": self.backbone,
-            "scenarios": (Scenario("belt", ("normal", "tear"), "normal", {SHARED: head}),),
-            **changes,
-        }
-        manifest = Manifest(**values)  # type: ignore[arg-type]
-        data = encode_manifest(manifest)
-        return manifest, Desired(manifest=data, signature=self.signer.sign(data))
-
-    def answer(self, fetch: Fetch, length: int = 1000) -> LayerPart:
-        data, base = self.layers.get(fetch.layer, b""), ""
-        for held in fetch.bases:
-            if (held, fetch.layer) in self.deltas:
-                data, base = self.deltas[held, fetch.layer], held
-        part = data[fetch.offset : fetch.offset + min(fetch.length, length)]
-        return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=len(data), data=part, base=base)
-
-
-class Gateway:
-    """An installer with a link that the test turns by hand."""
-
-    def __init__(self, folder: Path, key: str) -> None:
-        self.clock, self.asked, self.models = Clock(), [], []
-        self.online = True
-        self.installer = Installer(folder, key, "north", self.clock, self._ask, self.models.append)
-
-    asked: list[Fetch]
-    models: list[Model]
-
-    def _ask(self, fetch: Fetch) -> bool:
-        if self.online:
-            self.asked.append(fetch)
-        return self.online
-
-    def run(self, depot: Depot, steps: int = 1000) -> None:
-        for _ in range(steps):
-            if not self.asked:
-                return
-            self.installer.on_layer(depot.answer(self.asked.pop(0)))
-
-
-@pytest.fixture
-def depot(tmp_path: Path, tiny_backbone: Callable[..., bytes], tiny_head: Callable[..., bytes]) -> Depot:
-    return Depot(tmp_path, tiny_backbone(), tiny_head)
-
-
-@pytest.fixture
-def gateway(tmp_path: Path, depot: Depot) -> Gateway:
-    return Gateway(tmp_path / "releases", depot.signer.public_hex)
 
 
 def test_a_new_gateway_fetches_verifies_and_runs_the_release(gateway: Gateway, depot: Depot) -> None:
     manifest, desired = depot.release(1)
     assert gateway.installer.boot() is None
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
+    gateway.install(depot, desired)
     assert [model.release_id for model in gateway.models] == [release_id(manifest)]
     view = gateway.models[0].look(np.zeros((20, 30, 3), np.uint8))
     assert view.predictions[0].classes == ("normal", "tear")
-    assert gateway.installer.outcome == f"installed {release_id(manifest)}"
+    assert gateway.installer.outcome == f"committed {release_id(manifest)}"
 
 
 def test_a_head_only_release_fetches_the_head_alone(gateway: Gateway, depot: Depot) -> None:
-    gateway.installer.on_desired(depot.release(1)[1])
-    gateway.run(depot)
+    gateway.install(depot, depot.release(1)[1])
     before = gateway.installer.bytes_down
     second, desired = depot.release(2, seed=1)
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
+    gateway.install(depot, desired)
     assert gateway.models[-1].release_id == release_id(second)
     assert gateway.installer.bytes_down - before == second.scenarios[0].heads[SHARED].size_bytes
 
 
 def test_after_a_restart_the_last_release_runs_before_any_network(
-    gateway: Gateway, depot: Depot, tmp_path: Path
+    gateway: Gateway, depot: Depot, start_gateway: StartGateway
 ) -> None:
     manifest, desired = depot.release(1)
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
-    again = Gateway(tmp_path / "releases", depot.signer.public_hex)
+    gateway.install(depot, desired)
+    again = start_gateway()
     model = again.installer.boot()
     assert model is not None
     assert model.release_id == release_id(manifest)
 
 
-def test_a_broken_current_release_falls_back_to_the_one_before(gateway: Gateway, depot: Depot, tmp_path: Path) -> None:
+def test_a_broken_current_release_falls_back_to_the_one_before(
+    gateway: Gateway, depot: Depot, start_gateway: StartGateway
+) -> None:
     first, desired = depot.release(1)
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
+    gateway.install(depot, desired)
     second, desired = depot.release(2, seed=1)
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
+    gateway.install(depot, desired)
     gateway.installer.layer_path(second.scenarios[0].heads[SHARED].hash).write_bytes(b"torn")
-    again = Gateway(tmp_path / "releases", depot.signer.public_hex)
+    again = start_gateway()
     model = again.installer.boot()
     assert model is not None
     assert model.release_id == release_id(first)
@@ -152,11 +64,13 @@ def test_a_broken_current_release_falls_back_to_the_one_before(gateway: Gateway,
     assert "current" in again.installer.outcome
 
 
-def test_a_download_cut_in_the_middle_goes_on_where_it_stopped(gateway: Gateway, depot: Depot, tmp_path: Path) -> None:
+def test_a_download_cut_in_the_middle_goes_on_where_it_stopped(
+    gateway: Gateway, depot: Depot, start_gateway: StartGateway
+) -> None:
     _, desired = depot.release(1)
     gateway.installer.on_desired(desired)
     gateway.run(depot, steps=3)
-    again = Gateway(tmp_path / "releases", depot.signer.public_hex)
+    again = start_gateway()
     again.installer.on_desired(desired)
     assert again.asked[0].offset == 3000
     again.run(depot)
@@ -185,8 +99,7 @@ def test_while_the_link_is_down_nothing_is_lost_and_it_asks_again(gateway: Gatew
 def test_a_manifest_that_must_not_run_is_refused_with_its_reason(
     gateway: Gateway, depot: Depot, changes: dict[str, object], reason: str
 ) -> None:
-    gateway.installer.on_desired(depot.release(5)[1])
-    gateway.run(depot)
+    gateway.install(depot, depot.release(5)[1])
     values = {"sequence": 6, "seed": 1, **changes}
     gateway.installer.on_desired(depot.release(**values)[1])  # type: ignore[arg-type]
     gateway.run(depot)
@@ -213,8 +126,7 @@ def test_bytes_that_do_not_match_the_hash_are_thrown_away(gateway: Gateway, depo
     _, desired = depot.release(1)
     name = depot.backbone.hash
     depot.layers[name] = depot.layers[name][:-1] + bytes([depot.layers[name][-1] ^ 1])
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
+    gateway.install(depot, desired)
     assert gateway.models == []
     assert "does not match its hash" in gateway.installer.outcome
     assert not gateway.installer.layer_path(name).exists()
@@ -223,12 +135,10 @@ def test_bytes_that_do_not_match_the_hash_are_thrown_away(gateway: Gateway, depo
 def test_a_head_for_another_backbone_is_refused_and_the_old_release_goes_on(
     gateway: Gateway, depot: Depot, tiny_head: Callable[..., bytes]
 ) -> None:
-    gateway.installer.on_desired(depot.release(1)[1])
-    gateway.run(depot)
+    gateway.install(depot, depot.release(1)[1])
     foreign = depot.put(tiny_head("f" * 64))
     scenario = Scenario("belt", ("normal", "tear"), "normal", {SHARED: foreign})
-    gateway.installer.on_desired(depot.release(2, scenarios=(scenario,))[1])
-    gateway.run(depot)
+    gateway.install(depot, depot.release(2, scenarios=(scenario,))[1])
     assert len(gateway.models) == 1
     assert "backbone" in gateway.installer.outcome
 
@@ -236,8 +146,7 @@ def test_a_head_for_another_backbone_is_refused_and_the_old_release_goes_on(
 def test_a_layer_that_is_no_onnx_is_refused_by_name(gateway: Gateway, depot: Depot) -> None:
     garbage = depot.put(b"this is no model")
     scenario = Scenario("belt", ("normal", "tear"), "normal", {SHARED: garbage})
-    gateway.installer.on_desired(depot.release(1, scenarios=(scenario,))[1])
-    gateway.run(depot)
+    gateway.install(depot, depot.release(1, scenarios=(scenario,))[1])
     assert gateway.models == []
     assert garbage.hash[:12] in gateway.installer.outcome
     assert "ONNX" in gateway.installer.outcome
@@ -247,8 +156,7 @@ def test_a_layer_that_is_no_onnx_is_refused_by_name(gateway: Gateway, depot: Dep
 def upgrade(gateway: Gateway, depot: Depot) -> tuple[Manifest, Desired, Layer]:
     """A gateway on release 1, a release 2 with another head, and a delta between the heads."""
     first, desired = depot.release(1)
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
+    gateway.install(depot, desired)
     second, desired = depot.release(2, seed=1)
     old, new = (release.scenarios[0].heads[SHARED] for release in (first, second))
     depot.deltas[old.hash, new.hash] = make_delta(depot.layers[old.hash], depot.layers[new.hash], {}, {})
@@ -260,8 +168,7 @@ def test_a_layer_comes_as_a_delta_of_one_that_is_here(
 ) -> None:
     manifest, desired, layer = upgrade
     before = gateway.installer.bytes_down
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
+    gateway.install(depot, desired)
     assert gateway.models[-1].release_id == release_id(manifest)
     assert gateway.installer.layer_path(layer.hash).read_bytes() == depot.layers[layer.hash]
     assert gateway.installer.bytes_down - before == sum(map(len, depot.deltas.values())) < layer.size_bytes
@@ -279,22 +186,22 @@ def test_a_delta_that_does_not_work_out_is_replaced_by_the_whole_file(
             "flipped": delta[:-20] + bytes([delta[-20] ^ 1]) + delta[-19:],
             "garbage": b"no delta at all",
         }[damage]
-    gateway.installer.on_desired(desired)
-    gateway.run(depot)
+    gateway.install(depot, desired)
     assert gateway.models[-1].release_id == release_id(manifest)
 
 
 def test_a_delta_cut_in_the_middle_goes_on_where_it_stopped(
-    gateway: Gateway, depot: Depot, upgrade: tuple[Manifest, Desired, Layer], tmp_path: Path
+    gateway: Gateway, depot: Depot, upgrade: tuple[Manifest, Desired, Layer], start_gateway: StartGateway
 ) -> None:
     manifest, desired, _ = upgrade
     gateway.installer.on_desired(desired)
     gateway.installer.on_layer(depot.answer(gateway.asked.pop(0), length=100))
-    again = Gateway(tmp_path / "releases", depot.signer.public_hex)
+    again = start_gateway()
     again.installer.boot()
     again.installer.on_desired(desired)
     assert again.asked[0].offset == 100
     again.run(depot)
+    again.proves_itself()
     assert again.models[-1].release_id == release_id(manifest)
 
 

@@ -43,10 +43,11 @@ def write_clip(path: Path, seconds: float, event: tuple[float, float], size: tup
     return path
 
 
-def play(settings: CameraSettings, until: int = 10**6) -> list[Frame]:
+def play(settings: CameraSettings, until: int = 10**6, share: float = 1.0) -> list[Frame]:
     """Every frame that the camera wants looked at."""
     slots = FrameSlots()
     camera = Camera(settings, slots, SystemClock())
+    camera.ration(share, "the test says so")
     camera.start()
     frames: list[Frame] = []
     deadline = time.monotonic() + 30
@@ -97,6 +98,19 @@ def test_the_floor_holds_where_key_frames_are_rare(tmp_path: Path) -> None:
     settings = settings_for(path, gears=GearSettings(floor_s=0.5, calm_s=0.1))
     seconds = seconds_of(play(settings), path)
     assert max(np.diff([*seconds, 1.5])) <= 0.5, "one key frame in all: the group is decoded for the floor"
+
+
+def test_on_a_box_that_is_much_too_small_key_frames_must_do_and_the_floor_still_holds(
+    clip: Path, tmp_path: Path
+) -> None:
+    frames = play(settings_for(clip), share=0.125)
+    seconds = seconds_of(frames, clip)
+    assert all(frame.source.key_frame for frame in frames if isinstance(frame.source, av.VideoFrame))
+    assert 14.0 in seconds, "it sees what moves at the moment of a key frame"
+    assert max(np.diff(seconds)) <= 10
+    path = write_clip(tmp_path / "main.mp4", 1.5, (9, 9))
+    settings = settings_for(path, gears=GearSettings(floor_s=0.5))
+    assert max(np.diff([*seconds_of(play(settings, share=0.125), path), 1.5])) <= 0.5
 
 
 def test_a_camera_told_not_to_idle_or_gate_looks_at_every_frame_due(clip: Path) -> None:

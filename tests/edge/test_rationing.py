@@ -33,6 +33,17 @@ def test_a_step_comes_back_after_a_calm_while_only() -> None:
     assert rationing.share("gate") == 1.0
 
 
+def test_more_cpu_than_the_budget_is_a_sign_too_and_nothing_comes_back_close_to_it() -> None:
+    rationing = Rationing({"gate": 0})
+    assert rationing.adjust(looked=50, dropped=0, busy=0.1, load=1.1)
+    for _ in range(2 * CALM_PERIODS):
+        assert not rationing.adjust(looked=50, dropped=0, busy=0.1, load=0.9)
+    for _ in range(CALM_PERIODS - 1):
+        assert not rationing.adjust(looked=50, dropped=0, busy=0.1, load=0.4)
+    assert rationing.adjust(looked=50, dropped=0, busy=0.1, load=0.4)
+    assert rationing.share("gate") == 1.0
+
+
 PERIODS = st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100), st.floats(0, 1)), max_size=200)
 
 

@@ -144,6 +144,7 @@ def story(
     tmp_path_factory: pytest.TempPathFactory,
     tiny_backbone: Callable[..., bytes],
     tiny_head: Callable[..., bytes],
+    release_root: Path,
 ) -> Iterator[Story]:
     """Warm up, break everything but the steady cameras, mend it again."""
     with ExitStack() as stack:
@@ -163,7 +164,7 @@ def story(
         settings = EdgeSettings(
             gateway_id="gw-1",
             site_id="north",
-            release_key="0" * 64,
+            release_root=release_root,
             data_dir=tmp_path_factory.mktemp("agent"),
             broker=BrokerSection(port=1),  # no broker: cameras do not wait for the network
             cameras=tuple(CameraSettings(id=name, source=url) for name, url in sources.items()),

@@ -411,3 +411,12 @@ def test_opening_and_accepting_do_not_depend_on_how_much_waits(tmp_path: Path) -
     few, many = steps(10), steps(20_000)
     assert many[0] <= few[0] + 5
     assert many[1] <= few[1] + 5
+
+
+def test_a_disk_that_cannot_be_read_is_a_sentence_and_no_end_of_a_thread(tmp_path: Path) -> None:
+    spool = Spool.open(tmp_path / "spool.db", 10**6)
+    with sqlite3.connect(tmp_path / "spool.db") as other:
+        other.execute("DROP TABLE queue")
+    with pytest.raises(EnvironmentFault, match="cannot read"):
+        spool.pending(1)
+    spool.close()

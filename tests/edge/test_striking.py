@@ -28,3 +28,15 @@ def test_a_head_that_is_always_unsure_is_no_news() -> None:
 
 def test_nothing_is_striking_before_the_usual_is_known() -> None:
     assert not Striking(GearSettings()).judge(says(0.5, novelty=100.0))
+
+
+def test_what_somebody_has_been_told_of_is_no_news_but_other_scenarios_are() -> None:
+    striking = warmed()
+    assert not striking.judge(says(0.55), told=("belt",))
+    assert striking.judge(says(0.55), told=("helmet",))
+
+
+def test_an_answer_that_is_no_number_spoils_nothing() -> None:
+    striking = warmed()
+    assert not striking.judge(says(0.99, novelty=float("nan")))
+    assert striking.judge(says(0.99, novelty=3.0))

@@ -17,8 +17,9 @@ from common.manifest import SHARED, Layer, Manifest, Scenario
 from common.messages import Event, Sample
 from edge.lookout import OnEvent
 from edge.perception import Model, load_model
+from edge.roster import Roster
 from edge.settings import CameraSettings, EdgeSettings, EventSettings, SelectionSettings
-from edge.workers import Workers, share_out, worker_count
+from edge.workers import Workers
 
 PICTURES = 40
 
@@ -74,7 +75,8 @@ def settings_for(pictures: Path, cameras: int = 2, **fields: object) -> EdgeSett
     return EdgeSettings(
         gateway_id="gw-1",
         site_id="north",
-        release_key="0" * 64,
+        release_root=Path("root.json"),
+        data_dir=pictures.parent / "data",
         cameras=tuple(
             CameraSettings(id=f"camera-{n}", source=str(pictures), picture_fps=5, **fields) for n in range(cameras)
         ),
@@ -82,12 +84,16 @@ def settings_for(pictures: Path, cameras: int = 2, **fields: object) -> EdgeSett
     )
 
 
+def roster_of(settings: EdgeSettings) -> Roster:
+    return Roster(settings.cameras, settings.selection.samples_per_hour)
+
+
 @pytest.fixture
 def run(layers: Path) -> Iterator[Callable[..., Workers]]:
     started: list[Workers] = []
 
     def start(settings: EdgeSettings, accept: Callable[[Sample], None], on_event: OnEvent | None = None) -> Workers:
-        workers = Workers(settings, SystemClock(), accept, layers, 2, on_event)
+        workers = Workers(settings, roster_of(settings), SystemClock(), accept, layers, 2, on_event)
         started.append(workers)
         workers.start()
         return workers
@@ -125,6 +131,10 @@ def test_samples_of_all_workers_arrive_and_each_look_is_counted(
     by_camera = {name: sum(item.camera_id == name for item in samples) for name in ("camera-0", "camera-1")}
     assert min(by_camera.values()) > 10
     assert len({item.sample_id for item in samples}) == len(samples)
+    for name in by_camera:
+        seen = cv2.imdecode(np.frombuffer(workers.last_look(name) or b"", np.uint8), cv2.IMREAD_COLOR)
+        assert seen.shape == (240, 320, 3), "what was looked at last crosses the pipe on request"
+    assert workers.last_look("nobody") is None
 
 
 @pytest.mark.slow
@@ -158,12 +168,26 @@ def test_a_killed_worker_is_reported_and_comes_back_with_the_release(
     assert {state.state for state in workers.states} == {"live"}
 
 
-def test_cameras_are_dealt_out_and_processes_come_with_their_number(tmp_path: Path) -> None:
-    cameras = settings_for(tmp_path, cameras=5).cameras
-    dealt = share_out(cameras, 2)
-    assert [[c.id for c in row] for row in dealt] == [["camera-0", "camera-2", "camera-4"], ["camera-1", "camera-3"]]
-    assert worker_count(settings_for(tmp_path, cameras=48), cores=4) == 0
-    assert worker_count(settings_for(tmp_path, cameras=49), cores=4) == 2
-    assert worker_count(settings_for(tmp_path, cameras=500), cores=4) == 4
-    few = settings_for(tmp_path, cameras=3).model_copy(update={"workers": 8})
-    assert worker_count(few, cores=4) == 3
+@pytest.mark.slow
+def test_cameras_come_and_go_and_a_worker_that_dies_meanwhile_begins_with_those_of_now(
+    run: Run, make_model: Callable[[int], Model], pictures: Path
+) -> None:
+    settings = settings_for(pictures, cameras=4, loop=True)
+    first, second, third, fourth = settings.cameras
+    workers = run(settings.model_copy(update={"cameras": (first, second)}), lambda sample: None)
+    workers.hand_over(make_model(1))
+    wait_until(lambda: all(state.state == "live" for state in workers.states) and workers.model is not None)
+    victim, other = workers.pids
+    frames = workers.states[1].frames
+    os.kill(victim, signal.SIGKILL)
+    workers.watch(Roster((second, third, fourth), 3600.0))
+    assert [state.camera_id for state in workers.states] == [second.id, third.id, fourth.id]
+    wait_until(lambda: all(state.state == "live" for state in workers.states))
+    kept = next(state for state in workers.states if state.camera_id == second.id)
+    assert kept.frames > frames, "it did not begin anew"
+    assert kept.reconnects == 0
+    assert other in workers.pids
+    assert workers.last_look(third.id)
+    workers.watch(Roster((fourth,), 3600.0))
+    wait_until(lambda: workers.looks_by_release["r1-test"] > 0 and len(workers.states) == 1)
+    assert workers.alive

@@ -4,9 +4,10 @@ import itertools
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
-from simulations.bench._footage import Belt, Footage, Yard
+from simulations.bench._footage import MAIN_SIZE, SUB_SIZE, Belt, Footage, Yard, repeat_footage, write_stream
 from simulations.bench.edge import Run, recall
 
 NOWHERE = Path("clip.mp4")
@@ -28,6 +29,29 @@ def test_recall_is_of_what_the_naive_loop_detects() -> None:
     assert recall(first, both) == 0.5
     assert recall(both, first) == 1.0
     assert recall(both, watched()) is None
+
+
+def test_what_was_said_of_one_copy_is_said_of_each() -> None:
+    once = watched((11.0, 11.0))
+    twice = Footage("yard", NOWHERE, NOWHERE, 120.0, ((10.0, 13.0), (30.0, 33.0), (70.0, 73.0), (90.0, 93.0)))
+    again = once.repeated(twice)
+    assert again.said == [(11.0, 11.0), (71.0, 71.0)]
+    assert set(again.detected()) == {0, 2}
+
+
+def test_footage_several_times_over_is_the_same_packets_and_events(tmp_path: Path) -> None:
+    pictures = [np.full((36, 64, 3), 20 * number, np.uint8) for number in range(10)]
+    main, sub = tmp_path / "main.mp4", tmp_path / "sub.mp4"
+    write_stream(main, MAIN_SIZE, 5, pictures, 5)
+    write_stream(sub, SUB_SIZE, 5, pictures, 5)
+    longer = repeat_footage(Footage("yard", main, sub, 2.0, ((0.5, 1.0),)), tmp_path, 3)
+    assert longer.events == ((0.5, 1.0), (2.5, 3.0), (4.5, 5.0))
+    assert longer.seconds == 6.0
+    with av.open(str(sub)) as one, av.open(str(longer.sub)) as three:
+        lights = [float(frame.to_ndarray(format="gray").mean()) for frame in one.decode(video=0)]
+        frames = [(frame.time, float(frame.to_ndarray(format="gray").mean())) for frame in three.decode(video=0)]
+    assert [at for at, _ in frames] == pytest.approx([number / 5 for number in range(30)])
+    assert [light for _, light in frames] == lights * 3
 
 
 @pytest.mark.data

@@ -17,18 +17,20 @@ from cloud.learning.heads import solve_lda
 from common.errors import ConfigError, OperatorError
 from common.statistics import Statistics
 from simulations.fleet.engine import Alone, Processes, Simulation
-from simulations.fleet.pool import generated_pool, on_grid
+from simulations.fleet.pool import Pool, generated_pool, on_grid
 from simulations.fleet.scenario import SCENARIOS, Fleet, read_scenario
 from simulations.fleet.sites import NONE, Memory, is_poisoned, look, mixtures, step, styles, uniform
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 POOL = generated_pool(12, 1)
+WIDE_POOL = generated_pool(128, 1)
+"""With classes far enough apart to tell a lie from chance."""
 FLEET = Fleet(sites=40, rounds=6, dimensions=12, phases=3, outage=0.3, label_delay=1, poisoned=0.1, budget=3)
 
 
-def ran(fleet: Fleet, sites_per_task: int = 16) -> Simulation:
-    simulation = Simulation("test", fleet, POOL)
-    simulation.run(Alone(fleet, POOL), lambda _: None, sites_per_task)
+def ran(fleet: Fleet, sites_per_task: int = 16, pool: Pool = POOL) -> Simulation:
+    simulation = Simulation("test", fleet, pool)
+    simulation.run(Alone(fleet, pool), lambda _: None, sites_per_task)
     return simulation
 
 
@@ -109,6 +111,44 @@ def test_lies_cost_and_more_of_them_cost_more() -> None:
     assert share == pytest.approx(0.2, abs=0.01)
 
 
+@pytest.mark.parametrize("poison", ["flip", "scale"])
+def test_quarantine_leaves_out_liars_and_wins_back_what_they_cost(poison: str) -> None:
+    lying = Fleet(sites=100, rounds=4, poisoned=0.3, poison=poison, style=0.2, budget=12, choice="random")
+    open_door = ran(lying, pool=WIDE_POOL).figures[-1]
+    guarded = ran(msgspec.structs.replace(lying, quarantine=True), pool=WIDE_POOL)
+    liars = int(is_poisoned(lying, np.arange(lying.sites)).sum())
+    last = guarded.figures[-1]
+    assert last.quarantined - last.wrongly_quarantined >= 0.8 * liars
+    assert last.wrongly_quarantined <= 0.03 * lying.sites
+    assert (last.accuracy or 0) > (open_door.accuracy or 0)
+    assert open_door.quarantined == 0
+    assert guarded.total.total == open_door.labels, "left out of the head, not forgotten: they may be cleared later"
+
+
+def test_a_head_of_its_own_pays_where_sites_are_unlike() -> None:
+    gains = []
+    for style in (0.0, 1.5):
+        fleet = msgspec.structs.replace(
+            FLEET, sites=64, phases=1, poisoned=0.0, outage=0.0, label_delay=0, style=style, personal=20.0, budget=6
+        )
+        last = ran(fleet, pool=generated_pool(64, 1)).figures[-1]
+        gains.append((last.personal or 0) - (last.home or 0))
+    assert gains[1] > gains[0]
+    assert gains[1] > 0.02
+
+
+def test_the_gate_keeps_the_old_head_and_a_resumed_run_keeps_it_too(tmp_path: Path) -> None:
+    """Half of the fleet begins to lie in effect when its labels arrive: what it would release loses classes."""
+    fleet = msgspec.structs.replace(FLEET, poisoned=0.45, gate=0.01, phases=1, label_delay=0, sites=60, rounds=8)
+    simulation = Simulation("test", fleet, POOL, tmp_path)
+    simulation.run(Alone(fleet, POOL), lambda _: None)
+    assert any(row.refused for row in simulation.figures)
+    again = Simulation("test", fleet, POOL, tmp_path)
+    assert again.head is not None
+    assert simulation.head is not None
+    np.testing.assert_array_equal(again.head.directions, simulation.head.directions)
+
+
 def test_what_is_random_is_uniform_and_depends_on_all_arguments() -> None:
     draws = uniform(1, np.arange(500), 3, 2, 200)
     assert draws.mean() == pytest.approx(0.5, abs=0.005)
@@ -181,6 +221,7 @@ def test_wrong_scenarios_are_named(tmp_path: Path) -> None:
     for content, says in (
         ("[fleet]\nsties = 3", "sties"),
         ("[fleet]\nsites = 0", "out of bounds: sites"),
+        ("[fleet]\nquarantine = true\nsites = 100000", "quarantine"),
         ("[fleet", "odd.toml"),
         (f"[vary]\nseed = {list(range(65))}", "more than 64"),
     ):

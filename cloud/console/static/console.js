@@ -1,4 +1,6 @@
 // Fills the page from /api/v1 and keeps it live. No build step, no library.
+import { bindRollouts, drawRollouts } from "./rollouts.js";
+
 const t = JSON.parse(document.getElementById("words").textContent);
 const scenarios = JSON.parse(document.getElementById("scenarios").textContent);
 const main = document.getElementById("main"), notice = document.getElementById("notice");
@@ -19,7 +21,7 @@ async function api(path, body) {
 }
 
 async function fleet() {
-  const [states, counts, releases, events] = await Promise.all([api("states"), api("counts"), api("releases"), api("events?limit=12")]);
+  const [states, counts, releases, events, attempts] = await Promise.all([api("states"), api("counts"), api("releases"), api("events?limit=12"), api("attempts")]);
   const active = releases.find((r) => r.status === "active");
   const online = states.filter((s) => s.online).length;
   const tiles = [[t.sites, `${online} / ${states.length}`], [t.samples, counts.samples], [t.labels, counts.labels],
@@ -35,33 +37,39 @@ async function fleet() {
     <td><b>${esc(e.scenario)}</b> ${esc(e.label)}<td class="${e.phase === "clear" ? "" : "bad"}" title="${esc(e.cause)}">${esc(t["event_" + e.phase] || e.phase)}
     <td class="number">${percent(e.peak)}<td>${e.has_jpeg ? `<a href="/api/v1/events/${encodeURIComponent(e.gateway_id)}/${encodeURIComponent(e.event_id)}.jpg">${esc(t.picture)}</a>` : ""}</tr>`;
   const told = events.length ? `<h3>${t.events}</h3><div class="card"><table>${events.map(row).join("")}</table></div>` : "";
-  if (!states.length) { main.innerHTML = `<div class="card">${t.no_gateways}</div>`; return; }
+  const tried = attempts.fresh.length ? `<h3 class="bad">${t.attempts}</h3><div class="card"><table>${attempts.fresh.slice(0, 20).map((a) => `<tr>
+    <td>${time(a.last_ns)}<td class="name">${esc(a.who)}<td class="bad">${esc(t["attempt_" + a.kind])}<td>${esc(a.detail)}<td class="number">${a.times} ×</tr>`).join("")}</table></div>` : "";
+  if (!states.length) { main.innerHTML = `<div class="card">${t.no_gateways}</div>${tried}`; return; }
   main.innerHTML = `<div class="tiles">${tiles.map(([k, v]) => `<div class="tile"><span>${esc(k)}</span><b>${esc(v)}</b></div>`).join("")}</div>
     <div class="card"><table><thead><tr><th>${t.site}<th>${t.gateway}<th>${t.status}<th>${t.release}<th>${t.cameras}<th>${t.looks}
     <th>${t.chosen}<th>${t.spool}<th>${t.receipted}<th>${t.bytes_up}</tr></thead><tbody>${states.map((s) => `<tr>
     <td class="name">${esc(s.site_id)}<td class="name">${esc(s.gateway_id)}<td class="name ${s.online ? "good" : "bad"}">● ${s.online ? t.online : t.offline}
     <td class="name" title="${esc(s.install)}">${esc(s.release_id || "–")}${active && s.release_id !== active.release_id ? ' <span class="warn">⟳</span>' : ""}
     <td>${s.cameras.map((c) => camera(c, s.online)).join("")}${alarms(s)}<td class="number">${s.looks}<td>${chosen(s)}<td class="number">${s.spool_rows}
-    <td class="number">${s.receipted}<td class="number">${size(s.bytes_up)}</tr>`).join("")}</tbody></table></div>${told}`;
+    <td class="number">${s.receipted}<td class="number">${size(s.bytes_up)}</tr>`).join("")}</tbody></table></div>${tried}${told}`;
 }
 
 async function releases() {
-  const [rows, runs] = await Promise.all([api("releases"), api("runs")]);
+  const [rows, runs, rollouts] = await Promise.all([api("releases"), api("runs"), api("rollouts")]);
   const compared = (gate) => Object.entries(gate).filter(([, g]) => g && g.comparisons).map(([name, g]) => `
     <details><summary>${esc(name)}: <span class="${g.passed ? "good" : "bad"}">${g.passed ? t.passed : t.refused}</span>
     ${Object.entries(g.sites || {}).map(([site, head]) => `<span class="pill">${esc(site)}: ${esc(t[head] || head)}</span>`).join("")}</summary>
     <table><tr><th>${t.compared}<th>${t.count}<th>${t.before}<th>${t.after}<th>p<th></tr>${g.comparisons.map((c) => `<tr><td>${esc(c.name)}
     <td class="number">${c.samples}<td class="number">${percent(c.running)}<td class="number">${percent(c.candidate)}
     <td class="number">${c.p_value}<td class="${c.passed ? "good" : "bad"}">${c.passed ? "✓" : "✗"}</tr>`).join("")}</table></details>`).join("");
-  const open = [...main.querySelectorAll("details")].map((d) => d.open);
-  main.innerHTML = `<div class="row"><button class="main" id="learn">${t.learn}</button></div><div class="card"><table><thead><tr>
+  const open = [...main.querySelectorAll("details:not([data-key])")].map((d) => d.open);
+  const opened = new Set([...main.querySelectorAll("details[data-key]")].filter((d) => d.open).map((d) => d.dataset.key));
+  main.innerHTML = `<h3>${t.rollouts}</h3>${drawRollouts(rollouts, t, esc, time)}<h3>${t.releases}</h3>
+    <div class="row"><button class="main" id="learn">${t.learn}</button></div><div class="card"><table><thead><tr>
     <th>${t.release}<th>${t.status}<th>${t.started}<th>${t.gate}<th></tr></thead><tbody>${rows.map((r) => `<tr><td>${esc(r.release_id)}
     <div class="soft">${esc(r.note)}</div><td><span class="pill ${r.status === "active" ? "good" : ""}">${esc(t[r.status] || r.status)}</span>
-    <td>${time(r.created_at_ns)}<td>${compared(r.gate)}<td>${r.status === "active" ? "" :
+    <td>${time(r.created_at_ns)}<td>${compared(r.gate)}<td>${r.status === "active" || r.status === "candidate" || r.status === "aborted" ? "" :
     `<button class="danger" data-back="${esc(r.release_id)}">${t.rollback}</button>`}</tr>`).join("")}</tbody></table></div>
     <h3>${t.rounds}</h3><div class="card"><table>${runs.map((r) => `<tr><td>${esc(r.run_id)}<td>${time(r.started_ns)}<td>${esc(r.status)}
     <td class="soft">${esc(r.record.error || "")}<td>${r.record.gate && !r.record.gate.passed ? compared(r.record.gate) : ""}</tr>`).join("")}</table></div>`;
-  [...main.querySelectorAll("details")].forEach((d, i) => { d.open = open[i] || false; });
+  [...main.querySelectorAll("details:not([data-key])")].forEach((d, i) => { d.open = open[i] || false; });
+  main.querySelectorAll("details[data-key]").forEach((d) => { d.open = opened.has(d.dataset.key); });
+  bindRollouts(main, t, api, act);
   document.getElementById("learn").onclick = () => act(() => api("rounds", { author: "console" }));
   main.querySelectorAll("[data-back]").forEach((b) => {
     b.onclick = () => confirm(t.confirm) && act(() => api(`releases/${b.dataset.back}/rollback`, { author: "console" }));

@@ -1,4 +1,4 @@
-"""Ed25519 signatures over release manifests. The centre holds the private key, gateways only the public one."""
+"""One key in place of roles: the simplest `edge.trust.Trust`, for tests and benchmarks that are about installing."""
 
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from common.errors import OperatorError, TrustError
 from common.files import write_atomically
+from common.manifest import Manifest, decode_manifest, release_id
+from common.messages import Desired
 
 _DOMAIN = b"headframe release manifest v1\0"
 
@@ -42,7 +44,7 @@ class Signer:
 
     @property
     def public_hex(self) -> str:
-        """What a gateway's `release_key` holds: 64 hex digits."""
+        """What `SingleKey` takes: 64 hex digits."""
         return self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw).hex()
 
 
@@ -56,8 +58,31 @@ def verify(manifest: bytes, signature: bytes, public_hex: str) -> None:
     try:
         key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_hex))
     except ValueError as error:
-        raise OperatorError("release_key is not 64 hex digits", "Copy it from `headframe cloud key`.") from error
+        raise OperatorError("the key is not 64 hex digits", "Give `Signer.public_hex`.") from error
     try:
         key.verify(signature, _DOMAIN + manifest)
     except InvalidSignature as error:
         raise TrustError("the release manifest is not signed by the key this gateway trusts") from error
+
+
+class SingleKey:
+    """One key signs every release.
+
+    Args:
+        release_key: public key (hex) that manifests must be signed with.
+    """
+
+    def __init__(self, release_key: str) -> None:
+        self._key = release_key
+
+    def check(self, desired: Desired, now_ns: int) -> Manifest:
+        """See `edge.trust.Trust.check`."""
+        manifest = self.recall(desired)
+        if manifest.expires_at_ns < now_ns:
+            raise TrustError(f"release {release_id(manifest)} has expired", "Publish it again at the centre.")
+        return manifest
+
+    def recall(self, desired: Desired) -> Manifest:
+        """See `edge.trust.Trust.recall`."""
+        verify(desired.manifest, desired.signature, self._key)
+        return decode_manifest(desired.manifest)

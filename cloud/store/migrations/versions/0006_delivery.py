@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003_delivery"
-down_revision = "0002"
+revision = "0006_delivery"
+down_revision = "0005_exclusions"
 
 
 def upgrade() -> None:

@@ -1,0 +1,26 @@
+"""`/metrics` for Prometheus: what ingest has counted, and what was tried and refused."""
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+
+from cloud.desk import Desk
+
+
+def make_metrics(desk: Desk) -> APIRouter:
+    """The route. The figures are kept elsewhere: each answer is a registry of its own."""
+    router = APIRouter()
+
+    @router.get("/metrics")
+    def metrics() -> Response:
+        registry = CollectorRegistry()
+        attempts = Gauge("headframe_attempts", "Refused since the start, by kind.", ["kind"], registry=registry)
+        for kind, number in desk.attempts()["counts"].items():
+            attempts.labels(kind).set(number)
+        ingest = Gauge(
+            "headframe_ingest", "Messages of samples since the start; waiting: now.", ["figure"], registry=registry
+        )
+        for figure, number in desk.counts()["ingest"].items():
+            ingest.labels(figure).set(number)
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router

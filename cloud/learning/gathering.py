@@ -1,0 +1,205 @@
+"""Gathers all that the centre knows about a scenario, so that each labelled sample counts once. Solves nothing.
+
+What counts: the datasets, what gateways contributed, and a gateway's labelled samples at the centre that its own
+contribution does not cover. What does not: who was unlearned (`cloud.learning.unlearning`), and contributions that are
+not to be believed (`cloud.learning.robustness`).
+"""
+
+import hashlib
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from cloud.learning.candidates import Evidence, Labelled
+from cloud.learning.datasets import Catalogue, Dataset
+from cloud.learning.export import read_head
+from cloud.learning.heads import HeadWeights
+from cloud.learning.ledger import Ledger, Part
+from cloud.learning.parts import SiteParts
+from cloud.learning.robustness import Suspicion, Trusted, find_suspects
+from cloud.registry import Registry
+from cloud.store import Contribution, Store
+from common.manifest import Layer, Manifest
+from common.packing import Packed, Triangle, pack, read_packed
+from common.statistics import Statistics
+
+log = logging.getLogger(__name__)
+
+Held = dict[str, tuple[str, Labelled]]
+"""gateway -> its site, and its labelled samples at the centre"""
+
+
+class Gathering:
+    """Evidence from the store and the catalogue."""
+
+    def __init__(self, store: Store, catalogue: Catalogue, registry: Registry, *, quarantine: bool) -> None:
+        self._store, self._catalogue, self._registry, self._quarantine = store, catalogue, registry, quarantine
+        self.ledger = Ledger(catalogue.folder.parent / "totals")
+
+    def datasets(self, scenario: str, backbone: str) -> list[Dataset]:
+        """The datasets of a scenario on a backbone, without the pictures of sites that were unlearned."""
+        excluded = self._store.excluded()
+        found = [d.without(excluded) for d in self._catalogue.datasets(scenario) if d.backbone == backbone]
+        return [dataset for dataset in found if dataset.labels]
+
+    def evidence(self, scenario: str, classes: tuple[str, ...], backbone: str, active: Manifest | None) -> Evidence:
+        """Everything about a scenario."""
+        datasets = self.datasets(scenario, backbone)
+        gold = join([d.gold for d in datasets], datasets[0].embeddings.shape[1] if datasets else 0)
+        sent, covered = self._contributions(scenario, backbone, classes)
+        suspects = self._suspects(sent, datasets, classes, gold)
+        for suspect in suspects:  # what it uploaded and people labelled still counts
+            del sent[suspect.site], covered[suspect.site]
+        held = self._held(scenario, backbone, classes)
+        parts = {f"gateway/{name}": part for name, part in sent.items()} | _uncovered(held, covered, classes)
+        site_of = self._site_of() | {name: site for name, (site, _) in held.items()}
+        by_site: dict[str, list[Packed]] = {}
+        for key, part in parts.items():
+            name = key.partition("/")[2]
+            by_site.setdefault(site_of.get(name, name), []).append(part.packed)
+        dimension = next(
+            (d.embeddings.shape[1] for d in datasets), next((part.packed.dimension for part in parts.values()), 0)
+        )
+        return Evidence(
+            classes,
+            with_datasets(self.ledger.total(scenario, backbone, classes, dimension, parts), datasets),
+            SiteParts(by_site),
+            _by_site(held, dimension),
+            gold if datasets else join([], dimension),
+            self._running(scenario, active),
+            suspects,
+            frozenset[bytes]().union(
+                *covered.values(),
+                *(dataset.learnt_from for dataset in datasets),
+                *(own.ids for _, own in held.values()),
+            ),
+            tuple(dataset.name for dataset in datasets),
+        )
+
+    def gateways_of(self, name: str) -> tuple[str, ...]:
+        """The gateways that the name of a site or of a gateway stands for; none of a name that nobody ever used."""
+        pairs = dict.fromkeys(self._store.contributors(), "") | dict(self._store.gateways()) | self._site_of()
+        return tuple(sorted(gateway for gateway, site in pairs.items() if name in (gateway, site)))
+
+    def names_of_datasets(self) -> set[str]:
+        """Sites that pictures of datasets name."""
+        return {site for dataset in self._catalogue.datasets() for site in dataset.sites}
+
+    def brought_by(
+        self, gateways: Collection[str], scenario: str, backbone: str, classes: tuple[str, ...]
+    ) -> dict[str, Part]:
+        """The parts of these gateways, as `evidence` names them in the ledger."""
+        sent, covered = self._contributions(scenario, backbone, classes, gateways)
+        held = {name: own for name, own in self._held(scenario, backbone, classes).items() if name in gateways}
+        return {f"gateway/{name}": part for name, part in sent.items()} | _uncovered(held, covered, classes)
+
+    def _site_of(self) -> dict[str, str]:
+        """gateway -> site, of every gateway that ever reported."""
+        return {state.gateway_id: state.site_id for state in self._store.states()}
+
+    def _contributions(
+        self, scenario: str, backbone: str, classes: tuple[str, ...], only: Collection[str] | None = None
+    ) -> tuple[dict[str, Part], dict[str, set[bytes]]]:
+        """What every gateway sent, and which samples that counts; empty ones and the unlearned left out."""
+        found: dict[str, Part] = {}
+        covered: dict[str, set[bytes]] = {}
+        excluded, site_of = self._store.excluded(), self._site_of()
+        for contribution in self._store.contributions(scenario, backbone, only):
+            client = contribution.client
+            packed = _unpacked(contribution).over(classes)
+            if packed.total and client not in excluded and site_of.get(client) not in excluded:
+                found[client] = Part(str(contribution.at_ns), packed)
+                covered[client] = {bytes.fromhex(name) for name in contribution.meta["covered"]}
+        return found, covered
+
+    def _suspects(
+        self, sent: Mapping[str, Part], datasets: list[Dataset], classes: tuple[str, ...], gold: Labelled
+    ) -> tuple[Suspicion, ...]:
+        """Gateways whose statistics do not go into the sum. What people labelled at the centre is never judged here."""
+        if not self._quarantine or not sent:
+            return ()
+        nothing = Statistics.empty(classes, next(iter(sent.values())).packed.dimension)
+        trusted = with_datasets(nothing, datasets)
+        by_gateway = SiteParts({name: [part.packed] for name, part in sent.items()})
+        suspects = find_suspects(by_gateway, Trusted(trusted, gold.embeddings.astype(np.float64), gold.labels))
+        for suspect in suspects:
+            log.warning("the statistics of %s are left out: %s", suspect.site, suspect.reason)
+        return suspects
+
+    def _held(self, scenario: str, backbone: str, classes: tuple[str, ...]) -> Held:
+        """The labelled samples that the centre holds, per gateway, in order of id; without the unlearned."""
+        found, excluded = self._store.labelled(scenario, backbone), self._store.excluded()
+        by_gateway: dict[str, list[int]] = {}
+        for row in sorted(range(len(found.sample_ids)), key=found.sample_ids.__getitem__):
+            gone = found.gateways[row] in excluded or found.sites[row] in excluded
+            if found.labels[row] in classes and not gone:
+                by_gateway.setdefault(found.gateways[row], []).append(row)
+        return {
+            name: (
+                found.sites[rows[0]],
+                Labelled(
+                    tuple(found.sample_ids[row] for row in rows),
+                    found.embeddings[rows],
+                    tuple(found.labels[row] for row in rows),
+                ),
+            )
+            for name, rows in sorted(by_gateway.items())
+        }
+
+    def _running(self, scenario: str, active: Manifest | None) -> dict[str, HeadWeights]:
+        heads: dict[str, Layer] = next((s.heads for s in active.scenarios if s.name == scenario), {}) if active else {}
+        return {key: read_head(self._registry.layer_path(layer.hash).read_bytes()) for key, layer in heads.items()}
+
+
+def with_datasets(brought: Statistics, datasets: Sequence[Dataset]) -> Statistics:
+    """What sites brought, and the datasets."""
+    for dataset in datasets:
+        brought = brought + dataset.statistics(brought.classes)
+    return brought
+
+
+def join(parts: Sequence[Labelled], dimension: int) -> Labelled:
+    """All of them, in order; embeddings (n, dimension)."""
+    return Labelled(
+        tuple(name for part in parts for name in part.ids),
+        np.concatenate([np.zeros((0, dimension), np.float32), *(part.embeddings for part in parts)]),
+        tuple(label for part in parts for label in part.labels),
+    )
+
+
+def _uncovered(held: Held, covered: Mapping[str, set[bytes]], classes: Sequence[str]) -> dict[str, Part]:
+    """Parts of the samples at the centre that their own gateway's contribution does not count; the version says which
+    samples and labels these are."""
+    parts = {}
+    for name, (_, own) in held.items():
+        counted = covered.get(name, set())
+        mine = own.pick(np.array([key not in counted for key in own.ids], dtype=bool))
+        if mine.labels:
+            digest = hashlib.blake2b(digest_size=8)
+            for key, label in zip(mine.ids, mine.labels, strict=True):
+                digest.update(key + label.encode() + b"\n")
+            packed, _ = pack(classes, mine.embeddings, mine.labels)
+            parts[f"samples/{name}"] = Part(digest.hexdigest(), packed.over(classes))
+    return parts
+
+
+def _ids(held: Held) -> Iterator[tuple[bytes, ...]]:
+    return (own.ids for _, own in held.values())
+
+
+def _by_site(held: Held, dimension: int) -> dict[str, Labelled]:
+    """site -> the labelled samples of all its gateways."""
+    found: dict[str, list[Labelled]] = {}
+    for site, own in held.values():
+        found.setdefault(site, []).append(own)
+    return {site: join(own, dimension) for site, own in sorted(found.items())}
+
+
+def _unpacked(contribution: Contribution) -> Packed:
+    """As it is kept; before there were packed forms, the whole second moment was."""
+    classes, arrays = tuple(contribution.meta["classes"]), contribution.arrays
+    if "moment" in arrays and arrays["moment"].ndim == 2:
+        counts, sums, moment = (np.asarray(arrays[key], np.float64) for key in ("counts", "sums", "moment"))
+        return Triangle.of(Statistics(classes, counts, sums, moment))
+    return read_packed(classes, arrays)
