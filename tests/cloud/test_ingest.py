@@ -197,7 +197,7 @@ def test_nothing_is_receipted_while_the_disk_fails_and_all_of_it_after(
     add = desk.store.add_samples
     failures = iter(range(3))
 
-    def failing(batch: object, at_ns: int) -> int:
+    def failing(batch: object, at_ns: int, alone: object) -> int:
         if next(failures, None) is not None:
             assert desk.receipts == []
             raise EnvironmentFault("The disk that holds the database is full", "Free space.")
