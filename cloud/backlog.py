@@ -23,7 +23,9 @@ class Backlog:
 
     def __init__(self, samples_max: int, bytes_max: int) -> None:
         self._samples_max, self._bytes_max = samples_max, bytes_max
-        self._waiting: deque[Sample] = deque()
+        self._waiting: deque[tuple[float, Sample]] = deque()
+        self.waited_s = 0.0
+        """How long the first of the last batch was here."""
         self._bytes = 0
         self._changed = threading.Condition()
 
@@ -44,7 +46,7 @@ class Backlog:
         with self._changed:
             if not self.has_room() and not self._changed.wait_for(self.has_room, timeout_s):
                 return False
-            self._waiting.append(sample)
+            self._waiting.append((time.monotonic(), sample))
             self._bytes += bytes_of(sample)
             self._changed.notify()
             return True
@@ -62,8 +64,9 @@ class Backlog:
                 self._changed.wait(left_s)
             batch: list[Sample] = []
             size = 0
+            self.waited_s = time.monotonic() - self._waiting[0][0]
             while self._waiting and len(batch) < samples_max and (not batch or size < bytes_max):
-                sample = self._waiting.popleft()
+                _, sample = self._waiting.popleft()
                 batch.append(sample)
                 size += bytes_of(sample)
             self._bytes -= size

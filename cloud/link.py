@@ -73,6 +73,11 @@ class CentreLink:
     def connected(self) -> bool:
         return self._up.is_set()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread that reads runs."""
+        return self._thread.is_alive()
+
     def start(self) -> None:
         """Begin to connect, and go on trying until `stop`. Does not wait."""
         self._thread.start()
@@ -301,7 +306,7 @@ class _Session(asyncio.BufferedProtocol):
             self.write(packets.subscribe(1, self._link.filters))
         elif packet.kind == packets.SUBACK:
             if any(code >= packets.REFUSED for code in body[2:]):
-                self._give_up("the broker does not allow us to subscribe; see its access list")
+                self._give_up("the broker does not take our subscriptions; see its access list, and its bound of them")
                 return
             self._link.set_up(up=True)
 

@@ -119,6 +119,8 @@ class Service:
                 self.start_round(f"trigger: {trigger.kind}", trigger)
         if not self._learner.is_alive():
             raise RuntimeError("the learning thread has died; see the log above")
+        if not self.ingest.alive or not self.link.alive:
+            raise RuntimeError("a thread of ingest has died; see the log above")
 
     def stop(self, timeout_s: float = 15.0) -> None:
         """Commit what has arrived, then leave."""

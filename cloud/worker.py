@@ -81,7 +81,7 @@ def run_worker(settings: CloudSettings, shards: range) -> None:
             worker.link.wait_connected(BROKER_WAIT_S)
             log.info("ingest worker of shards %s runs", name_of(shards))
             while not stop.wait(STEP_S):
-                if not worker.ingest.alive:
-                    raise RuntimeError("the ingest thread has died; see the log above")
+                if not worker.ingest.alive or not worker.link.alive:
+                    raise RuntimeError("a thread of ingest has died; see the log above")
         finally:
             worker.stop()

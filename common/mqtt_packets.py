@@ -5,8 +5,7 @@ Decides only what the bytes mean. `cloud.link` keeps the connection; edges use p
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from common.errors import WireError
 
@@ -26,8 +25,7 @@ _U16 = struct.Struct("!H")
 _PUBACK = struct.Struct("!BBH")
 
 
-@dataclass(frozen=True, slots=True)
-class Packet:
+class Packet(NamedTuple):
     """Where a packet lies in a buffer; its body may not be there yet."""
 
     kind: int
@@ -42,12 +40,13 @@ def find_packet(buffer: bytearray | memoryview, start: int, filled: int) -> Pack
     Raises:
         WireError: the length has more than four digits.
     """
-    length, shift = 0, 0
-    for at in range(start + 1, min(start + HEADER_MAX, filled)):
+    length, shift, at = 0, 0, start + 1
+    while at < filled and shift < 28:
         digit = buffer[at]
+        at += 1
         length |= (digit & 0x7F) << shift
         if digit < 0x80:
-            return Packet(buffer[start] >> 4, buffer[start] & 0x0F, at + 1, at + 1 + length)
+            return Packet(buffer[start] >> 4, buffer[start] & 0x0F, at, at + length)
         shift += 7
     if filled - start >= HEADER_MAX:
         raise WireError("an MQTT packet has a length of more than four digits")

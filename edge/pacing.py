@@ -15,6 +15,8 @@ PAUSE_S_MAX = 300.0
 JITTER = 0.25
 """Waits are drawn up to so much longer, or the fleet would come back in lockstep."""
 DAY_S = 86_400.0
+AT_ONCE = 1 / 8
+"""Share of the day's bytes that may go at its begin."""
 RESERVE_BYTES = 256 * 1024
 """Of the day's bytes, set aside on disk at once: a flush for each such piece; at most this is forgone at a crash."""
 
@@ -98,13 +100,17 @@ class DayBytes:
         return self._used
 
     def left(self, running_s: float) -> float:
-        """Bytes that may still go today."""
+        """Bytes that may go now: an eighth of the day's from its begin, the rest as it passes.
+
+        Else a morning's samples of little value would take what an evening's best one needs.
+        """
         if not self._limit:
             return math.inf
         if running_s - self._began_s >= DAY_S:
             self._reserve(running_s, 0)
             self._began_s, self._used, self._reserved = running_s, 0, 0
-        return max(0, self._limit - self._used)
+        passed = max(0.0, running_s - self._began_s) / DAY_S
+        return max(0, int(self._limit * (AT_ONCE + (1 - AT_ONCE) * passed)) - self._used)
 
     def spend(self, running_s: float, size: int) -> bool:
         """Set bytes aside, before they are sent; False when the day has not as many left."""

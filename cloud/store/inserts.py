@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from cloud.store.models import SampleRow
 
+IN_MAX = 500  # parameters of one IN (...)
 _TABLE = cast(Table, SampleRow.__table__)
 
 
@@ -21,6 +22,17 @@ def insert_rows(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> in
     statement, columns = _statement(connection.dialect)
     given: Any = [tuple(row[name] for name in columns) for row in rows] if columns else [dict(row) for row in rows]
     return connection.exec_driver_sql(statement, given).rowcount
+
+
+def stored_ids(connection: Connection, names: Sequence[bytes]) -> set[bytes]:
+    """Those of `names` that samples have."""
+    place = "?" if connection.dialect.name == "sqlite" else "%s"
+    found: set[bytes] = set()
+    for start in range(0, len(names), IN_MAX):
+        part = tuple(names[start : start + IN_MAX])
+        asked = f"SELECT sample_id FROM samples WHERE sample_id IN ({','.join([place] * len(part))})"  # noqa: S608
+        found.update(bytes(row[0]) for row in connection.exec_driver_sql(asked, part))
+    return found
 
 
 @lru_cache(maxsize=4)

@@ -2,8 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import msgspec
@@ -13,7 +13,7 @@ from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Session
 
 from cloud.store.blobs import Blobs
-from cloud.store.inserts import insert_rows
+from cloud.store.inserts import insert_rows, stored_ids
 from cloud.store.models import LabelRow, QuarantineRow, SampleRow
 from cloud.store.records import LabelledSet, StoredSample
 from cloud.store.sessions import Sessions
@@ -26,37 +26,35 @@ log = logging.getLogger(__name__)
 
 IN_MAX = 500  # parameters of one IN (...)
 LABEL_MAX = 120
+Alone = Callable[[], AbstractContextManager[None]]
 
 
 class SampleTables(Sessions):
     """Part of `cloud.store.Store`."""
 
     _blobs: Blobs
-    _disk: ThreadPoolExecutor
-    """One thread that writes pictures while the caller makes rows."""
 
-    def add_samples(self, batch: Sequence[Sample], at_ns: int) -> int:
+    def add_samples(self, batch: Sequence[Sample], at_ns: int, alone: Alone = nullcontext) -> int:
         """Store samples, pictures first, then all rows in one transaction; returns how many were new.
 
         What is known already is left out before its picture is written; another process that stores the same sample at
         the same moment loses or wins at the row, and one of the two pictures is named by nothing.
 
+        Args:
+            alone: entered for what is done in Python, and left while the disk works.
+
         Raises:
             EnvironmentFault: the disk is full or the database does not answer; nothing of the batch is stored.
             WireError: the database does not take a value; nothing of the batch is stored.
         """
-        fresh = self._fresh(batch)
+        with alone():
+            fresh = self._fresh(batch)
         if not fresh:
             return 0
-        written = self._disk.submit(self._blobs.append, [(sample.sample_id, sample.jpeg) for sample in fresh])
+        places = self._blobs.append([(sample.sample_id, sample.jpeg) for sample in fresh])
         try:
-            rows = [_row(sample, at_ns) for sample in fresh]  # while the disk works
-        finally:
-            places = written.result()
-        for row, place in zip(rows, places, strict=True):
-            row["jpeg"] = place
-        try:
-            with self._write() as session:
+            with self._write() as session, alone():
+                rows = [_row(sample, place, at_ns) for sample, place in zip(fresh, places, strict=True)]
                 return insert_rows(session.connection(), rows)
         except (StatementError, OverflowError, ValueError) as error:
             reason = getattr(error, "orig", None) or error  # without the statement and its parameters
@@ -252,7 +250,8 @@ class SampleTables(Sessions):
             by_id.setdefault(sample.sample_id, sample)
         if not by_id:
             return []
-        known = self.known_ids(list(by_id))
+        with self._read() as session:
+            known = stored_ids(session.connection(), list(by_id))
         return [sample for name, sample in by_id.items() if name not in known]
 
     @staticmethod
@@ -297,10 +296,11 @@ def check_label(scenario: str, label: str) -> None:
         raise OperatorError(f"label {label[:40]!r} is not valid", f"Use one line of at most {LABEL_MAX} characters.")
 
 
-def _row(sample: Sample, at_ns: int) -> dict[str, Any]:
-    """As the driver takes it, JSON as text; without `jpeg`, where the picture lies."""
+def _row(sample: Sample, jpeg: str, at_ns: int) -> dict[str, Any]:
+    """As the driver takes it, JSON as text; `jpeg` is where the picture lies."""
     return {name: getattr(sample, name) for name in _SAME} | {
         "received_at_ns": at_ns,
+        "jpeg": jpeg,
         "predictions": _json(sample.predictions),
         "scores": _json(sample.scores),
         "value": sample.scores.value,

@@ -1,6 +1,5 @@
 """Opens the database, brings its schema up to date, and offers the tables as one object."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from alembic import command
@@ -24,7 +23,6 @@ class Store(SampleTables, DeliveryTables, OperationTables, RolloutTables, Lineag
     def __init__(self, engine: Engine, blobs: Path) -> None:
         Sessions.__init__(self, engine)
         self._blobs = Blobs(blobs)
-        self._disk = ThreadPoolExecutor(1, "blobs")
 
     @classmethod
     def open(cls, url: str, blobs: Path) -> "Store":
@@ -49,9 +47,8 @@ class Store(SampleTables, DeliveryTables, OperationTables, RolloutTables, Lineag
         return cls(engine, blobs)
 
     def close(self) -> None:
-        """Close all connections and end the writer of blobs."""
+        """Close all connections and leave the segment."""
         self._engine.dispose()
-        self._disk.shutdown()
         self._blobs.close()
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from cloud.broker import EmbeddedBroker
 from cloud.link import CentreLink
 from cloud.settings import CloudSettings, IngestSettings
+from cloud.store import Store
 from cloud.worker import Worker
 from common import codec, mqtt_packets, topics
 from common.errors import EnvironmentFault
@@ -159,20 +160,31 @@ class ClientSink:
 
 
 class StoreSink(_Counting):
-    """A whole ingest worker: what counts is a receipt, sent after the commit."""
+    """Ingest workers by shard on one SQLite; what counts is a receipt, sent after the commit."""
 
-    def __init__(self, broker: Broker, expected: int, folder: str) -> None:
+    def __init__(self, broker: Broker, expected: int, folder: str, workers: int) -> None:
         super().__init__(expected)
-        settings = CloudSettings(data_dir=Path(folder), ingest=IngestSettings())
-        Path(folder).mkdir(parents=True, exist_ok=True)
         self._expected = expected
-        self._worker = Worker(settings, broker, range(topics.SHARDS))
-        self._worker.start()
-        self._worker.link.wait_connected(20)
+        self._settings = CloudSettings(data_dir=Path(folder), ingest=IngestSettings())
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self._open().close()
+        step = topics.SHARDS // workers
+        self._workers = [self._start(broker, range(n * step, (n + 1) * step)) for n in range(workers)]
+        for _, pipe in self._workers:
+            _expect(pipe, "an ingest worker")
         self._receipts = CentreLink(broker, "bench-receipts", ["headframe/down/+/receipt"], self._on_receipt)
         self._receipts.start()
         self._receipts.wait_connected(20)
-        self._cpu_s = _cpu_s()
+
+    def _open(self) -> Store:
+        return Store.open(self._settings.database_url, self._settings.data_dir / "blobs")
+
+    def _start(self, broker: Broker, shards: range) -> tuple[Any, Connection]:
+        ours, theirs = _processes.Pipe()
+        process = _processes.Process(target=_ingest, args=(theirs, self._settings, broker, shards))
+        process.start()
+        theirs.close()
+        return process, ours
 
     def _on_receipt(self, _topic: str, payload: bytes) -> None:
         receipt = codec.decode(payload)
@@ -180,13 +192,36 @@ class StoreSink(_Counting):
             self.take(len(receipt.stored))
 
     def close(self) -> dict[str, Any]:
-        cpu_s = _cpu_s() - self._cpu_s
-        stored = len(self._worker.store.sample_ids())
-        figures = self._worker.ingest.figures()
         self._receipts.stop()
-        self._worker.stop()
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return {"stored": stored, "cpu_us": 1e6 * cpu_s / self._expected, "peak_mb": peak_mb, **figures}
+        found: list[dict[str, Any]] = []
+        for process, pipe in self._workers:
+            pipe.send("end")
+            found.append(_expect(pipe, "an ingest worker"))
+            process.join(20)
+            process.kill()
+        store = self._open()
+        stored = len(store.sample_ids())
+        store.close()
+        return {
+            "stored": stored,
+            "cpu_us": 1e6 * sum(figures["cpu_s"] for figures in found) / self._expected,
+            "peak_mb": sum(figures["peak_mb"] for figures in found),
+            "refused": sum(figures["refused"] for figures in found),
+        }
+
+
+def _ingest(pipe: Connection, settings: CloudSettings, broker: Broker, shards: range) -> None:
+    """The life of an ingest worker."""
+    worker = Worker(settings, broker, shards)
+    worker.start()
+    worker.link.wait_connected(20)
+    began_s = _cpu_s()
+    pipe.send("ready")
+    pipe.recv()
+    figures: dict[str, Any] = dict(worker.ingest.figures())
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    pipe.send(figures | {"cpu_s": _cpu_s() - began_s, "peak_mb": peak_mb})
+    worker.stop()
 
 
 def _cpu_s() -> float:
@@ -205,9 +240,7 @@ class Outcome:
 def run_into(sink: type[Any], publisher: "Publisher", *more: object) -> Outcome:
     """One flood into a fresh sink."""
     ours, theirs = _processes.Pipe()
-    process = _processes.Process(
-        target=_be_sink, args=(theirs, sink, publisher.broker, publisher.count, more), daemon=True
-    )
+    process = _processes.Process(target=_be_sink, args=(theirs, sink, publisher.broker, publisher.count, more))
     process.start()
     theirs.close()
     try:

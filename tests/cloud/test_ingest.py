@@ -25,7 +25,7 @@ from common import codec, topics
 from common.chunks import split
 from common.clock import SystemClock
 from common.errors import EnvironmentFault, HeadframeError, WireError
-from common.messages import Box, Message, Prediction, Receipt, Sample, Scores
+from common.messages import Box, Ended, Ledger, Message, Partial, Prediction, Receipt, Sample, Scores
 
 MakeSample = Callable[..., Sample]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -197,7 +197,7 @@ def test_nothing_is_receipted_while_the_disk_fails_and_all_of_it_after(
     add = desk.store.add_samples
     failures = iter(range(3))
 
-    def failing(batch: object, at_ns: int) -> int:
+    def failing(batch: object, at_ns: int, alone: object) -> int:
         if next(failures, None) is not None:
             assert desk.receipts == []
             raise EnvironmentFault("The disk that holds the database is full", "Free space.")
@@ -275,3 +275,41 @@ def test_a_good_sample_passes_and_is_not_changed(make_sample: MakeSample) -> Non
     assert msgspec.msgpack.encode(sample) == before
     with pytest.raises(HeadframeError):
         check_sample(sample, "south-1", IngestSettings())
+
+
+def test_a_ledger_is_kept_then_receipted_and_a_refused_sample_is_no_gap(desk: Desk, make_sample: MakeSample) -> None:
+    epoch = "a" * 16
+    ended = (Ended(epoch, 1, b"1" * 16, 0.1, "evicted"), Ended(epoch, 2, b"2" * 16, 0.2, "expired"))
+    payload = codec.encode(Ledger(gateway_id=GATEWAY, ended=ended))
+    for _ in range(2):
+        desk.ingest.on_message(topics.up(GATEWAY, "ledger"), payload)
+    wanted = Receipt(ledger=((epoch, 1), (epoch, 2)))
+    assert desk.receipts == [(topics.down(GATEWAY, "receipt"), wanted)] * 2
+    desk.take(make_sample(3, width_px=49, epoch=epoch, sequence=3))
+    (gap,) = desk.store.gaps()
+    assert (gap.head, gap.ended) == (3, 3)
+    desk.ingest.on_message(topics.up("south-1", "ledger"), payload)
+    assert desk.ingest.figures()["refused"] == 2, "of another gateway"
+
+
+def test_a_chunk_that_comes_again_is_answered_with_what_is_missing(desk: Desk, make_sample: MakeSample) -> None:
+    parts = list(split(codec.encode(make_sample(size=(400, 600))), 50_000))
+    for chunk in parts[:3]:
+        desk.ingest.on_message(topics.up(GATEWAY, "chunk"), codec.encode(chunk))
+    assert desk.receipts == []
+    desk.ingest.on_message(topics.up(GATEWAY, "chunk"), codec.encode(parts[0]))
+    ((_, receipt),) = desk.receipts
+    assert receipt.partial == (Partial(parts[0].transfer_id, tuple(range(3, len(parts)))),)
+
+
+def test_a_centre_that_is_behind_asks_for_time(store: Store, make_sample: MakeSample) -> None:
+    desk = Desk(store, queue=20, batch=2)
+    for number in range(20):
+        desk.take(make_sample(number))
+    assert not desk.ingest.has_room()
+    desk.ingest.start()
+    desk.ingest.stop(20)
+    pauses = [receipt.pause_s for _, receipt in desk.receipts]
+    assert max(pauses) > 0
+    assert pauses[-1] == 0, "it has caught up"
+    assert len(desk.stored()) == 20
