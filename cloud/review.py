@@ -1,6 +1,6 @@
 """The review queue: which samples people see first. Keeps what was learnt; `cloud.learning.asking` decides the order.
 
-Before there is anything to compare with (no two classes were labelled, nothing embedded by the running backbone) the
+Before there is anything to compare with (no two classes were labelled, or a single picture of each) the
 queue is that of the store: what the gateways found most valuable, the sites in turn. Of more than `WAITING_MAX` samples
 those that come first there compete; the others follow in time, as these are labelled.
 """
@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from cloud.learning.asking import Asking
+from cloud.learning.asking import Asking, enough
 from cloud.learning.candidates import Labelled
 from cloud.learning.gathering import join
 from cloud.learning.training import Trainer
@@ -23,6 +23,9 @@ WAITING_MAX: Final = 2_000
 """Samples that compete: 10 MB of embeddings, and a third of a second, for each new order."""
 ORDER_S: Final = 10.0
 """New samples join the order after so long; a new label changes it at once."""
+
+ORDERS_MAX: Final = 4
+"""Scenarios whose embeddings are kept, some 20 MB each; another one is read again when somebody looks at it."""
 
 
 @dataclass(slots=True)
@@ -57,7 +60,10 @@ class Review:
         return found
 
     def _names(self, scenario: str, limit: int) -> list[bytes]:
-        order = self._orders.setdefault(scenario, _Order())
+        order = self._orders.pop(scenario, None) or _Order()
+        self._orders[scenario] = order  # the last looked at is the last let go
+        if len(self._orders) > ORDERS_MAX:
+            del self._orders[next(iter(self._orders))]
         newest, now_s = self._store.newest_label(), self._clock.monotonic_s()
         if newest == order.newest_label and now_s - order.made_s < ORDER_S and len(order.names) >= limit:
             return order.names
@@ -80,7 +86,7 @@ class Review:
         backbone, _ = self._registry.backbone()
         gathering, classes = self._trainer.gathering, self._trainer.scenarios().get(scenario, ())
         evidence = gathering.evidence(scenario, classes, backbone.hash, active)
-        if (evidence.shared.counts > 0).sum() < 2:
+        if not enough(evidence.shared):
             return
         held = [dataset.learnt for dataset in gathering.datasets(scenario, backbone.hash)]
         known = join([*held, *evidence.labelled.values()], evidence.shared.dimension)

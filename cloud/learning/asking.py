@@ -44,6 +44,8 @@ RARE_WEIGHT: Final = 2.0
 """A certain member of a class of one label comes before everything else; one of a class of ten gains about as much as
 there is between the last and the first under one of the six ranks."""
 Floats = NDArray[np.float32]
+SCATTER_MIN: Final = 1e-6
+"""Share of all squared length that must lie within classes; copies of one picture leave rounding."""
 NOTHING: Final = Labelled((), np.zeros((0, 0), np.float32), ())
 
 
@@ -51,7 +53,7 @@ class Asking:
     """What was learnt of one scenario, and the order that follows from it.
 
     Args:
-        statistics: the sum over everything that was learnt, of at least two classes.
+        statistics: the sum over everything that was learnt, for which `enough` holds.
         known: of the samples in it those that are at hand, and other labelled ones.
         gold: labelled samples that are not in it; the head's doubts are calibrated on them.
         shrinkage: as in `cloud.learning.heads.solve_lda`.
@@ -100,6 +102,16 @@ class Asking:
         inside = ((from_mean @ self.basis[:, :STRONGEST]) ** 2).sum(axis=1)
         residual: Array = 1.0 - inside / np.maximum(whole, 1e-12)
         return residual
+
+
+def enough(statistics: Statistics) -> bool:
+    """Whether there is something to compare with: two classes, and samples of one class that differ."""
+    counts = statistics.counts[statistics.counts > 0]
+    if len(counts) < 2:
+        return False
+    between = (statistics.sums[statistics.counts > 0] ** 2).sum(axis=1) / counts
+    power = float(np.trace(statistics.moment))
+    return power - float(between.sum()) > SCATTER_MIN * power
 
 
 def _greedy(fixed: Array, alike: Floats, nearest: Floats, count: int) -> list[int]:

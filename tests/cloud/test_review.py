@@ -66,6 +66,16 @@ def test_before_anything_was_learnt_the_most_valuable_come_first(
     assert ids(service.review.queue("belt", 9)) == ids(weak + strong)
 
 
+def test_one_label_of_each_class_is_not_enough_to_compare_with_and_a_third_is(
+    service: Service, upload: Callable[..., list[Sample]]
+) -> None:
+    strong, weak = upload("normal", 20, 0, value=0.9), upload("tear", 4, 30, value=0.1)
+    service.store.add_labels([(strong[0].sample_id, "belt", "normal"), (weak[0].sample_id, "belt", "tear")], "li", 1)
+    assert ids(service.review.queue("belt", 3)) <= ids(strong)
+    service.store.add_label(strong[1].sample_id, "belt", "normal", "li", 2)
+    assert service.review.queue("belt", 1)[0].sample_id in ids(weak), "of a class of one label"
+
+
 def test_what_no_release_knows_comes_before_what_gateways_thought_valuable(
     service: Service, upload: Callable[..., list[Sample]]
 ) -> None:
