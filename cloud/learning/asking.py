@@ -14,8 +14,9 @@ class differ anyway. What a waiting sample is worth is the mean of its ranks amo
   arXiv:2203.10807), before whitening;
 - *margin*: how close the two most probable classes are, under a head solved from the labels that there are now;
 
-and, added to it, what it is expected to do for a class of few labels, Σ_k p_k / n_k: the n-th label of a class moves
-its mean by a share of 1/n. So a class that somebody has just named is pursued, and one that has its labels is not.
+and, added to it, what it is expected to do for classes of few labels, Σ_k p_k / n_k: the n-th label of a class moves
+its mean by a share of 1/n, and by less, the more it is like what is labelled. So a class that somebody has just named
+is pursued, though not through copies of one picture, and one that has its labels is not.
 
 A question that was asked counts as a labelled sample for the next ones. Everything is solved anew from sums for each
 answer, so a label given counts for the next question.
@@ -40,9 +41,9 @@ KNOWN_MAX: Final = 4_000
 """Labelled samples that the waiting are compared with; if 2,000 wait, an order is made in a third of a second then."""
 RANKS: Final = 6
 """Each has the same say: weights learnt by holding out one known class after another were no better (docs/log.md)."""
-RARE_WEIGHT: Final = 2.0
-"""A certain member of a class of one label comes before everything else; one of a class of ten gains about as much as
-there is between the last and the first under one of the six ranks."""
+RARE_WEIGHT: Final = 4.0
+"""A certain member of a class of one label comes before everything else; one of a class of ten, half like what is
+labelled, gains about as much as there is between the last and the first under one of the six ranks."""
 Floats = NDArray[np.float32]
 SCATTER_MIN: Final = 1e-6
 """Share of all squared length that must lie within classes; copies of one picture leave rounding."""
@@ -92,8 +93,9 @@ class Asking:
         units = unit_rows(whitened).astype(np.float32)
         known = unit_rows((known - centre) @ white).astype(np.float32)
         alike = units @ units.T
-        fixed = (ranks + _ranks(_company(alike))) / RANKS + RARE_WEIGHT * _for_rare(shares, head, statistics)
-        return _greedy(fixed, alike, _largest(units, known), min(limit, len(rows)))
+        fixed = (ranks + _ranks(_company(alike))) / RANKS
+        rare = RARE_WEIGHT * _for_rare(shares, head, statistics)
+        return _greedy(fixed, rare, alike, _largest(units, known), min(limit, len(rows)))
 
     def _residual(self, waiting: NDArray[np.floating]) -> Array:
         """Share of the squared length from the mean that the strongest directions leave (n,)."""
@@ -114,11 +116,12 @@ def enough(statistics: Statistics) -> bool:
     return power - float(between.sum()) > SCATTER_MIN * power
 
 
-def _greedy(fixed: Array, alike: Floats, nearest: Floats, count: int) -> list[int]:
+def _greedy(fixed: Array, rare: Array, alike: Floats, nearest: Floats, count: int) -> list[int]:
     """The best by what is fixed and by the ranks of what changes as questions are asked.
 
     Args:
         fixed: (n,), what a sample is worth whatever is asked before it.
+        rare: (n,), what it is worth to classes of few labels if nothing labelled is like it.
         alike: (n, n), cosines among what waits.
         nearest: (n,), cosine to the most similar labelled sample.
     """
@@ -126,7 +129,7 @@ def _greedy(fixed: Array, alike: Floats, nearest: Floats, count: int) -> list[in
     free = np.ones(len(fixed), dtype=bool)
     cover = np.maximum(alike - nearest, 0).sum(axis=1)
     for _ in range(count):
-        worth = fixed + (_ranks(-nearest) + _ranks(cover)) / RANKS
+        worth = fixed + (_ranks(-nearest) + _ranks(cover)) / RANKS + rare * (1 - nearest)
         pick = int(np.where(free, worth, -np.inf).argmax())
         chosen.append(pick)
         free[pick] = False
