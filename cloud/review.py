@@ -13,6 +13,7 @@ import numpy as np
 
 from cloud.learning.asking import Asking, enough
 from cloud.learning.candidates import Labelled
+from cloud.learning.datasets import Catalogue
 from cloud.learning.gathering import join
 from cloud.learning.training import Trainer
 from cloud.registry import Registry
@@ -23,7 +24,6 @@ WAITING_MAX: Final = 2_000
 """Samples that compete: 10 MB of embeddings, and a third of a second, for each new order."""
 ORDER_S: Final = 10.0
 """New samples join the order after so long; a new label changes it at once."""
-
 ORDERS_MAX: Final = 4
 """Scenarios whose embeddings are kept, some 20 MB each; another one is read again when somebody looks at it."""
 
@@ -43,8 +43,9 @@ class _Order:
 class Review:
     """Any thread may ask."""
 
-    def __init__(self, store: Store, registry: Registry, trainer: Trainer, clock: Clock) -> None:
-        self._store, self._registry, self._trainer, self._clock = store, registry, trainer, clock
+    def __init__(self, store: Store, catalogue: Catalogue, registry: Registry, trainer: Trainer, clock: Clock) -> None:
+        self._store, self._catalogue, self._registry = store, catalogue, registry
+        self._trainer, self._clock = trainer, clock
         self._orders: dict[str, _Order] = {}
         self._lock = threading.Lock()
 
@@ -84,11 +85,13 @@ class Review:
             return
         order.release, order.asking = release, None
         backbone, _ = self._registry.backbone()
-        gathering, classes = self._trainer.gathering, self._trainer.scenarios().get(scenario, ())
-        evidence = gathering.evidence(scenario, classes, backbone.hash, active)
+        classes = self._trainer.scenarios().get(scenario, ())
+        evidence = self._trainer.gathering.evidence(scenario, classes, backbone.hash, active)
         if not enough(evidence.shared):
             return
-        held = [dataset.learnt for dataset in gathering.datasets(scenario, backbone.hash)]
+        excluded = self._store.excluded()
+        sets = [d.without(excluded) for d in self._catalogue.datasets(scenario) if d.backbone == backbone.hash]
+        held = [Labelled(d.ids, d.embeddings, d.labels) for d in sets]
         known = join([*held, *evidence.labelled.values()], evidence.shared.dimension)
         order.asking = Asking(evidence.shared, known, evidence.gold, self._trainer.rules.shrinkage)
         order.learnt = evidence.samples

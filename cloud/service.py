@@ -69,7 +69,7 @@ class Service:
         self.registry = Registry(folder / "layers", self.store, self.repository, self.clock)
         self.catalogue = Catalogue(folder / "datasets")
         self.trainer = Trainer(self.store, self.catalogue, self.registry, settings.learning)
-        self.review = Review(self.store, self.registry, self.trainer, self.clock)
+        self.review = Review(self.store, self.catalogue, self.registry, self.trainer, self.clock)
         self.guard = Guard(folder / "ca", settings.broker_log(), self.store, self.clock)
         self.offers = Offers(settings.offers, self.store, self.clock, self._publish)
         self.ingest = Ingest(

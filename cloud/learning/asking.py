@@ -55,8 +55,8 @@ class Asking:
 
     Args:
         statistics: the sum over everything that was learnt, for which `enough` holds.
-        known: of the samples in it those that are at hand, and other labelled ones.
-        gold: labelled samples that are not in it; the head's doubts are calibrated on them.
+        known: all labelled samples that are at hand.
+        gold: those of them that are not in the statistics; the head's doubts are calibrated on them.
         shrinkage: as in `cloud.learning.heads.solve_lda`.
     """
 
@@ -68,8 +68,9 @@ class Asking:
         """(d, k), the strongest directions first; in them everything is compared."""
         self._statistics = statistics.project(basis)
         self._gold = gold.project(basis) if gold.labels else NOTHING
-        held = [part.embeddings @ basis for part in (known.pick(_spread(known.labels)), gold) if part.labels]
-        self._known = np.concatenate([np.zeros((0, basis.shape[1])), *held])
+        self._known = (
+            known.pick(_spread(known.labels)).embeddings @ basis if known.labels else np.zeros((0, len(basis.T)))
+        )
 
     def order(self, waiting: NDArray[np.floating], limit: int, fresh: Labelled = NOTHING) -> list[int]:
         """Rows of `waiting` (n, d), at most `limit`, the first question first.
@@ -91,11 +92,11 @@ class Asking:
         shares = head.probabilities(rows)
         ranks = _ranks(_outside(whitened, means)) + _ranks(self._residual(waiting)) + _ranks(_torn(shares))
         units = unit_rows(whitened).astype(np.float32)
-        known = unit_rows((known - centre) @ white).astype(np.float32)
+        labelled = unit_rows((known - centre) @ white).astype(np.float32)
         alike = units @ units.T
         fixed = (ranks + _ranks(_company(alike))) / RANKS
         rare = RARE_WEIGHT * _for_rare(shares, head, statistics)
-        return _greedy(fixed, rare, alike, _largest(units, known), min(limit, len(rows)))
+        return _greedy(fixed, rare, alike, _largest(units, labelled), min(limit, len(rows)))
 
     def _residual(self, waiting: NDArray[np.floating]) -> Array:
         """Share of the squared length from the mean that the strongest directions leave (n,)."""

@@ -58,11 +58,6 @@ class Dataset:
         return Labelled(self.ids, self.embeddings, self.labels).pick(self.is_gold)
 
     @property
-    def learnt(self) -> Labelled:
-        """Everything but the gold set."""
-        return Labelled(self.ids, self.embeddings, self.labels).pick(~self.is_gold)
-
-    @property
     def learnt_from(self) -> frozenset[bytes]:
         """Ids of everything but the gold set."""
         return frozenset(name for name, gold in zip(self.ids, self.is_gold.tolist(), strict=True) if not gold)
@@ -83,8 +78,8 @@ class Dataset:
 
     def statistics(self, classes: Sequence[str]) -> Statistics:
         """Of everything but the gold set."""
-        learnt = self.learnt
-        return Statistics.of(classes, learnt.embeddings, learnt.labels)
+        train = Labelled(self.ids, self.embeddings, self.labels).pick(~self.is_gold)
+        return Statistics.of(classes, train.embeddings, train.labels)
 
 
 def read_folder(folder: Path, split: str | None = None) -> list[Item]:

@@ -73,7 +73,7 @@ class Pool:
         gold, learnt = self.labelled(train[::5]), self.labelled(np.delete(train, np.s_[::5]))
         self._shrinkage = LearningSettings().shrinkage
         statistics = Statistics.of(pictures.classes, learnt.embeddings, learnt.labels)
-        self.asking = Asking(statistics, learnt, gold, self._shrinkage)
+        self.asking = Asking(statistics, self.labelled(train), gold, self._shrinkage)
         self._statistics, self._gold = statistics.project(self.asking.basis), gold.project(self.asking.basis)
         self.x = pictures.embeddings.astype(np.float64) @ self.asking.basis
         self.base, self.full = self.score(self.rows[:0]), self.score(self.rows)
