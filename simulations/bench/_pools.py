@@ -64,10 +64,11 @@ class Pool:
         rng = np.random.default_rng(seed)
         names = [name for name in pictures.classes if name != "normal"]
         self.novel = [str(name) for name in rng.permutation(names)[:2]]
-        first, self._test = split(pictures, seed) if place == ELSEWHERE else _hold_back(pictures, rng)
+        first, self.test_rows = split(pictures, seed) if place == ELSEWHERE else _hold_back(pictures, rng)
         self.pictures, self.is_novel = pictures, np.isin(pictures.labels, self.novel)
         known = rng.permutation(first[~self.is_novel[first]])
         train, ordinary = known[: len(known) // 2], known[len(known) // 2 :]
+        self.trained_rows = train
         rare = rng.permutation(first[self.is_novel[first]])[: max(NOVEL_MIN, round(NOVEL_SHARE * len(ordinary)))]
         self.rows: Rows = rng.permutation(np.concatenate([ordinary, rare]))
         gold, learnt = self.labelled(train[::5]), self.labelled(np.delete(train, np.s_[::5]))
@@ -96,7 +97,7 @@ class Pool:
 
     def score(self, labelled: Rows) -> float:
         """Balanced accuracy once these are labelled."""
-        return balanced_accuracy(self.names(self._test), self.head(labelled).predict(self.x[self._test]))
+        return balanced_accuracy(self.names(self.test_rows), self.head(labelled).predict(self.x[self.test_rows]))
 
 
 def _hold_back(pictures: Pictures, rng: np.random.Generator) -> tuple[Rows, Rows]:
