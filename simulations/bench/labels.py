@@ -33,7 +33,7 @@ from simulations.bench._labels import generated_belts
 from simulations.bench._pools import ELSEWHERE, HERE, OURS, measure, summarise
 from simulations.bench._sites import Pictures, embed_folder, find_folders, split
 
-SEEDS, QUICK_SEEDS = 10, 2
+SEEDS, QUICK_SEEDS = 16, 3
 CLIFF: Final = "belt-defects"
 LABELS_A_SCENE: Final = 20
 SHARE: Final = 0.10
