@@ -1,7 +1,7 @@
 """Pools in which two classes are new and rare, and who chooses what of them is labelled. For `headframe bench labels`.
 
 Two classes are held out of training and are one in twenty of a pool. Pictures are chosen, labelled and learnt, one by
-one, later in batches of five, twenty, forty, the same for everyone.
+one, later in batches of five and twenty, the same for everyone.
 
 *Labels to half of the gain*: where balanced accuracy, in the mean over the seeds and looked at after each label, first
 gets half-way from that without the pool to that with all of its labels. Its interval, and that of a ratio of two, is of
@@ -43,7 +43,7 @@ CHANCE: Final = "random"
 SHARE: Final = 0.10
 NOVEL_SHARE: Final = 0.05
 NOVEL_MIN: Final = 6
-BATCHES: Final = ((20, 1), (60, 5), (120, 20), (10**9, 40))
+BATCHES: Final = ((20, 1), (60, 5), (10**9, 20))
 """Below so many labels, so many are chosen at once. The console asks anew every two seconds: one by one."""
 EACH: Final = 20
 """Accuracy is looked at after each label up to here, then after each batch; between, it is taken as a straight line."""

@@ -33,7 +33,7 @@ from simulations.bench._labels import generated_belts
 from simulations.bench._pools import ELSEWHERE, HERE, OURS, measure, summarise
 from simulations.bench._sites import Pictures, embed_folder, find_folders, split
 
-SEEDS, QUICK_SEEDS = 16, 3
+SEEDS, QUICK_SEEDS = 10, 3
 CLIFF: Final = "belt-defects"
 LABELS_A_SCENE: Final = 20
 SHARE: Final = 0.10
@@ -63,7 +63,7 @@ def bench_labels(*, quick: bool) -> dict[str, Any]:
             for pictures in sets
             for place in ((HERE, ELSEWHERE) if pictures.has_scenes and not quick else (HERE,))
         }
-    here = [table for name, table in pools.items() if name.endswith(HERE)]
+    here = [table for name, table in pools.items() if name.endswith(f", {HERE}")]
     cliff = {key: float(np.mean([found[key] for found in cliffs])) for key in cliffs[0]}
     return {
         "recovered_at_20": _recovered(cliff, "after_20"),
