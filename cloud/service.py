@@ -16,6 +16,7 @@ from cloud.events import Events
 from cloud.federation.grid import MqttGrid
 from cloud.federation.server_app import run_round
 from cloud.federation.strategy import Parts
+from cloud.giving import Giving
 from cloud.guard import Guard
 from cloud.ingest import Ingest
 from cloud.learning.datasets import Catalogue
@@ -27,20 +28,21 @@ from cloud.registry import Registry
 from cloud.reported import Reported
 from cloud.rollout.service import Rollouts
 from cloud.settings import CloudSettings, parse_shards
+from cloud.shelf import Shelf
 from cloud.store import Run, Store
+from cloud.telling import Telling
 from cloud.trust import Repository
 from cloud.worker import SAMPLE_KINDS
 from common import codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import ForgeryError, HeadframeError, OperatorError
-from common.messages import Desired, Event, Fetch, FlowerFrame, Message, Offer, Receipt, Renewal, State
+from common.messages import Desired, Event, Fetch, FlowerFrame, Message, Offer, Receipt, Renewal, Shelved, State
 from common.mqtt import Broker
 
 log = logging.getLogger(__name__)
 
 ALL_SHARDS = "0-255"
 EPOCHS_SAID_MAX = 8
-DESIRED_AGAIN_S = 10.0
 ROUNDS_WAITING_MAX = 4
 RESUME_LOOK_S = 0.2
 TRIGGER_LOOK_S = 5.0
@@ -85,8 +87,22 @@ class Service:
         self.reported = Reported(self.store, self.clock)
         self.rollouts = Rollouts(self.store, self.registry, self.reported, settings.rollout, self.clock)
         self.registry.launch = self.rollouts.launch
-        self._desired_at_s: dict[str, tuple[float, tuple[str, int]]] = {}
-        """When a gateway was told, which release, and with which state of the metadata."""
+        self.shelf = Shelf(
+            folder / "shelf.json",
+            settings.sharing,
+            self.clock,
+            lambda topic, payload, retain: self.link.publish(topic, payload, retain=retain),
+        )
+        self.giving = Giving(settings, self.registry, self.reported, self.shelf, self.clock)
+        self.telling = Telling(
+            self.registry,
+            self.rollouts,
+            self.reported,
+            self.shelf,
+            self.clock,
+            lambda gateway_id, desired: self._publish(topics.down(gateway_id, "desired"), desired),
+            shares=settings.sharing.enabled,
+        )
         self._rounds: queue.Queue[str] = queue.Queue(ROUNDS_WAITING_MAX)
         self._triggers_seen_s = float("-inf")
         self._stopping = threading.Event()
@@ -109,9 +125,9 @@ class Service:
         self.reported.flush()
         self.repository.refresh()
         self.rollouts.step()
-        for gateway_id in self.online():
-            self._tell(gateway_id)
+        self.telling.step(self.online())
         self.registry.flush()
+        self.shelf.step()
         now_s = self.clock.monotonic_s()
         if now_s - self._triggers_seen_s >= TRIGGER_LOOK_S:
             self._triggers_seen_s = now_s
@@ -160,7 +176,10 @@ class Service:
                 check_event(message)
                 self.events.add(message)
             case Fetch():
-                self._publish(topics.down(gateway_id, "layer"), self.registry.part(message))
+                answer = self.giving.answer(gateway_id, message)
+                if answer is not None:
+                    kind = "shelved" if isinstance(answer, Shelved) else "layer"
+                    self._publish(topics.down(gateway_id, kind), answer)
             case Offer():
                 check_offer(message, gateway_id)
                 self.offers.take(message)
@@ -175,7 +194,7 @@ class Service:
         self.reported.take(state)
         if state.online:
             self._follow(state)
-            self._tell(state.gateway_id)
+            self.telling.tell(state.gateway_id)
 
     def _follow(self, state: State) -> None:
         """Keep how far its spool is; one that is less far than it was runs an old image, and is asked to begin anew."""
@@ -186,21 +205,6 @@ class Service:
                 "ingest", "spool went back", {"gateway": state.gateway_id, "epoch": back[0]}, self.clock.wall_ns()
             )
             self._publish(topics.down(state.gateway_id, "receipt"), Receipt(renew=state.epochs[0].epoch))
-
-    def _tell(self, gateway_id: str) -> None:
-        """Publish the desired release, retained, when it is new to the gateway; again while it is not reported."""
-        running = self.reported.release_of(gateway_id)
-        wanted = self.rollouts.wanted(gateway_id)
-        if wanted is None:
-            return
-        news = wanted, self.repository.state()
-        told_s, told = self._desired_at_s.get(gateway_id, (float("-inf"), ("", 0)))
-        now_s = self.clock.monotonic_s()
-        if told == news and (running == wanted or now_s - told_s < DESIRED_AGAIN_S):
-            return
-        desired = self.registry.desired(gateway_id, wanted)
-        if desired and self._publish(topics.down(gateway_id, "desired"), desired, retain=True):
-            self._desired_at_s[gateway_id] = (now_s, news)
 
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> bool:
         return self.link.publish(topic, codec.encode(message), retain=retain or isinstance(message, Desired))

@@ -21,7 +21,7 @@ from common.backbone import Opener, open_session
 from common.clock import Clock
 from common.errors import EnvironmentFault, HeadframeError
 from common.manifest import Manifest, release_id
-from common.messages import Desired, LayerPart, ReleaseHealth
+from common.messages import Desired, LayerPart, ReleaseHealth, Shelved
 from edge.download import Download, LayerFolder, Request
 from edge.fit import check_fit, check_room
 from edge.loading import Loaded, Loader
@@ -192,12 +192,35 @@ class Installer:
 
     def on_layer(self, part: LayerPart) -> None:
         """Take a part of the layer that is being fetched; anything else is ignored (late or duplicate)."""
+        self._hand_on(lambda download: download.take(part))
+
+    def on_shelved(self, shelved: Shelved) -> None:
+        """The layer that is being fetched is published for all who need it."""
+        self._hand_on(lambda download: download.take_shelved(shelved))
+
+    def on_piece(self, name: str, data: bytes) -> None:
+        """Take a piece of what is published for all; one that is not needed is ignored."""
+        self._hand_on(lambda download: download.take_piece(name, data))
+
+    def pieces(self) -> frozenset[str]:
+        """Pieces that are needed now, of what is published for all."""
         with self._lock:
-            candidate = self._candidate
-            if self._stopped or candidate is None or candidate.phase is not Phase.FETCHING:
+            download = self._fetching()
+            return download.pieces() if download else frozenset()
+
+    def _fetching(self) -> Download | None:
+        candidate = self._candidate
+        fetching = not self._stopped and candidate is not None and candidate.phase is Phase.FETCHING
+        return candidate.download if candidate and fetching else None
+
+    def _hand_on(self, take: Callable[[Download], int]) -> None:
+        """Something came for the download that is under way; a fault refuses the release."""
+        with self._lock:
+            candidate, download = self._candidate, self._fetching()
+            if candidate is None or download is None:
                 return
             try:
-                self.bytes_down += candidate.download.take(part)
+                self.bytes_down += take(download)
             except (HeadframeError, OSError) as error:
                 self._refuse(candidate.name, error)
                 return
@@ -323,7 +346,7 @@ class Installer:
         gone_back = (*self._slots.gone_back(), *([self._owed] if self._owed else []))
         check_fit(manifest, self._site_id, running, gone_back)
         layers = manifest.layers_for(self._site_id)
-        download = Download(layers, self._layers, self._clock, self._request)
+        download = Download(layers, self._layers, self._clock, self._request, self._settings.bytes_per_s)
         check_room(manifest, download.bytes_needed, self._folder)
         self._drop_candidate()
         self._candidate = _Candidate(desired, manifest, download, began_s=self._clock.monotonic_s())
