@@ -9,7 +9,7 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -46,8 +46,6 @@ class _Entry:
     packed: Packed
     source: Source
     asked_s: float
-    published_s: dict[str, float] = field(default_factory=dict)
-    """Piece -> when."""
 
 
 class Shelf:
@@ -62,9 +60,12 @@ class Shelf:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         """By root, the one asked for last at the end."""
         self._packed: OrderedDict[Path, Packed] = OrderedDict()
+        self._published_s: dict[str, float] = {}
+        """Piece -> when; those of parcels that lie there."""
         self._queue: deque[tuple[str, str]] = deque()
         """(root, piece) to be published."""
-        self._waiting: set[tuple[str, str]] = set()
+        self._waiting: set[str] = set()
+        """Pieces in the queue."""
         self._clearing: dict[str, None] = {}
         """Pieces that the broker may hold and nobody needs."""
         self._loaded = False
@@ -106,14 +107,17 @@ class Shelf:
             entry.asked_s = now_s
             self._entries.move_to_end(root)
             begin = min(max(offset, 0) // PIECE_BYTES, len(packed.names) - 1)
-            names = [*([root] if packed.index else []), *packed.names[begin:]]
-            wanted = [name for name in names if name not in entry.published_s]
+            names = list(dict.fromkeys([*([root] if packed.index else []), *packed.names[begin:]]))
+            wanted = [name for name in names if name not in self._published_s]
             if silent:
                 late = names[: REPEATED + 1]
-                wanted = [n for n in late if now_s - entry.published_s.get(n, now_s) >= REPEAT_S] + wanted
-            new = [(root, name) for name in wanted if (root, name) not in self._waiting]
-            self._queue.extendleft(reversed(new)) if first else self._queue.extend(new)
+                wanted = [n for n in late if now_s - self._published_s.get(n, now_s) >= REPEAT_S] + wanted
+            new = [name for name in wanted if name not in self._waiting]
             self._waiting.update(new)
+            if first:
+                self._queue.extendleft((root, name) for name in reversed(new))
+            else:
+                self._queue.extend((root, name) for name in new)
             self._pump()
         return True
 
@@ -161,9 +165,9 @@ class Shelf:
             if data and not self._publish(topics.release(name), data, True):
                 return
             self._queue.popleft()
-            self._waiting.discard((root, name))
-            if entry and data:
-                entry.published_s[name] = self._clock.monotonic_s()
+            self._waiting.discard(name)
+            if data:
+                self._published_s[name] = self._clock.monotonic_s()
                 self._rate.spend(len(data))
                 self.published_bytes += len(data)
                 self._clearing.pop(name, None)
@@ -179,8 +183,9 @@ class Shelf:
 
     def _drop(self, root: str) -> None:
         entry = self._entries.pop(root)
-        kept = {name for other in self._entries.values() for name in _names_of(other)}
-        self._clearing |= dict.fromkeys(name for name in _names_of(entry) if name not in kept)
+        for name in _names_of(entry) - self._names():
+            self._clearing[name] = None
+            self._published_s.pop(name, None)
 
     def _clear(self) -> None:
         before = len(self._clearing)
@@ -190,6 +195,10 @@ class Shelf:
             del self._clearing[name]
         if len(self._clearing) != before:
             self._write()
+
+    def _names(self) -> set[str]:
+        """Pieces of all parcels that lie there."""
+        return {name for entry in self._entries.values() for name in _names_of(entry)}
 
     # --- over a crash ---------------------------------------------------------------------------
 
@@ -205,14 +214,13 @@ class Shelf:
         except (OSError, msgspec.DecodeError) as error:
             log.warning("what an earlier run has published is not known, and stays at the broker: %s", error)
             return
-        kept = {name for entry in self._entries.values() for name in _names_of(entry)}
+        kept = self._names()
         self._clearing |= dict.fromkeys(name for name in names if name not in kept)
 
     def _write(self) -> None:
         self._load()
-        names = {name for entry in self._entries.values() for name in _names_of(entry)} | self._clearing.keys()
         try:
-            write_atomically(self._record, msgspec.json.encode(sorted(names)))
+            write_atomically(self._record, msgspec.json.encode(sorted(self._names() | self._clearing.keys())))
         except EnvironmentFault as error:
             log.error("a crash would leave what is published now at the broker: %s", error)
 
