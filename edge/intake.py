@@ -17,8 +17,8 @@ SILENCE_S: Final = 5.0
 """Nothing has come for so long: the centre is told, and told again."""
 PATIENCE_S: Final = 20.0
 """Nothing has come for so long: it is asked for in parts, for this gateway alone."""
-WAIT_S_MAX: Final = 3600.0
-"""However long the centre says that it takes."""
+WAIT_S_MAX: Final = 600.0
+"""However long the centre says that it takes: then it is asked whether it still does."""
 FORGED_MAX: Final = 3
 """Pieces that are not what their name says, before the parcel is given up: somebody else writes there."""
 SPREAD_S_MAX: Final = 60.0

@@ -208,7 +208,7 @@ def _shared_topics(attack: Attack) -> None:
         attack.centre.service.link.publish(topic, piece, retain=True)
         heard = attack.until(lambda: (topic, piece) in attack.south_got)
         for forged in (b"forged", b""):
-            attack.until(lambda payload=forged: attack.north.publish(topic, payload, retain=True))
+            attack.north.publish(topic, forged, retain=True)
         time.sleep(QUIET_S)
         again, got = attack.centre.connect(attack.south_file, "headframe-south-1", topic)
         lies = attack.until(lambda: bool(got))
