@@ -12,7 +12,7 @@ import msgspec
 from common import AGENT_VERSION, codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import EnvironmentFault, OperatorError
-from common.messages import Event, Fetch, FlowerFrame, LayerPart, Message, Sample, Shelved, State
+from common.messages import Desired, Event, Fetch, FlowerFrame, LayerPart, Message, Sample, Shelved, State
 from common.metadata import TrustedMetadata, read_root
 from common.mqtt import MqttLink
 from edge.downward import Downward
@@ -110,7 +110,7 @@ class Agent:
         self.renewer = self._make_renewer()
         self.downward = Downward(
             on_receipt=self.uplink.on_receipt,
-            on_desired=self.proofs.on_desired,
+            on_desired=self._on_desired,
             on_layer=self._on_layer,
             on_shelved=self._on_shelved,
             on_piece=self._on_piece,
@@ -355,24 +355,30 @@ class Agent:
     def _on_message(self, topic: str, payload: bytes) -> None:
         """One message from the centre, on the link's thread."""
         self.downward.take(topic, payload)
-        self.shared.settle()
 
     def _fetch(self, fetch: Fetch) -> bool:
         """From a file that was brought here, else from the centre."""
         shared = fetch.shared and self.proofs.shared
         return self.inbox.take(fetch) or self._send("fetch", msgspec.structs.replace(fetch, shared=shared))
 
+    def _on_desired(self, desired: Desired) -> None:
+        self.proofs.on_desired(desired)
+        self.shared.settle()
+
     def _on_layer(self, part: LayerPart) -> None:
         self.proofs.on_layer(part)
         self.installer.on_layer(part)
+        self.shared.settle()
 
     def _on_shelved(self, shelved: Shelved) -> None:
         self.proofs.on_shelved(shelved)
         self.installer.on_shelved(shelved)
+        self.shared.settle()
 
     def _on_piece(self, name: str, data: bytes) -> None:
         self.proofs.on_piece(name, data)
         self.installer.on_piece(name, data)
+        self.shared.settle()
 
     def _accept(self, sample: Sample) -> None:
         """Into the spool before anything else happens; a full disk is waited out, the sample kept in memory."""
