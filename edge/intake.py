@@ -22,6 +22,8 @@ WAIT_S_MAX: Final = 600.0
 FORGED_MAX: Final = 3
 """Pieces that are not what their name says, before the parcel is given up: somebody else writes there."""
 SPREAD_S_MAX: Final = 60.0
+BYTES_PER_S_MIN: Final = 1000.0
+"""Whatever share of its line the centre tells a gateway: at less a piece would take longer than `WAIT_S_MAX`."""
 
 
 class Intake:
@@ -38,6 +40,7 @@ class Intake:
 
     def __init__(self, parcel: Parcel, now_s: float, wait_s: float, bytes_per_s: float, rng: random.Random) -> None:
         self.unpacking = Unpacking(parcel)
+        bytes_per_s = max(bytes_per_s, BYTES_PER_S_MIN) if bytes_per_s > 0 else 0.0
         self._bytes_per_s, self._rate = bytes_per_s, Rate(bytes_per_s, now_s)
         spread_s = min(SPREAD_S_MAX, parcel.total_bytes / bytes_per_s) if bytes_per_s else 0.0
         self._begins_s = now_s + spread_s * rng.random()
@@ -60,7 +63,7 @@ class Intake:
             return frozenset()
         if self._rate.wait_s(now_s) > 0:
             return self._asked & self.unpacking.wanted()
-        window = max(1, min(WINDOW, int(self._bytes_per_s / PIECE_BYTES))) if self._bytes_per_s else WINDOW
+        window = max(1, int(min(WINDOW, self._bytes_per_s / PIECE_BYTES))) if self._bytes_per_s else WINDOW
         self._asked = self.unpacking.wanted(window)
         return self._asked
 

@@ -118,8 +118,9 @@ def _lying(broker: Broker, rng: random.Random) -> Iterator[Came]:
 
 
 def _never(broker: Broker, rng: random.Random) -> Iterator[Came]:
-    """It is said to lie there, after a wait without end, and nothing comes."""
-    yield msgspec.structs.replace(broker.shelved(), wait_s=rng.choice([0.0, -1.0, 1e308, float("inf"), float("nan")]))
+    """It is said to lie there, after a wait without end or at no speed at all, and nothing comes."""
+    wait_s, bytes_per_s = (rng.choice([0.0, -1.0, 1e-300, 1e308, float("inf"), float("nan")]) for _ in range(2))
+    yield msgspec.structs.replace(broker.shelved(), wait_s=wait_s, bytes_per_s=bytes_per_s)
 
 
 ATTACKS: Final[dict[str, tuple[Attack, ...]]] = {
