@@ -70,6 +70,7 @@ def parse_release(topic: str) -> str:
     return name if topic.startswith(RELEASE) and is_layer_hash(name) else ""
 
 
+@functools.lru_cache(maxsize=65_536)  # the same topics come again and again
 def parse_up(topic: str) -> tuple[str, str]:
     """Split an up topic into (gateway_id, kind).
 
