@@ -159,7 +159,7 @@ class Download:
             return 0
         now_s = self._clock.monotonic_s()
         if self._intake and self._intake.unpacking.parcel == shelved.parcel and self._base == shelved.base:
-            self._intake.extend(now_s, shelved.wait_s)
+            self._intake.on_answer(now_s, shelved.wait_s)
             return 0
         bounds = [bound for bound in (self._bytes_per_s, shelved.bytes_per_s) if bound > 0]
         try:

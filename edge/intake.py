@@ -15,8 +15,9 @@ from common.rate import Rate
 
 SILENCE_S: Final = 5.0
 """Nothing has come for so long: the centre is told, and told again."""
-PATIENCE_S: Final = 20.0
-"""Nothing has come for so long: it is asked for in parts, for this gateway alone."""
+ANSWERS_MAX: Final = 3
+"""So often the centre has answered that it lies there, and still nothing comes: it is asked for in parts, for this
+gateway alone. A centre that does not answer is down, and a fleet that asked it for 12,000 copies would keep it there."""
 WAIT_S_MAX: Final = 600.0
 """However long the centre says that it takes: then it is asked whether it still does."""
 FORGED_MAX: Final = 3
@@ -44,18 +45,19 @@ class Intake:
         self._bytes_per_s, self._rate = bytes_per_s, Rate(bytes_per_s, now_s)
         spread_s = min(SPREAD_S_MAX, parcel.total_bytes / bytes_per_s) if bytes_per_s else 0.0
         self._begins_s = now_s + spread_s * rng.random()
-        self._heard_s = self._begins_s
-        """When something came, or may first come."""
-        self._said_s = self._heard_s
+        self._said_s = self._begins_s
+        """When something came or may come, or the centre was told that nothing does."""
         self._asked: frozenset[str] = frozenset()
-        self._forged = 0
-        self.extend(now_s, wait_s)
-
-    def extend(self, now_s: float, wait_s: float) -> None:
-        """The centre says that it takes so much longer."""
+        self._answers = self._forged = 0
         if wait_s > 0:
-            self._heard_s = max(self._heard_s, now_s + min(wait_s, WAIT_S_MAX))
-        self._said_s = max(self._said_s, self._heard_s)
+            self.on_answer(now_s, wait_s)
+
+    def on_answer(self, now_s: float, wait_s: float) -> None:
+        """The centre says once more that it lies there, or how much longer it takes."""
+        if wait_s > 0:
+            self._said_s = max(self._said_s, now_s + min(wait_s, WAIT_S_MAX))
+        else:
+            self._answers += 1
 
     def wanted(self, now_s: float) -> frozenset[str]:
         """Pieces to be asked for now."""
@@ -83,8 +85,8 @@ class Intake:
                 raise
             return b""
         self._rate.spend(len(data))
-        self._heard_s = max(self._heard_s, now_s + self._rate.wait_s(now_s))
-        self._said_s = max(self._said_s, self._heard_s)
+        self._said_s = max(self._said_s, now_s + self._rate.wait_s(now_s))
+        self._answers = 0
         return found
 
     def is_silent(self, now_s: float) -> bool:
@@ -96,4 +98,4 @@ class Intake:
 
     def is_hopeless(self, now_s: float) -> bool:
         """Whether to give it up."""
-        return now_s - self._heard_s >= PATIENCE_S
+        return self._answers >= ANSWERS_MAX and now_s - self._said_s >= SILENCE_S

@@ -103,10 +103,10 @@ class Proofs:
             self._tell(whole)
 
     def on_shelved(self, shelved: Shelved) -> None:
-        """The centre says how long a proof may take."""
+        """The centre says that a proof lies there, or how long that may take."""
         with self._lock:
             if self._awaited and self._awaited.root == shelved.layer:
-                self._awaited.intake.extend(self._clock.monotonic_s(), shelved.wait_s)
+                self._awaited.intake.on_answer(self._clock.monotonic_s(), shelved.wait_s)
 
     def on_layer(self, part: LayerPart) -> None:
         """The centre says that it does not have a proof any more."""

@@ -12,7 +12,7 @@ from common.manifest import Layer
 from common.messages import Fetch, LayerPart, Parcel, Shelved
 from common.parcels import PIECE_BYTES, cut, pack
 from edge.download import Download, LayerFolder
-from edge.intake import FORGED_MAX, PATIENCE_S, SILENCE_S
+from edge.intake import ANSWERS_MAX, FORGED_MAX, SILENCE_S
 
 BIG = random.Random(5).randbytes(7 * PIECE_BYTES + 123)
 LAYER = Layer(layer_hash(BIG), len(BIG))
@@ -164,17 +164,32 @@ def test_a_parcel_that_makes_another_layer_is_fetched_alone(box: Box, stale: byt
     assert box.folder.path(LAYER.hash).read_bytes() == BIG
 
 
-def test_silence_is_told_and_after_a_while_it_is_fetched_alone(box: Box) -> None:
+def test_silence_is_told_and_a_centre_that_answers_for_nothing_is_asked_for_parts(box: Box) -> None:
     box.shelve()
     box.receive(3)
     box.asked.clear()
-    for _ in range(int(PATIENCE_S) + 1):
+    for _ in range(int(SILENCE_S) * (ANSWERS_MAX + 1)):
         box.clock.now_s += 1
+        asked = len(box.asked)
         box.download.step()
-    assert [fetch.silent for fetch in box.asked] == [True, True, True, False]
+        if len(box.asked) > asked and box.asked[-1].silent:
+            box.download.take_shelved(Shelved(layer=LAYER.hash, parcel=pack(cut(BIG)).parcel))
+    assert [fetch.silent for fetch in box.asked] == [*[True] * ANSWERS_MAX, False]
     assert not box.asked[-1].shared
     assert box.asked[0].offset == 2 * PIECE_BYTES
     box.alone()
+    assert box.download.done
+
+
+def test_while_the_centre_is_down_nobody_asks_it_for_a_copy_of_its_own(box: Box) -> None:
+    box.shelve()
+    box.receive(3)
+    for _ in range(600):
+        box.clock.now_s += 1
+        box.download.step()
+    assert all(fetch.shared for fetch in box.asked)
+    assert len(box.asked) <= 600 / SILENCE_S + 1
+    box.receive()
     assert box.download.done
 
 
