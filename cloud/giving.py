@@ -55,7 +55,10 @@ class Giving:
             if found is None:
                 return None
             source, base = found
-            packed = self._shelf.pack(source)
+            try:
+                packed = self._shelf.pack(source)
+            except ValueError:  # over the bound of a parcel
+                return None
         if not self._shelf.lay_out(packed, source, fetch.offset, silent=fetch.silent, first=proof is not None):
             return None
         return Shelved(

@@ -194,7 +194,7 @@ class Download:
             self._write(found)
             if intake.unpacking.done:
                 self._end_parcel()
-        return len(data) if found else 0
+        return len(found)
 
     def _go_on_behind(self) -> None:
         """Keep what an earlier attempt left, piece by piece, as far as it is right."""
@@ -223,6 +223,7 @@ class Download:
         layer, self._intake, self._asked_at_s = self._missing[0], None, float("-inf")
         log.warning("layer %s is fetched for this gateway alone: %s", layer.hash[:12], why)
         self._alone.add(layer.hash)
+        self._resumed = self._resumed or self._offset > 0  # the pieces so far are of whatever parcel it was
 
     def take(self, part: LayerPart) -> int:
         """Take a part of the layer that is being fetched; anything else is ignored (late or duplicate).

@@ -16,8 +16,8 @@ from common.rate import Rate
 SILENCE_S: Final = 5.0
 """Nothing has come for so long: the centre is told, and told again."""
 ANSWERS_MAX: Final = 3
-"""So often the centre has answered that it lies there, and still nothing comes: it is asked for in parts, for this
-gateway alone. A centre that does not answer is down, and a fleet that asked it for 12,000 copies would keep it there."""
+"""So often the centre has answered that it lies there, and nothing comes: it is asked for in parts, for this gateway
+alone. A centre that does not answer is down, and a fleet that asked it for thousands of copies would keep it there."""
 WAIT_S_MAX: Final = 600.0
 """However long the centre says that it takes: then it is asked whether it still does."""
 FORGED_MAX: Final = 3

@@ -153,6 +153,17 @@ def test_forged_pieces_are_counted_and_then_it_is_fetched_alone(box: Box) -> Non
     assert box.folder.path(LAYER.hash).read_bytes() == BIG
 
 
+def test_a_parcel_of_another_layer_that_ends_in_the_middle_does_no_harm(box: Box) -> None:
+    box.shelve(BIG[:-1] + b"?")
+    box.receive(4)
+    for number in range(FORGED_MAX):
+        box.download.take_piece(min(box.download.pieces()), b"forged %d" % number)
+    stale = box.folder.part_path(LAYER, "")
+    stale.write_bytes(bytes(stale.stat().st_size))
+    box.alone()
+    assert box.folder.path(LAYER.hash).read_bytes() == BIG
+
+
 @pytest.mark.parametrize("stale", [BIG[:-1] + b"?", BIG[:PIECE_BYTES] * 7 + BIG[-123:]])
 def test_a_parcel_that_makes_another_layer_is_fetched_alone(box: Box, stale: bytes) -> None:
     assert len(stale) == len(BIG)
