@@ -57,7 +57,7 @@ class CentreLink:
     ) -> None:
         self.broker, self.client_id, self.filters = broker, client_id, tuple(filters)
         self.on_message, self.has_room, self.on_oversize = on_message, has_room, on_oversize
-        self.handler_errors = 0
+        self.handler_errors = self.connects = 0
         self.last_error = ""
         self.bytes_out: Counter[str] = Counter()
         """Of messages handed to the broker, topics and headers too, by kind."""
@@ -129,6 +129,7 @@ class CentreLink:
             self.last_error = error
             log.warning("broker: %s", error)
         if up:
+            self.connects += 1
             self._up.set()
             return
         self._up.clear()

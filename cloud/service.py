@@ -92,6 +92,7 @@ class Service:
             settings.sharing,
             self.clock,
             lambda topic, payload, retain: self.link.publish(topic, payload, retain=retain),
+            lambda: self.link.connects,
         )
         self.giving = Giving(settings, self.registry, self.reported, self.shelf, self.clock)
         self.telling = Telling(

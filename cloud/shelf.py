@@ -8,7 +8,7 @@ forgot, is published again when a gateway says that nothing comes.
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 REPEAT_S: Final = 4.0
 """A piece is not published again sooner, however many gateways say that it does not come; each does after 5 s."""
 REPEATED: Final = 2 * WINDOW
-"""Pieces published again at once: what a gateway waits for, and what it will ask for next."""
+"""Pieces published again at once, of those that went out on an earlier connection: a broker that was started anew may
+have kept nothing. On the same connection it is the one piece only, for whoever listens gets it once more."""
 IN_USE_S: Final = 60.0
 """A parcel asked for within so long is not cleared to make room for another."""
 PACKED_MAX: Final = 4096
@@ -53,15 +54,19 @@ class Shelf:
 
     Args:
         record: a file that remembers, over a crash, which pieces the broker may hold.
+        connection: the number of the connection to the broker.
     """
 
-    def __init__(self, record: Path, settings: SharingSettings, clock: Clock, publish: Publish) -> None:
+    def __init__(
+        self, record: Path, settings: SharingSettings, clock: Clock, publish: Publish, connection: Callable[[], int]
+    ) -> None:
         self._record, self._settings, self._clock, self._publish = record, settings, clock, publish
+        self._connection = connection
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         """By root, the one asked for last at the end."""
         self._packed: OrderedDict[Path, Packed] = OrderedDict()
-        self._published_s: dict[str, float] = {}
-        """Piece -> when; those of parcels that lie there."""
+        self._published: dict[str, tuple[float, int]] = {}
+        """Piece -> when, and on which connection; those of parcels that lie there."""
         self._queue: deque[tuple[str, str]] = deque()
         """(root, piece) to be published."""
         self._waiting: set[str] = set()
@@ -108,10 +113,9 @@ class Shelf:
             self._entries.move_to_end(root)
             begin = min(max(offset, 0) // PIECE_BYTES, len(packed.names) - 1)
             names = list(dict.fromkeys([*([root] if packed.index else []), *packed.names[begin:]]))
-            wanted = [name for name in names if name not in self._published_s]
+            wanted = [name for name in names if name not in self._published]
             if silent:
-                late = names[: REPEATED + 1]
-                wanted = [n for n in late if now_s - self._published_s.get(n, now_s) >= REPEAT_S] + wanted
+                wanted = self._lost(names, packed.names[begin], now_s) + wanted
             new = [name for name in wanted if name not in self._waiting]
             self._waiting.update(new)
             if first:
@@ -157,6 +161,15 @@ class Shelf:
             self._clear()
             self._pump()
 
+    def _lost(self, names: Sequence[str], needed: str, now_s: float) -> list[str]:
+        """Of these pieces, those that are to be published once more when somebody misses the one that it needs."""
+        found, connection = [], self._connection()
+        for name in names[: REPEATED + 1]:
+            at_s, before = self._published.get(name, (now_s, connection))
+            if now_s - at_s >= REPEAT_S and (before != connection or name in (names[0], needed)):
+                found.append(name)
+        return found
+
     def _pump(self) -> None:
         while self._queue and self._rate.wait_s(self._clock.monotonic_s()) <= 0:
             root, name = self._queue[0]
@@ -167,7 +180,7 @@ class Shelf:
             self._queue.popleft()
             self._waiting.discard(name)
             if data:
-                self._published_s[name] = self._clock.monotonic_s()
+                self._published[name] = self._clock.monotonic_s(), self._connection()
                 self._rate.spend(len(data))
                 self.published_bytes += len(data)
                 self._clearing.pop(name, None)
@@ -185,7 +198,7 @@ class Shelf:
         entry = self._entries.pop(root)
         for name in _names_of(entry) - self._names():
             self._clearing[name] = None
-            self._published_s.pop(name, None)
+            self._published.pop(name, None)
 
     def _clear(self) -> None:
         before = len(self._clearing)

@@ -1,10 +1,12 @@
 """A parcel on its way to this gateway: how fast, when to say that nothing comes, when to give up on it. Pure.
 
 Decides when pieces are asked for; `common.parcels` knows which, `edge.download` and `edge.proofs` what is made of them.
-A site's line carries pictures too, and a wave reaches many gateways in one second: with a bound on the bytes a second
-each begins at a moment of its own and asks for no more than the bound lets through.
+A site's line carries pictures too, and a wave reaches many gateways in one second: it begins with one piece at a time
+and goes on with more while they come quickly; with a bound on the bytes a second each gateway begins at a moment of its
+own and asks for no more than the bound lets through.
 """
 
+import math
 import random
 from typing import Final
 
@@ -13,8 +15,16 @@ from common.messages import Parcel
 from common.parcels import PIECE_BYTES, WINDOW, Unpacking
 from common.rate import Rate
 
+QUICK_S: Final = 1.0
+"""A piece that comes within so long makes room for one more at once; a slower one for itself alone."""
+ANEW_S: Final = 2.0
+"""Nothing has come for so long: the broker is asked once more. nats-server sends a message neither live nor retained to
+who subscribes in the moment in which it is stored."""
 SILENCE_S: Final = 5.0
-"""Nothing has come for so long: the centre is told, and told again."""
+"""Nothing has come for so long: the centre is told, and again after twice as long, at most `SILENCE_S_MAX`."""
+SILENCE_S_MAX: Final = 60.0
+SLOWER: Final = 3.0
+"""Both are so many times what the last piece took, at the least: what is on its way already is not asked for again."""
 ANSWERS_MAX: Final = 3
 """So often the centre has answered that it lies there, and nothing comes: it is asked for in parts, for this gateway
 alone. A centre that does not answer is down, and a fleet that asked it for thousands of copies would keep it there."""
@@ -42,31 +52,39 @@ class Intake:
     def __init__(self, parcel: Parcel, now_s: float, wait_s: float, bytes_per_s: float, rng: random.Random) -> None:
         self.unpacking = Unpacking(parcel)
         bytes_per_s = max(bytes_per_s, BYTES_PER_S_MIN) if bytes_per_s > 0 else 0.0
-        self._bytes_per_s, self._rate = bytes_per_s, Rate(bytes_per_s, now_s)
+        self._rate, self._bound = Rate(bytes_per_s, now_s), bytes_per_s / PIECE_BYTES if bytes_per_s else WINDOW
         spread_s = min(SPREAD_S_MAX, parcel.total_bytes / bytes_per_s) if bytes_per_s else 0.0
         self._begins_s = now_s + spread_s * rng.random()
-        self._said_s = self._begins_s
-        """When something came or may come, or the centre was told that nothing does."""
+        self._heard_s = self._begins_s
+        """When something came, or may come at the earliest."""
+        self._took_s = 0.0
+        """How long the last piece took."""
+        self._window = 1
         self._asked: frozenset[str] = frozenset()
-        self._answers = self._forged = 0
+        self._anew = False
+        """The subscriptions are to be made once more."""
+        self._renewed = False
+        self._said_s = -math.inf
+        self._words = self._answers = self._forged = 0
         if wait_s > 0:
             self.on_answer(now_s, wait_s)
 
     def on_answer(self, now_s: float, wait_s: float) -> None:
         """The centre says once more that it lies there, or how much longer it takes."""
         if wait_s > 0:
-            self._said_s = max(self._said_s, now_s + min(wait_s, WAIT_S_MAX))
+            self._heard_s = max(self._heard_s, now_s + min(wait_s, WAIT_S_MAX))
+            self._words = 0
         else:
             self._answers += 1
 
     def wanted(self, now_s: float) -> frozenset[str]:
         """Pieces to be asked for now."""
-        if now_s < self._begins_s:
+        if now_s < self._begins_s or self._anew:
+            self._anew = False
             return frozenset()
         if self._rate.wait_s(now_s) > 0:
             return self._asked & self.unpacking.wanted()
-        window = max(1, int(min(WINDOW, self._bytes_per_s / PIECE_BYTES))) if self._bytes_per_s else WINDOW
-        self._asked = self.unpacking.wanted(window)
+        self._asked = self.unpacking.wanted(max(1, int(min(self._window, self._bound))))
         return self._asked
 
     def take(self, name: str, data: bytes, now_s: float) -> bytes:
@@ -85,17 +103,26 @@ class Intake:
                 raise
             return b""
         self._rate.spend(len(data))
-        self._said_s = max(self._said_s, now_s + self._rate.wait_s(now_s))
-        self._answers = 0
+        self._took_s = max(0.0, now_s - self._heard_s)
+        self._heard_s = max(self._heard_s, now_s + self._rate.wait_s(now_s))
+        self._window = min(WINDOW, self._window + 1) if self._took_s < QUICK_S else 1
+        self._renewed, self._words, self._answers = False, 0, 0
         return found
 
     def is_silent(self, now_s: float) -> bool:
         """Whether the centre is to be told, now, that nothing comes. True once for each time it is."""
-        if now_s - self._said_s < SILENCE_S:
+        if not self._renewed and now_s - self._heard_s >= max(ANEW_S, SLOWER * self._took_s):
+            self._renewed = self._anew = True
+        if now_s < self._due_s():
             return False
-        self._said_s = now_s
+        self._words, self._said_s = self._words + 1, now_s
         return True
 
     def is_hopeless(self, now_s: float) -> bool:
         """Whether to give it up."""
-        return self._answers >= ANSWERS_MAX and now_s - self._said_s >= SILENCE_S
+        return self._answers >= ANSWERS_MAX and now_s >= self._due_s()
+
+    def _due_s(self) -> float:
+        """When the centre is to be told next."""
+        wait_s = math.ldexp(max(SILENCE_S, SLOWER * self._took_s), min(self._words, 10))
+        return max(self._heard_s, self._said_s) + min(wait_s, SILENCE_S_MAX)

@@ -12,7 +12,7 @@ from common.manifest import Layer
 from common.messages import Fetch, LayerPart, Parcel, Shelved
 from common.parcels import PIECE_BYTES, cut, pack
 from edge.download import Download, LayerFolder
-from edge.intake import ANSWERS_MAX, FORGED_MAX, SILENCE_S
+from edge.intake import ANEW_S, ANSWERS_MAX, FORGED_MAX, SILENCE_S
 
 BIG = random.Random(5).randbytes(7 * PIECE_BYTES + 123)
 LAYER = Layer(layer_hash(BIG), len(BIG))
@@ -179,17 +179,49 @@ def test_silence_is_told_and_a_centre_that_answers_for_nothing_is_asked_for_part
     box.shelve()
     box.receive(3)
     box.asked.clear()
-    for _ in range(int(SILENCE_S) * (ANSWERS_MAX + 1)):
+    spoken = []
+    for second in range(1, 80):
         box.clock.now_s += 1
-        asked = len(box.asked)
         box.download.step()
-        if len(box.asked) > asked and box.asked[-1].silent:
+        if len(box.asked) > len(spoken):
+            spoken.append(second)
             box.download.take_shelved(Shelved(layer=LAYER.hash, parcel=pack(cut(BIG)).parcel))
-    assert [fetch.silent for fetch in box.asked] == [*[True] * ANSWERS_MAX, False]
+    assert spoken[: ANSWERS_MAX + 1] == [5, 15, 35, 75]
+    assert [fetch.silent for fetch in box.asked[: ANSWERS_MAX + 1]] == [*[True] * ANSWERS_MAX, False]
     assert not box.asked[-1].shared
     assert box.asked[0].offset == 2 * PIECE_BYTES
     box.alone()
     assert box.download.done
+
+
+def test_when_nothing_comes_the_broker_is_asked_once_more_before_the_centre(box: Box) -> None:
+    """nats-server sends a message to nobody who subscribes in the moment in which it is stored."""
+    box.shelve()
+    box.receive(3)
+    box.asked.clear()
+    box.clock.now_s += ANEW_S
+    box.download.step()
+    assert not box.download.pieces(), "unsubscribed"
+    assert box.download.pieces(), "and subscribed again"
+    assert box.asked == []
+
+
+def test_a_slow_link_is_asked_for_one_piece_at_a_time_and_not_hurried(box: Box) -> None:
+    box.shelve()
+    for _ in range(8):
+        box.clock.now_s += 0.1
+        box.receive(1)
+    assert len(box.download.pieces()) == 1, "the last one"
+    slow = Box(box.folder.folder / "slow")
+    slow.shelve()
+    for number in range(8):
+        for _ in range(13):
+            slow.clock.now_s += 1
+            slow.download.step()
+            if number > 1:  # how long a piece takes is known by then
+                assert len(slow.download.pieces()) == 1
+        slow.receive(1)
+    assert sum(fetch.silent for fetch in slow.asked) <= 2
 
 
 def test_while_the_centre_is_down_nobody_asks_it_for_a_copy_of_its_own(box: Box) -> None:
@@ -199,7 +231,8 @@ def test_while_the_centre_is_down_nobody_asks_it_for_a_copy_of_its_own(box: Box)
         box.clock.now_s += 1
         box.download.step()
     assert all(fetch.shared for fetch in box.asked)
-    assert len(box.asked) <= 600 / SILENCE_S + 1
+    assert len(box.asked) <= 15, "ever less often"
+    assert not box.download.pieces(), "the broker is asked anew"
     box.receive()
     assert box.download.done
 
