@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import httpx
 import numpy as np
+import psutil
 from rich.console import Console
 
 from cloud.learning.export import export_head
@@ -200,8 +201,9 @@ class Fleet:
             sent = await asyncio.to_thread(self._sent)
             name = await asyncio.to_thread(self._heads.publish_to_the_fleet, 1)
             self._known_offline = sum(not state.online for state in self._heads.service.store.states())
-            began_s = time.monotonic()
+            began_s, cpu_s = time.monotonic(), self._centre_cpu_s()
             found = await self._watch(name, late, tasks, began_s)
+            found["centre_cpu_cores"] = round((self._centre_cpu_s() - cpu_s) / (time.monotonic() - began_s), 3)
             await asyncio.sleep(SETTLE_HEARTBEATS * size.heartbeat_s)
             return found | self._bytes(name, *before, await asyncio.to_thread(self._sent) - sent)
         finally:
@@ -270,6 +272,14 @@ class Fleet:
             "checked_by_the_products_trust": sum(gateway.trust is not None for gateway in self.gateways),
             "refused_by_trust": len(self._shared.refused),
         }
+
+    def _centre_cpu_s(self) -> float:
+        """CPU that the centre's process has used so far."""
+        process = self._heads.centre.managed.process
+        if process is None:
+            raise EnvironmentFault("the centre has not been started", "This is a defect; please report it.")
+        times = psutil.Process(process.pid).cpu_times()
+        return float(times.user + times.system)
 
     def _sent(self) -> Counter[str]:
         """Bytes that the centre has given to the broker, by kind, as it says itself at `/metrics`."""
