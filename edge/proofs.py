@@ -9,7 +9,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
@@ -74,9 +74,13 @@ class Proofs:
     def on_desired(self, desired: Desired) -> None:
         """Take what the centre wants here; with a proof elsewhere it is told on when that has come."""
         with self._lock:
-            self._awaited, proof = None, desired.proof
+            awaited, proof = self._awaited, desired.proof
+            if awaited and proof == awaited.desired.proof:  # said again, perhaps with another assignment
+                self._awaited = replace(awaited, desired=desired)
+                return
+            self._awaited = None
             whole = desired if proof is None else self._join(desired, proof.root.hex())
-            if whole is None and proof is not None:
+            if whole is None:
                 self._await(desired)
         if whole is not None:
             self._tell(whole)

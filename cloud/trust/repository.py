@@ -172,7 +172,8 @@ class Repository(SignedSet):
     def epoch(self) -> int:
         """Changes when a gateway that runs what it should has to hear of the metadata all the same: other keys, or a
         day has passed since the timestamp that it knows."""
-        root, top, timestamp = self._root().signed, self._top().signed, self._timestamp().signed
+        with self._alone():
+            root, top, timestamp = self._root().signed, self._top().signed, self._timestamp().signed
         keys = sorted((role, *delegated.keyids) for role, delegated in delegated_by(top).items())
         day = int(timestamp.unrecognized_fields.get(trust.SIGNED_AT, 0)) // RENEW_S[trust.TIMESTAMP]
         said = repr((root.version, keys, day)).encode()

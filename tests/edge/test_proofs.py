@@ -92,6 +92,21 @@ def test_silence_is_told_to_the_centre_and_then_it_does_without(box: Box) -> Non
     assert box.proofs.shared
 
 
+def test_a_centre_that_says_the_same_again_does_not_begin_the_wait_anew(box: Box) -> None:
+    answer = Shelved(layer=box.tell(packed(WHOLE)), parcel=pack(cut(packed(WHOLE))).parcel)
+    for _ in range(ANSWERS_MAX):
+        box.proofs.on_shelved(answer)
+    box.wait(SILENCE_S - 1)
+    root = box.tell(packed(WHOLE), assignment=b"a newer one")
+    box.wait(1)
+    assert not box.proofs.shared
+    fresh = Box()
+    fresh.tell(packed(WHOLE))
+    fresh.tell(packed(WHOLE), assignment=b"a newer one")
+    fresh.proofs.on_piece(root, packed(WHOLE))
+    assert [desired.assignment for desired in fresh.told] == [b"a newer one"]
+
+
 def test_a_centre_that_says_how_long_it_takes_is_waited_for(box: Box) -> None:
     data = packed(WHOLE)
     root = box.tell(data)
