@@ -9,7 +9,7 @@ from typing import Final
 from cloud.registry import Registry
 from cloud.reported import Reported
 from cloud.settings import CloudSettings
-from cloud.shelf import Shelf, Source
+from cloud.shelf import Shelf
 from common.clock import Clock
 from common.messages import Fetch, LayerPart, Shelved
 
@@ -27,43 +27,29 @@ class Giving:
         self._registry, self._reported, self._shelf, self._clock = registry, reported, shelf, clock
         self._sites: Counter[str] = Counter()
         self._counted_s = float("-inf")
-        self.answers: Counter[str] = Counter()
-        """By kind, since the start."""
 
     def answer(self, gateway_id: str, fetch: Fetch) -> Shelved | LayerPart | None:
         """What to say to it; None: nothing now, it asks again."""
         if fetch.shared and self._sharing.enabled:
             shelved = self._shelve(gateway_id, fetch)
             if shelved is not None:
-                self.answers["shelved"] += 1
                 return shelved
         part = self._registry.part(fetch)
-        if part.data and not self._shelf.spare(len(part.data)):
-            self.answers["later"] += 1
-            return None
-        self.answers["part"] += 1
-        return part
+        return part if not part.data or self._shelf.spare(len(part.data)) else None
 
     def _shelve(self, gateway_id: str, fetch: Fetch) -> Shelved | None:
         """Lay it out; None when it is not here, or there is no room for it."""
-        proof, base = self._registry.proof_of_root(fetch.layer), ""
-        source: Source
-        if proof is not None:
-            packed, source = proof.packed, proof.data
-        else:
-            found = self._registry.find(fetch)
-            if found is None:
-                return None
-            source, base = found
-            try:
-                packed = self._shelf.pack(source)
-            except ValueError:  # over the bound of a parcel
-                return None
-        if not self._shelf.lay_out(packed, source, fetch.offset, silent=fetch.silent, first=proof is not None):
+        found = self._registry.find(fetch)
+        base = found[1] if found else ""
+        try:
+            lies = (self._shelf.pack(found[0]), found[0]) if found else self._shelf.find(fetch.layer)
+        except ValueError:  # over the bound of a parcel
+            return None
+        if lies is None or not self._shelf.lay_out(*lies, fetch.offset, silent=fetch.silent):
             return None
         return Shelved(
             layer=fetch.layer,
-            parcel=packed.parcel,
+            parcel=lies[0].parcel,
             base=base,
             wait_s=self._shelf.wait_s(),
             bytes_per_s=self._share_of(gateway_id),

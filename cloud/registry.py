@@ -342,10 +342,6 @@ class Registry:
             self._proofs = dict(list(self._proofs.items())[-PROOFS_MAX:]) | {name: known}
         return known[1]
 
-    def proof_of_root(self, root: str) -> Proof | None:
-        """The proof that is published under a hash; None when it is none of those in use."""
-        return next((p for _, p in self._proofs.values() if p.packed.parcel.root.hex() == root), None)
-
     def _look(self) -> None:
         """The files of the metadata are looked at once a second, not once for each gateway: another process (a
         person's command) may have changed them."""

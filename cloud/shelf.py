@@ -92,6 +92,12 @@ class Shelf:
                     self._packed.popitem(last=False)
         return found
 
+    def find(self, root: str) -> tuple[Packed, Source] | None:
+        """A parcel that lies there, by its root: how a gateway asks for a proof that it was told of."""
+        with self._lock:
+            entry = self._entries.get(root)
+            return (entry.packed, entry.source) if entry else None
+
     def lay_out(
         self, packed: Packed, source: Source, offset: int = 0, *, silent: bool = False, first: bool = False
     ) -> bool:

@@ -113,10 +113,10 @@ class Proofs:
                 self._awaited.intake.on_answer(self._clock.monotonic_s(), shelved.wait_s)
 
     def on_layer(self, part: LayerPart) -> None:
-        """The centre says that it does not have a proof any more."""
+        """The centre says that it does not have a proof any more: it has another by now, and tells it."""
         with self._lock:
             if self._awaited and self._awaited.root == part.layer:
-                self._give_up("the centre has another by now")
+                self._awaited = None
 
     def pieces(self) -> frozenset[str]:
         """Pieces that are needed now."""

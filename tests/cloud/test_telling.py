@@ -4,8 +4,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from cloud.learning.export import export_head
+from cloud.learning.heads import HeadWeights
 from cloud.service import Service
 from cloud.settings import CloudSettings, RolloutSettings
 from common import codec
@@ -213,8 +217,33 @@ def test_who_asks_in_parts_gets_parts_within_the_same_bound(mine: Mine) -> None:
     assert missing.total_bytes == 0
 
 
-def test_a_proof_that_nobody_has_any_more_is_said_so(mine: Mine) -> None:
+def test_a_proof_is_answered_for_while_it_lies_there_and_then_said_to_be_gone(mine: Mine) -> None:
     mine.publish(1)
+    mine.report("gw")
+    proof = mine.told()[0].proof
+    assert proof is not None
+    mine.publish(2)  # by now another proves it, but this one is on its way
+    ask = Fetch(layer=proof.root.hex(), offset=0, length=1, shared=True, silent=True)
+    answer = mine.service.giving.answer("gw", ask)
+    assert isinstance(answer, Shelved)
+    assert answer.parcel == proof
     answer = mine.service.giving.answer("gw", Fetch(layer="d" * 64, offset=0, length=1, shared=True, silent=True))
     assert isinstance(answer, LayerPart)
     assert answer.total_bytes == 0
+
+
+def test_a_delta_is_offered_though_the_whole_layer_lies_there_too(mine: Mine) -> None:
+    registry, giving = mine.service.registry, mine.service.giving
+    (old, new) = (head(np.random.default_rng(1).normal(size=(2, 2000)) * scale) for scale in (1.0, 1.0001))
+    base, layer = registry.put(old), registry.put(new)
+    whole = giving.answer("new box", Fetch(layer=layer.hash, offset=0, length=1, shared=True))
+    delta = giving.answer("old box", Fetch(layer=layer.hash, offset=0, length=1, bases=(base.hash,), shared=True))
+    assert isinstance(whole, Shelved)
+    assert isinstance(delta, Shelved)
+    assert (whole.base, delta.base) == ("", base.hash)
+    assert delta.parcel.total_bytes < whole.parcel.total_bytes
+
+
+def head(directions: NDArray[np.float64]) -> bytes:
+    weights = HeadWeights(("normal", "tear"), directions, np.zeros(2), np.ones(2), np.eye(2))
+    return export_head(weights, "belt", "b" * 64)

@@ -117,13 +117,19 @@ def test_a_centre_that_says_how_long_it_takes_is_waited_for(box: Box) -> None:
     assert len(box.told) == 1
 
 
-def test_a_proof_that_the_centre_has_no_more_is_asked_for_by_itself_unless_it_runs(box: Box) -> None:
-    gone = LayerPart(layer=box.tell(packed(WHOLE), "r1"), offset=0, total_bytes=0, data=b"")
-    box.proofs.on_layer(gone)
+def test_a_proof_that_the_centre_has_no_more_is_not_waited_for(box: Box) -> None:
+    root = box.tell(packed(WHOLE))
+    box.proofs.on_layer(LayerPart(layer=root, offset=0, total_bytes=0, data=b""))
+    assert not box.proofs.pieces()
+    assert box.proofs.shared, "it will tell of another"
+
+
+def test_what_proves_once_more_what_runs_is_done_without(box: Box) -> None:
+    root = box.tell(packed(WHOLE), "r1")
+    for _ in range(3):
+        box.proofs.on_piece(root, b"forged")
+    assert not box.proofs.pieces()
     assert box.proofs.shared
-    box.tell(packed(WHOLE), "r2")
-    box.proofs.on_layer(gone)
-    assert not box.proofs.shared
 
 
 @pytest.mark.parametrize(
