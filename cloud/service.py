@@ -244,7 +244,7 @@ class Service:
         record = {
             "author": author,
             "trigger": dataclasses.asdict(trigger) if trigger else None,
-            "labels": int(self.store.counts()["labels"]),
+            "labels": self.store.label_count(),
             "drifting": sorted(self._drifting()),
         }
         run = Run(f"run-{uuid.uuid4().hex[:12]}", now_ns, None, "queued", record)
@@ -270,7 +270,7 @@ class Service:
             )
             for run in self.store.runs()
         ]
-        labels = int(self.store.counts()["labels"])
+        labels = self.store.label_count()
         return find_trigger(bounds, self.clock.wall_ns(), labels, self._drifting(), past)
 
     def _drifting(self) -> frozenset[str]:
