@@ -33,7 +33,8 @@ from cloud.worker import SAMPLE_KINDS
 from common import codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import ForgeryError, HeadframeError, OperatorError
-from common.messages import Desired, Event, Fetch, FlowerFrame, Message, Offer, Receipt, Renewal, State
+from common.frames import Courier, Frame
+from common.messages import Chunk, Desired, Event, Fetch, FlowerFrame, Message, Offer, Receipt, Renewal, State
 from common.mqtt import Broker
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Service:
             on_oversize=self.ingest.on_oversize,
         )
         self.events = Events()
-        self.grid = MqttGrid(self._send_flower, self.participants)
+        self.grid = MqttGrid(Courier(self._publish_flower).send, self.participants)
         self.reported = Reported(self.store, self.clock)
         self.rollouts = Rollouts(self.store, self.registry, self.reported, settings.rollout, self.clock)
         self.registry.launch = self.rollouts.launch
@@ -168,6 +169,8 @@ class Service:
                 self._publish(topics.down(gateway_id, "certificate"), self.guard.renew(gateway_id, message))
             case FlowerFrame():
                 self.grid.on_frame(gateway_id, message.message)
+            case Chunk():  # of a reply; those of samples have a topic of their own
+                self.grid.on_chunk(gateway_id, message)
             case _:
                 raise OperatorError(f"a {type(message).__name__} is not for the centre")
 
@@ -205,8 +208,8 @@ class Service:
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> bool:
         return self.link.publish(topic, codec.encode(message), retain=retain or isinstance(message, Desired))
 
-    def _send_flower(self, gateway_id: str, data: bytes) -> bool:
-        return self._publish(topics.down(gateway_id, "flower"), FlowerFrame(message=data))
+    def _publish_flower(self, gateway_id: str, frame: Frame) -> bool:
+        return self._publish(topics.down(gateway_id, "flower"), frame)
 
     def online(self) -> Sequence[str]:
         """Gateways that reported within the last heartbeats."""

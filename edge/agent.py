@@ -12,7 +12,7 @@ import msgspec
 from common import AGENT_VERSION, codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import EnvironmentFault, OperatorError
-from common.messages import Event, FlowerFrame, Message, Sample, State
+from common.messages import Event, Message, Sample, State
 from common.metadata import TrustedMetadata, read_root
 from common.mqtt import MqttLink
 from edge.downward import Downward
@@ -22,7 +22,7 @@ from edge.exemplars import Exemplars
 from edge.inbox import FOLDER as IMPORT
 from edge.inbox import Inbox
 from edge.installer import LAYERS, Installer
-from edge.learner import Learner
+from edge.learner import Learner, make_client_app
 from edge.lookout import Lookout
 from edge.offers import Offers
 from edge.outputs import SiteOutputs
@@ -93,10 +93,8 @@ class Agent:
         self.inbox = Inbox(folder / IMPORT, settings.gateway_id, self.installer.on_desired, self.installer.on_layer)
         self.learner = Learner(
             settings.gateway_id,
-            self.exemplars,
-            lambda data: self._send("flower", FlowerFrame(message=data)),
-            share=settings.share,
-            bytes_max=settings.uplink.statistics_bytes_max,
+            make_client_app(self.exemplars, settings.share, settings.uplink.statistics_bytes_max),
+            lambda frame: self._send("flower", frame),
         )
         self.renewer = self._make_renewer()
         self.downward = Downward(

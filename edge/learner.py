@@ -1,15 +1,17 @@
 """The gateway as a Flower client: answers a round with the statistics of its own labelled samples.
 
-The ClientApp is Flower's; how its messages travel is not its business. The policy of the site is enforced here for
-updates as `edge.uplink` does for samples: with `share = "samples"` the answer is empty, since the centre counts the
-uploaded samples itself.
+`Learner` runs any ClientApp of Flower's over the link; how messages travel is not the app's business. The policy of the
+site is enforced here for updates as `edge.uplink` does for samples: with `share = "samples"` the answer is empty, since
+the centre counts the uploaded samples itself.
 """
 
 import logging
 import queue
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -17,32 +19,56 @@ from numpy.typing import NDArray
 
 from common.contribution import Request, pack_reply, unpack_request
 from common.errors import HeadframeError
-from common.flower import Context, Message, RecordDict, message_from_bytes, message_to_bytes, node_id_of
+from common.flower import (
+    APP_FAILED,
+    Context,
+    Error,
+    Message,
+    RecordDict,
+    message_from_bytes,
+    message_to_bytes,
+    node_id_of,
+)
+from common.frames import Assembly, Frame, frames
+from common.messages import Chunk
 from common.packing import Packed, pack
 
 log = logging.getLogger(__name__)
 
 WAITING_MAX = 4
 ANSWERED_MAX = 8
+ANSWERED_BYTES_MAX = 64 * 2**20  # of all answers kept; the last one is, however large
+REQUEST_BYTES_MAX = 256 * 2**20  # a model of 64 M parameters in float32
 SEND_TRIES_S = (0.0, 0.5, 1.0, 2.0, 5.0)
 
 
+ClientAppCallable = Callable[[Message, Context], Message]
+
+
 class Learner:
-    """Runs the ClientApp in a thread of its own; a full queue drops the oldest request (its round has moved on)."""
+    """Runs a ClientApp in a thread of its own; a full queue drops the oldest request (its round has moved on).
+
+    Args:
+        app: Flower's ClientApp; its context keeps its state from message to message, as on Flower's own nodes, and
+            begins anew with another run and another start.
+        send: publishes a frame to the centre; False when the link is down or its window is full.
+        node_config: what the app finds in its context about this node.
+    """
 
     def __init__(
         self,
         gateway_id: str,
-        source: "Source",
-        send: Callable[[bytes], bool],
-        share: str = "samples",
-        bytes_max: int = 0,
+        app: ClientAppCallable,
+        send: Callable[[Frame], bool],
+        node_config: Mapping[str, bool | float | int | str] | None = None,
     ) -> None:
         self._node_id = node_id_of(gateway_id)
-        self._send = send
-        self._app = make_client_app(source, shares_updates=share in ("updates", "both"), bytes_max=bytes_max)
+        self._app, self._send = app, send
+        self._context = Context(0, self._node_id, dict(node_config or {}), RecordDict(), {})
+        self._joining = Assembly(REQUEST_BYTES_MAX, REQUEST_BYTES_MAX)
         self._waiting: queue.Queue[bytes] = queue.Queue(WAITING_MAX)
         self._answered: OrderedDict[str, bytes] = OrderedDict()
+        self.app_errors = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="learner", daemon=True)
 
@@ -56,9 +82,14 @@ class Learner:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
-    def on_frame(self, data: bytes) -> None:
-        """Take a Flower message from the centre."""
-        while True:
+    def on_frame(self, frame: Frame) -> None:
+        """Take a Flower message from the centre, or a part of one.
+
+        Raises:
+            WireError: the parts contradict each other, or would be too large a message.
+        """
+        data = self._joining.add("", frame, time.monotonic()) if isinstance(frame, Chunk) else frame.message
+        while data is not None:
             try:
                 self._waiting.put_nowait(data)
             except queue.Full:
@@ -75,13 +106,27 @@ class Learner:
             return None
         name = message.metadata.message_id
         if name not in self._answered:
-            context = Context(
-                run_id=message.metadata.run_id, node_id=self._node_id, node_config={}, state=RecordDict(), run_config={}
-            )
-            self._answered[name] = message_to_bytes(self._app(message, context))
-            while len(self._answered) > ANSWERED_MAX:
+            if self._context.run_id != message.metadata.run_id:
+                self._context = replace(self._context, run_id=message.metadata.run_id, state=RecordDict())
+            self._answered[name] = message_to_bytes(self._run_app(message))
+            while len(self._answered) > 1 and (
+                len(self._answered) > ANSWERED_MAX or sum(map(len, self._answered.values())) > ANSWERED_BYTES_MAX
+            ):
                 self._answered.popitem(last=False)
         return self._answered[name]
+
+    def _run_app(self, message: Message) -> Message:
+        """The app's reply; when it fails, one that says so, as Flower's nodes do: the round need not wait for it."""
+        try:
+            return self._app(message, self._context)
+        except HeadframeError as error:
+            log.error("a round's request was refused: %s", error)
+            reason = str(error)
+        except Exception as error:  # a message handler: any app may run here
+            self.app_errors += 1
+            log.exception("the client app failed")
+            reason = f"{type(error).__name__}: {error}"
+        return Message(Error(APP_FAILED, reason), reply_to=message)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -98,12 +143,13 @@ class Learner:
                 self._deliver(reply)
 
     def _deliver(self, reply: bytes) -> None:
-        for wait_s in SEND_TRIES_S:
-            if self._stopping.wait(wait_s):
+        for frame in frames(reply):
+            if not self._publish(frame):
+                log.warning("the reply to a round could not be sent; the centre uses what it had")
                 return
-            if self._send(reply):
-                return
-        log.warning("the reply to a round could not be sent; the centre uses what it had")
+
+    def _publish(self, frame: Frame) -> bool:
+        return any(not self._stopping.wait(wait_s) and self._send(frame) for wait_s in SEND_TRIES_S)
 
 
 class Source(Protocol):
@@ -132,9 +178,7 @@ def answer(message: Message, source: Source, *, shares_updates: bool, bytes_max:
     return Message(content=pack_reply(parts, lost), reply_to=message)
 
 
-def make_client_app(
-    source: Source, *, shares_updates: bool, bytes_max: int = 0
-) -> Callable[[Message, Context], Message]:
+def make_client_app(source: Source, share: str = "samples", bytes_max: int = 0) -> ClientAppCallable:
     """A Flower ClientApp whose `train` takes the labels it is given and answers with statistics."""
     from flwr.clientapp import ClientApp
 
@@ -143,9 +187,9 @@ def make_client_app(
     @app.train()  # type: ignore[untyped-decorator]
     def train(message: Message, context: Context) -> Message:
         del context
-        return answer(message, source, shares_updates=shares_updates, bytes_max=bytes_max)
+        return answer(message, source, shares_updates=share in ("updates", "both"), bytes_max=bytes_max)
 
-    called: Callable[[Message, Context], Message] = app
+    called: ClientAppCallable = app
     return called
 
 
