@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from cloud.admission import check_event, check_offer, check_state
 from cloud.events import Events
 from cloud.federation.grid import MqttGrid
+from cloud.federation.masked import MaskedRounds, Round
 from cloud.federation.server_app import run_round
 from cloud.federation.strategy import Parts
 from cloud.guard import Guard
@@ -83,6 +84,7 @@ class Service:
         )
         self.events = Events()
         self.grid = MqttGrid(Courier(self._publish_flower).send, self.participants)
+        self.masked = MaskedRounds(self.store, settings.privacy)
         self.reported = Reported(self.store, self.clock)
         self.rollouts = Rollouts(self.store, self.registry, self.reported, settings.rollout, self.clock)
         self.registry.launch = self.rollouts.launch
@@ -289,7 +291,7 @@ class Service:
         """One round to its end; a failure is the run's record, not the end of the centre."""
         run = next(run for run in self.store.runs() if run.run_id == run_id)
         self.store.update_run(dataclasses.replace(run, status="running"))
-        record = dict(run.record)
+        record: dict[str, object] = {}
         try:
             record["federation"] = self._federate(run)
             outcome = self.trainer.run(note=f"round {run_id}")
@@ -298,6 +300,8 @@ class Service:
         except HeadframeError as error:
             record["error"], status = str(error), "failed"
             log.error("round %s failed: %s", run_id, error)
+        noted = next(run for run in self.store.runs() if run.run_id == run_id).record
+        record = {key: value for key, value in noted.items() if key != "asked"} | record
         self.store.update_run(dataclasses.replace(run, status=status, record=record, finished_ns=self.clock.wall_ns()))
         log.info("round %s: %s", run_id, status)
 
@@ -309,16 +313,31 @@ class Service:
         """
         asked: list[str] = list(run.record.get("asked", ()))
         backbone, _ = self.registry.backbone()
-        scenarios = self.trainer.scenarios()
+        everything, masked = self.trainer.scenarios(), self.settings.privacy.masked
+        scenarios = {name: classes for name, classes in everything.items() if name not in masked}
         answered = self._answered(run.run_id, list(scenarios), backbone.hash) if asked else set()
+        record = dict(run.record)
         if asked:
             self._await(set(asked) - answered)
         else:
-            asked = list(self.participants())
-            self.store.update_run(dataclasses.replace(run, status="running", record={**run.record, "asked": asked}))
+            record["asked"] = asked = list(self.participants())
+            self.store.update_run(dataclasses.replace(run, status="running", record=record))
         if not asked:
             return {"asked": 0, "answered": 0}
-        labels = self._labels_by_gateway(list(scenarios))
+        labels = self._labels_by_gateway(list(everything))
+        sums: dict[str, int] = {}
+        if hidden := {name: classes for name, classes in everything.items() if name in masked}:
+            plan = self.masked.plan(hidden)
+            record["masked"] = [*record.get("masked", ()), dataclasses.asdict(plan)]
+            self.store.update_run(dataclasses.replace(run, status="running", record=record))
+            hidden = {name: hidden[name] for name in plan.scenarios}
+            asking = Round(
+                run.run_id, backbone.hash, hidden, labels, self.settings.learning.round_deadline_s, plan.multiplier
+            )
+            known = {name: self.trainer.gathering.datasets(name, backbone.hash) for name in hidden}
+            sums = self.masked.run(self.grid, asked, asking, known, self.clock.wall_ns()) if hidden else {}
+        if not scenarios:
+            return {"asked": len(asked), "answered": 0, "sums": sums}
 
         def keep(gateway_id: str, parts: Parts) -> None:
             for scenario, (statistics, covered) in parts.items():
@@ -346,9 +365,15 @@ class Service:
             on_answer=keep,
             answered=answered,
             bytes_max=self.settings.learning.statistics_bytes_max,
+            class_samples_min=self.settings.privacy.class_samples_min,
         )
         folded = result.counters["folded"]
-        return {"answered": folded + len(answered), "resumed": len(answered), "counters": dict(result.counters)}
+        return {
+            "answered": folded + len(answered),
+            "resumed": len(answered),
+            "counters": dict(result.counters),
+            "sums": sums,
+        }
 
     def _answered(self, run_id: str, scenarios: Sequence[str], backbone: str) -> set[str]:
         """Gateways whose statistics of this round are in the store, those of every scenario that they answered for."""

@@ -12,9 +12,11 @@ import msgspec
 from common import AGENT_VERSION, codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import EnvironmentFault, OperatorError
+from common.flower import node_id_of
 from common.messages import Event, Message, Sample, State
 from common.metadata import TrustedMetadata, read_root
 from common.mqtt import MqttLink
+from edge.contributor import Policy, make_client_app
 from edge.downward import Downward
 from edge.enrolment import FLAG, Renewer, renews_itself
 from edge.events import Phase
@@ -22,7 +24,7 @@ from edge.exemplars import Exemplars
 from edge.inbox import FOLDER as IMPORT
 from edge.inbox import Inbox
 from edge.installer import LAYERS, Installer
-from edge.learner import Learner, make_client_app
+from edge.learner import Learner
 from edge.lookout import Lookout
 from edge.offers import Offers
 from edge.outputs import SiteOutputs
@@ -93,7 +95,7 @@ class Agent:
         self.inbox = Inbox(folder / IMPORT, settings.gateway_id, self.installer.on_desired, self.installer.on_layer)
         self.learner = Learner(
             settings.gateway_id,
-            make_client_app(self.exemplars, settings.share, settings.uplink.statistics_bytes_max),
+            make_client_app(self.exemplars, self._policy(), node_id_of(settings.gateway_id)),
             lambda frame: self._send("flower", frame),
         )
         self.renewer = self._make_renewer()
@@ -113,6 +115,17 @@ class Agent:
         self._announced_release = ""
         self._reported_at_s = float("-inf")
         self._reported_release = ""
+
+    def _policy(self) -> Policy:
+        """What of this gateway's labelled samples may be told."""
+        uplink = self.settings.uplink
+        return Policy(
+            self.settings.share in ("updates", "both"),
+            uplink.statistics_bytes_max,
+            uplink.class_samples_min,
+            uplink.masked_only,
+            uplink.cohort_min,
+        )
 
     def _make_lookout(self) -> Lookout | Workers:
         roster = self._plan.roster

@@ -1,8 +1,7 @@
-"""The gateway as a Flower client: answers a round with the statistics of its own labelled samples.
+"""The gateway as a Flower client: runs a ClientApp over the link, ours (`edge.contributor`) or anybody's.
 
-`Learner` runs any ClientApp of Flower's over the link; how messages travel is not the app's business. The policy of the
-site is enforced here for updates as `edge.uplink` does for samples: with `share = "samples"` the answer is empty, since
-the centre counts the uploaded samples itself.
+Decides nothing about what is answered. The same request has the same answer, from memory, so that one that was lost
+costs a message and no work.
 """
 
 import logging
@@ -10,14 +9,9 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from common.contribution import Request, pack_reply, unpack_request
 from common.errors import HeadframeError
 from common.flower import (
     APP_FAILED,
@@ -31,7 +25,6 @@ from common.flower import (
 )
 from common.frames import Assembly, Frame, frames
 from common.messages import Chunk
-from common.packing import Packed, pack
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +33,6 @@ ANSWERED_MAX = 8
 ANSWERED_BYTES_MAX = 64 * 2**20  # of all answers kept; the last one is, however large
 REQUEST_BYTES_MAX = 256 * 2**20  # a model of 64 M parameters in float32
 SEND_TRIES_S = (0.0, 0.5, 1.0, 2.0, 5.0)
-
 
 ClientAppCallable = Callable[[Message, Context], Message]
 
@@ -150,69 +142,3 @@ class Learner:
 
     def _publish(self, frame: Frame) -> bool:
         return any(not self._stopping.wait(wait_s) and self._send(frame) for wait_s in SEND_TRIES_S)
-
-
-class Source(Protocol):
-    """Where a client's labelled embeddings come from: a gateway's exemplars, or a file (`edge.partition`)."""
-
-    def label(self, labels: Mapping[bytes, Mapping[str, str]]) -> int: ...
-
-    def labelled(self, scenario: str, backbone: str) -> tuple[list[bytes], NDArray[np.float32], list[str]]: ...
-
-
-def answer(message: Message, source: Source, *, shares_updates: bool, bytes_max: int = 0) -> Message:
-    """A client's reply to a round, whatever carried the request: statistics, or nothing where the site says so.
-
-    Args:
-        bytes_max: the site's own bound on the statistics of a scenario; the smaller of it and the centre's holds.
-
-    Raises:
-        WireError: the request cannot be read.
-    """
-    request = unpack_request(message.content)
-    if not shares_updates:
-        return Message(content=pack_reply({}), reply_to=message)
-    apply_labels(source, request)
-    bounds = [bound for bound in (bytes_max, request.bytes_max) if bound]
-    parts, lost = contribute(source, request, min(bounds, default=0))
-    return Message(content=pack_reply(parts, lost), reply_to=message)
-
-
-def make_client_app(source: Source, share: str = "samples", bytes_max: int = 0) -> ClientAppCallable:
-    """A Flower ClientApp whose `train` takes the labels it is given and answers with statistics."""
-    from flwr.clientapp import ClientApp
-
-    app = ClientApp()
-
-    @app.train()  # type: ignore[untyped-decorator]
-    def train(message: Message, context: Context) -> Message:
-        del context
-        return answer(message, source, shares_updates=share in ("updates", "both"), bytes_max=bytes_max)
-
-    called: ClientAppCallable = app
-    return called
-
-
-def apply_labels(source: Source, request: Request) -> None:
-    """Remember what people said about our samples at the centre."""
-    by_sample: dict[bytes, dict[str, str]] = {}
-    for scenario, given in request.labels.items():
-        for name, label in given.items():
-            by_sample.setdefault(bytes.fromhex(name), {})[scenario] = label
-    source.label(by_sample)
-
-
-def contribute(
-    source: Source, request: Request, bytes_max: int
-) -> tuple[dict[str, tuple[Packed, Sequence[bytes]]], dict[str, float]]:
-    """Per scenario: statistics of our labelled samples on the round's backbone, which samples they count, and the share
-    of their variance that the bound on bytes left to the diagonal."""
-    parts: dict[str, tuple[Packed, Sequence[bytes]]] = {}
-    lost: dict[str, float] = {}
-    for scenario, classes in request.scenarios.items():
-        names, embeddings, labels = source.labelled(scenario, request.backbone)
-        rows = [row for row, label in enumerate(labels) if label in classes]
-        if rows:
-            packed, lost[scenario] = pack(classes, embeddings[np.array(rows)], [labels[row] for row in rows], bytes_max)
-            parts[scenario] = packed, [names[row] for row in rows]
-    return parts, lost

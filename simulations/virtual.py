@@ -21,11 +21,13 @@ from common.ids import sample_id
 from common.messages import Chunk, FlowerFrame, State
 from common.mqtt import Broker, MqttLink
 from common.statistics import Statistics
-from edge.learner import Learner, make_client_app
+from edge.contributor import Policy, make_client_app
+from edge.learner import Learner
 from edge.partition import Partition
 
 HEARTBEAT_S = 1.0
 SAMPLES = 12
+POLICY = Policy(shares_updates=True)
 
 
 def made_up(name: str, scenario: str, classes: Sequence[str], backbone: str, dimension: int) -> Partition:
@@ -50,7 +52,7 @@ class VirtualGateway:
     def __init__(self, name: str, broker: Broker, partition: Partition, slow_s: float) -> None:
         self.name, self._slow_s = name, slow_s
         self.link = MqttLink(broker, name, (topics.down_filter(name),), self._on_message)
-        self.learner = Learner(name, make_client_app(partition, "updates"), self._send)
+        self.learner = Learner(name, make_client_app(partition, POLICY, node_id_of(name)), self._send)
 
     def start(self) -> None:
         """Connect."""

@@ -136,8 +136,8 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
         return Replies(self._converse(messages, timeout))
 
     def _converse(self, messages: Iterable[Message], timeout: float | None) -> Iterator[Message]:
-        """Sending goes on while replies come in: otherwise those that answered first would fill the queue before the last
-        was asked.
+        """Sending goes on while replies come in: otherwise those that answered first would fill the queue before the
+        last was asked.
         """
         outgoing, waiting = iter(messages), dict[str, Message]()
         deadline = time.monotonic() + (timeout if timeout is not None else WITHOUT_TIMEOUT_S)

@@ -33,8 +33,9 @@ from common.ids import sample_id
 from common.messages import Chunk, FlowerFrame, Sample, Scores
 from common.mqtt import Broker, MqttLink
 from common.statistics import Statistics
+from edge.contributor import Policy, make_client_app
 from edge.exemplars import Exemplars
-from edge.learner import Learner, make_client_app
+from edge.learner import Learner
 
 BACKBONE = "b" * 64
 CLASSES = ("normal", "tear", "wood")
@@ -57,7 +58,10 @@ class Site:
 
     def __post_init__(self) -> None:
         self.exemplars = Exemplars.open(self.folder / f"{self.gateway_id}.db")
-        self.learner = Learner(self.gateway_id, make_client_app(self.exemplars, self.share), self.publish)
+        policy = Policy(shares_updates=self.share in ("updates", "both"))
+        self.learner = Learner(
+            self.gateway_id, make_client_app(self.exemplars, policy, node_id_of(self.gateway_id)), self.publish
+        )
         self.link = MqttLink(self.broker, self.gateway_id, (topics.down_filter(self.gateway_id),), self._on)
         self.link.start()
         self.link.wait_connected(15)
