@@ -68,7 +68,7 @@ class MaskedRounds:
         if not settings.epsilon:
             return Plan(tuple(sorted(scenarios)), 0.0, settings.delta)
         multiplier = multiplier_for(settings.epsilon, settings.delta)
-        runs = self._store.runs()
+        runs = self._store.runs(limit=None)
         for scenario in sorted(scenarios):
             past = spent_multipliers(runs, scenario)
             before, after = (epsilon_of(sums, settings.delta) for sums in (past, [*past, multiplier]))

@@ -153,8 +153,8 @@ class OperationTables(Sessions):
         with self._write() as session:
             session.merge(RunRow(**_fields(run)))
 
-    def runs(self, limit: int = 200) -> list[Run]:
-        """Runs, newest first."""
+    def runs(self, limit: int | None = 200) -> list[Run]:
+        """Runs, newest first; all of them with a limit of None."""
         with self._read() as session:
             rows = session.scalars(select(RunRow).order_by(RunRow.started_ns.desc()).limit(limit))
             return [Run(row.run_id, row.started_ns, row.finished_ns, row.status, row.record) for row in rows]
