@@ -13,6 +13,7 @@ from cloud.federation.accounting import epsilon_of, multiplier_for
 from cloud.federation.secure import CohortRules, CohortSum, Question, SecureSums
 from common import cohort
 from common.cohort import KeysAsked, KeysGiven, MaskedAsked, RevealAsked, SharesAsked
+from common.contribution import pack_request, unpack_reply, unpack_request
 from common.errors import HeadframeError, RefusedError
 from common.flower import (
     APP_FAILED,
@@ -28,7 +29,7 @@ from common.flower import (
 from common.ids import sample_id
 from common.projection import Projection, describe, lift
 from common.statistics import Statistics
-from edge.contributor import Policy, make_client_app
+from edge.contributor import Policy, answer, make_client_app
 from edge.member import Member
 from edge.partition import Partition
 
@@ -175,6 +176,25 @@ def test_sites_that_share_no_updates_or_want_more_company_take_no_part() -> None
     (made,), sums = run(fleet, CohortRules(size=16, minimum=3))
     assert set(made.members) == set(range(100, 106))
     assert sums.counters["refused"] == 2
+
+
+def test_in_the_clear_a_site_tells_what_its_policy_lets_it() -> None:
+    own = partition(100)
+    content = pack_request(BACKBONE, {"belt": CLASSES}, {}, class_samples_min=2)
+    asked = Message(content, 100, "train", group_id="1")
+    request = unpack_request(content)
+
+    def told(policy: Policy) -> dict[str, int]:
+        found = unpack_reply(answer(asked, own, policy).content, request)
+        return {n: int(c) for n, c in zip(CLASSES, found["belt"][0].counts, strict=True)} if found else {}
+
+    counts = {name: own.labels.count(name) for name in CLASSES}
+    rare = min(counts, key=counts.__getitem__)
+    assert told(Policy(shares_updates=True)) == counts, "all classes have two"
+    strict = Policy(shares_updates=True, class_samples_min=counts[rare] + 1)
+    assert told(strict) == {name: count if count > counts[rare] else 0 for name, count in counts.items()}
+    assert told(Policy(shares_updates=True, masked_only=True)) == {}
+    assert told(Policy()) == {}
 
 
 def test_noise_is_in_the_sum_and_in_nobodys_knowledge() -> None:
