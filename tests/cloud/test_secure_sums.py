@@ -179,7 +179,8 @@ def test_sites_that_share_no_updates_or_want_more_company_take_no_part() -> None
 
 
 def test_in_the_clear_a_site_tells_what_its_policy_lets_it() -> None:
-    own = partition(100)
+    take_identity(1)
+    own = partition(103, 13)
     content = pack_request(BACKBONE, {"belt": CLASSES}, {}, class_samples_min=2)
     asked = Message(content, 100, "train", group_id="1")
     request = unpack_request(content)
@@ -190,7 +191,7 @@ def test_in_the_clear_a_site_tells_what_its_policy_lets_it() -> None:
 
     counts = {name: own.labels.count(name) for name in CLASSES}
     rare = min(counts, key=counts.__getitem__)
-    assert told(Policy(shares_updates=True)) == counts, "all classes have two"
+    assert told(Policy(shares_updates=True)) == counts, "the centre asks for two of each, and there are"
     strict = Policy(shares_updates=True, class_samples_min=counts[rare] + 1)
     assert told(strict) == {name: count if count > counts[rare] else 0 for name, count in counts.items()}
     assert told(Policy(shares_updates=True, masked_only=True)) == {}
