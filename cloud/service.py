@@ -9,7 +9,8 @@ import queue
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cloud.admission import check_event, check_offer, check_state
 from cloud.epochs import Epochs
@@ -34,6 +35,7 @@ from cloud.trust import Repository
 from cloud.worker import SAMPLE_KINDS
 from common import codec, topics
 from common.clock import Clock, SystemClock
+from common.contribution import Labels
 from common.errors import ForgeryError, HeadframeError, OperatorError
 from common.frames import Courier, Frame
 from common.messages import Chunk, Desired, Event, Fetch, FlowerFrame, Message, Offer, Receipt, Renewal, State
@@ -329,19 +331,9 @@ class Service:
         if not asked:
             return {"asked": 0, "answered": 0}
         labels = self._labels_by_gateway(list(everything))
-        sums: dict[str, int] = {}
-        if hidden := {name: classes for name, classes in everything.items() if name in masked}:
-            plan = self.masked.plan(hidden)
-            record["masked"] = [*record.get("masked", ()), dataclasses.asdict(plan)]
-            self.store.update_run(dataclasses.replace(run, status="running", record=record))
-            hidden = {name: hidden[name] for name in plan.scenarios}
-            asking = Round(
-                run.run_id, backbone.hash, hidden, labels, self.settings.learning.round_deadline_s, plan.multiplier
-            )
-            known = {name: self.trainer.gathering.datasets(name, backbone.hash) for name in hidden}
-            sums = self.masked.run(self.grid, asked, asking, known, self.clock.wall_ns()) if hidden else {}
+        sums = self._sum_masked(run, record, everything, asked, labels) if masked else {}
         if not scenarios:
-            return {"asked": len(asked), "answered": 0, "sums": sums}
+            return {"asked": len(asked), "answered": sums.get("summed", 0), "sums": sums}
 
         def keep(gateway_id: str, parts: Parts) -> None:
             for scenario, (statistics, covered) in parts.items():
@@ -378,6 +370,32 @@ class Service:
             "counters": dict(result.counters),
             "sums": sums,
         }
+
+    def _sum_masked(
+        self,
+        run: Run,
+        record: dict[str, Any],
+        scenarios: Mapping[str, tuple[str, ...]],
+        asked: Sequence[str],
+        labels: Mapping[str, Labels],
+    ) -> dict[str, int]:
+        """Sums of the masked scenarios; what is asked is recorded before, for the accountant."""
+        plan = self.masked.plan([name for name in scenarios if name in self.settings.privacy.masked])
+        record["masked"] = [*record.get("masked", ()), dataclasses.asdict(plan)]
+        self.store.update_run(dataclasses.replace(run, status="running", record=record))
+        if not plan.scenarios:
+            return {}
+        backbone, _ = self.registry.backbone()
+        known = {name: self.trainer.gathering.datasets(name, backbone.hash) for name in plan.scenarios}
+        asking = Round(
+            run.run_id,
+            backbone.hash,
+            {name: scenarios[name] for name in plan.scenarios},
+            labels,
+            self.settings.learning.round_deadline_s,
+            plan.multiplier,
+        )
+        return self.masked.run(self.grid, asked, asking, known, self.clock.wall_ns())
 
     def _answered(self, run_id: str, scenarios: Sequence[str], backbone: str) -> set[str]:
         """Gateways whose statistics of this round are in the store, those of every scenario that they answered for."""

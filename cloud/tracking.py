@@ -47,7 +47,7 @@ def tracked(run: Run) -> Tracked:
     metrics = {"seconds": (finished_ns - run.started_ns) / 1e9}
     for name, part in record.items():
         if name == "gate" or not isinstance(part, Mapping):
-            if name in ("labels", "labels_max") and isinstance(part, int):
+            if name == "labels":
                 metrics[name] = float(part)
         elif name == "federation":
             metrics.update(_numbers("federation", part))

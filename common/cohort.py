@@ -7,14 +7,14 @@ so are the projections of the scenarios. The cryptography is in `common.masking`
 """
 
 from collections.abc import Mapping
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 import numpy as np
 
 from common.errors import WireError
 from common.flower import Array, ArrayRecord, ConfigRecord, RecordDict
-from common.masking import Words
+from common.masking import SEED_BYTES, Words
 from common.projection import Projection, size_of
 
 KEYS: Final = "train.keys"
@@ -24,25 +24,31 @@ REVEAL: Final = "train.reveal"
 COHORT_MAX: Final = 256
 """Members: each makes a mask and a share for every other."""
 
+Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Secret = Annotated[bytes, msgspec.Meta(min_length=SEED_BYTES, max_length=SEED_BYTES)]
+"""A share, a commitment, the name of a session."""
+Sealed = Annotated[bytes, msgspec.Meta(max_length=64)]
+"""Two shares and a tag."""
+
 
 class KeysAsked(msgspec.Struct, frozen=True):
     """Will you take part?"""
 
-    session: bytes
+    session: Secret
     """Random; names the sum. Nothing of one session is used in another."""
 
 
 class KeysGiven(msgspec.Struct, frozen=True):
     """Two public keys: one masks, one unseals. Of the second nobody ever gets a share."""
 
-    mask_key: bytes
-    seal_key: bytes
+    mask_key: Key
+    seal_key: Key
 
 
 class SharesAsked(msgspec.Struct, frozen=True):
     """Your cohort; share out your secrets."""
 
-    session: bytes
+    session: Secret
     members: dict[int, KeysGiven]
     """Node id -> its keys; the places of shares are those of the sorted ids, from 1."""
     threshold: int
@@ -52,15 +58,15 @@ class SharesAsked(msgspec.Struct, frozen=True):
 class SharesGiven(msgspec.Struct, frozen=True):
     """Sealed shares for each other member, and by what the own mask is known again."""
 
-    sealed: dict[int, bytes]
-    own_mask: bytes
+    sealed: dict[int, Sealed]
+    own_mask: Secret
 
 
 class MaskedAsked(msgspec.Struct, frozen=True):
     """What was sealed for you by those who still take part; give your vector."""
 
-    session: bytes
-    sealed: dict[int, bytes]
+    session: Secret
+    sealed: dict[int, Sealed]
     """Node id of each *other* member of the sum -> what it sealed for this one."""
     backbone: str
     scenarios: dict[str, tuple[str, ...]]
@@ -75,7 +81,7 @@ class MaskedAsked(msgspec.Struct, frozen=True):
 class RevealAsked(msgspec.Struct, frozen=True):
     """Who answered, and who was asked for a vector and fell silent."""
 
-    session: bytes
+    session: Secret
     answered: tuple[int, ...]
     silent: tuple[int, ...]
 
@@ -83,8 +89,8 @@ class RevealAsked(msgspec.Struct, frozen=True):
 class Revealed(msgspec.Struct, frozen=True):
     """Shares: of the own mask of each that answered, of the mask key of each that did not."""
 
-    own_masks: dict[int, bytes]
-    mask_keys: dict[int, bytes]
+    own_masks: dict[int, Secret]
+    mask_keys: dict[int, Secret]
 
 
 T = TypeVar("T", bound=msgspec.Struct)

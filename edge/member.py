@@ -167,13 +167,17 @@ class Member:
         )
 
     def _describe(self, asked: MaskedAsked, scenario: str, projection: Projection, contributors: int) -> Array:
-        """What is told of a scenario: samples that the centre does not hold, of classes with enough of them."""
+        """What is told of a scenario: samples that the centre does not hold, of classes with enough of them.
+
+        With noise all classes are told: whether one is would depend on a single sample, and the noise covers no such
+        leap.
+        """
         classes, held = asked.scenarios[scenario], asked.labels.get(scenario, {})
         names, embeddings, labels = self._source.labelled(scenario, asked.backbone)
         known = [row for row, name in enumerate(names) if labels[row] in classes and name.hex() not in held]
-        bound = max(asked.class_samples_min, self._class_samples_min)
-        rows = [known[place] for place in enough([labels[row] for row in known], bound)]
         multiplier = asked.multipliers.get(scenario, 0.0)
+        bound = 0 if multiplier > 0 else max(asked.class_samples_min, self._class_samples_min)
+        rows = [known[place] for place in enough([labels[row] for row in known], bound)]
         told = [labels[row] for row in rows]
         chosen = (
             embeddings[np.array(rows, dtype=np.int64)] if rows else np.zeros((0, len(projection.origin)), np.float32)

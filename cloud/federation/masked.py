@@ -5,6 +5,7 @@ it and is not in a newer one counts again when it is online in a later round.
 """
 
 import logging
+import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -108,22 +109,17 @@ class MaskedRounds:
             dict.fromkeys(names, asked.multiplier) if asked.multiplier else {},
         )
         sums = SecureSums(grid, question, CohortRules(settings.cohort, settings.cohort_min), asked.deadline_s / STEPS)
-        for number, found in enumerate(sums.run(sorted(known & online.keys()))):
-            self._keep(asked, question, found, f"{SUM}{asked.run_id}-{number}", online, now_ns)
+        for found in sums.run(sorted(known & online.keys())):
+            self._keep(asked, question, found, [online[node] for node in found.members], now_ns)
         return dict(sums.counters)
 
-    def _keep(
-        self, asked: Round, question: Question, found: CohortSum, name: str, online: Mapping[int, str], now_ns: int
-    ) -> None:
+    def _keep(self, asked: Round, question: Question, found: CohortSum, members: list[str], now_ns: int) -> None:
         """Store a sum, and forget what its members had told before."""
-        members = [online[node] for node in found.members]
+        name = f"{SUM}{asked.run_id}-{uuid.uuid4().hex[:8]}"  # a run that a crash cut short may have made some already
         for scenario, described in found.described.items():
             packed = lift(described, question.projections[scenario], question.scenarios[scenario])
-            old = [
-                client
-                for client, before in self._store.sums(scenario, asked.backbone).items()
-                if not set(before).isdisjoint(members)
-            ]
+            kept = self._store.sums(scenario, asked.backbone)
+            old = [client for client, before in kept.items() if not set(before).isdisjoint(members)]
             meta = {
                 "classes": list(packed.classes),
                 "covered": [],
