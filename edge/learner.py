@@ -4,6 +4,7 @@ Decides nothing about what is answered. The same request has the same answer, fr
 costs a message and no work.
 """
 
+import contextlib
 import logging
 import queue
 import threading
@@ -71,6 +72,8 @@ class Learner:
     def stop(self, timeout_s: float) -> None:
         """End after the request under way."""
         self._stopping.set()
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait(b"")  # it need not wait for a request
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
@@ -126,6 +129,8 @@ class Learner:
                 data = self._waiting.get(timeout=0.5)
             except queue.Empty:
                 continue
+            if self._stopping.is_set():
+                return
             try:
                 reply = self.answer(data)
             except HeadframeError as error:

@@ -37,7 +37,7 @@ from common.messages import Chunk, FlowerFrame
 from common.mqtt import Broker, MqttLink
 from edge.learner import ClientAppCallable, Learner
 
-NODES, ROUNDS, FEATURES = 6, 3, 8
+NODES, ROUNDS, FEATURES = 6, 2, 8
 ALL = {"min_available_nodes": NODES, "min_train_nodes": NODES, "min_evaluate_nodes": NODES}
 
 Made = Callable[[], Strategy]
@@ -137,7 +137,6 @@ class Node:
 
     def start(self) -> None:
         self.link.start()
-        self.link.wait_connected(15)
         self.learner.start()
 
     def stop(self) -> None:
@@ -169,6 +168,8 @@ def over_mqtt(broker: Broker, strategies: dict[str, Made]) -> dict[str, Found]:
         centre.wait_connected(15)
         for node in nodes:
             node.start()
+        for node in nodes:
+            node.link.wait_connected(15)
         time.sleep(0.3)  # subscriptions are made on connecting, and nothing tells when the broker has them
         found = run_all(grid, strategies)
         assert grid.counters["answered"] == 2 * NODES * ROUNDS * len(strategies), "each is trained and evaluated"
