@@ -4,6 +4,7 @@ from cloud.store.delivery import Gap
 from cloud.store.records import (
     Assignment,
     Contribution,
+    DatasetVersion,
     LabelledSet,
     LayerRecord,
     LedgerLine,
@@ -16,6 +17,7 @@ from cloud.store.store import Store
 __all__ = [
     "Assignment",
     "Contribution",
+    "DatasetVersion",
     "Gap",
     "LabelledSet",
     "LayerRecord",
