@@ -1,4 +1,4 @@
-"""`headframe cloud dataset list|show|diff|conflicts|decide`: what the centre learns from, and what people must decide."""
+"""`headframe cloud dataset …`: versions of what the centre learns from, and labels that a person must decide about."""
 
 import json
 from collections import Counter
@@ -46,7 +46,9 @@ def list_(config: ConfigOption, scenario: ScenarioOption = "", as_json: JsonOpti
         rows = [{"scenario": v.scenario, "version": v.number, "hash": v.hash, **v.summary["counts"]} for v in found]
         typer.echo(json.dumps({"versions": rows}))
         return
-    table = Table("scenario", "version", "hash", "made", "learnt", "folded", "gold", "near gold", "in doubt", "conflicts")
+    table = Table(
+        "scenario", "version", "hash", "made", "learnt", "folded", "gold", "near gold", "in doubt", "conflicts"
+    )
     for version in found:
         roles = version.summary["counts"]
         names = ("learnt", "folded", "gold", "near_gold", "gold_in_doubt")
@@ -119,10 +121,12 @@ def diff(
         "moved": [[member[0].hex(), member[1], was, now] for member, was, now in found.moved],
     }
     if as_json:
-        members = {
-            key: [[name.hex(), source] for name, source in getattr(found, key)] for key in ("added", "removed")
+        members = {key: [[name.hex(), source] for name, source in getattr(found, key)] for key in ("added", "removed")}
+        rest = {
+            "gold_added": found.gold_added,
+            "contributions": found.contributions,
+            "rule_changed": found.rule_changed,
         }
-        rest = {"gold_added": found.gold_added, "contributions": found.contributions, "rule_changed": found.rule_changed}
         typer.echo(json.dumps({"before": before, "after": number, **members, **changed, **rest}))
         return
     typer.echo(
@@ -138,7 +142,7 @@ def diff(
 
 
 def conflicts(config: ConfigOption, scenario: ScenarioOption = "", as_json: JsonOption = False) -> None:
-    """Labels that contradict each other or what everything else says, looked for now; ends with 1 when there are any."""
+    """Labels that contradict each other or what all else says, looked for now; ends with 1 when there are any."""
     with _open(config) as service:
         name = _scenario(service, scenario)
         found = service.trainer.conflicts(name)
@@ -181,7 +185,9 @@ def _scenario(service: "Service", given: str) -> str:
     if given in known:
         return given
     if given or len(known) != 1:
-        raise OperatorError(f"there is no scenario {given!r}", f"Give --scenario, one of: {', '.join(known) or 'none'}.")
+        raise OperatorError(
+            f"there is no scenario {given!r}", f"Give --scenario, one of: {', '.join(known) or 'none'}."
+        )
     return known[0]
 
 

@@ -23,9 +23,9 @@ SCHEMA = 1
 CONTENT_BYTES_MAX = 512 << 20
 """Ten million pictures; a version that says it is larger is not opened."""
 FOLDING = {
-    "copy_bits": COPY_BITS,
+    "copy_bits": float(COPY_BITS),
     "copy_cosine": COPY_COSINE,
-    "view_bits": VIEW_BITS,
+    "view_bits": float(VIEW_BITS),
     "view_cosine": VIEW_COSINE,
 }
 """The folding rule, as a version names it."""

@@ -91,7 +91,9 @@ class Trainer:
             raise OperatorError(f"there is no picture {min(rest - known).hex()}", "Give an id that a conflict names.")
         now_ns = self._registry.now_ns()
         given = [(name, scenario, label) for name, label in labels if name in uploaded]
-        self._store.decide(scenario, labels, given, author, now_ns)
+        self._store.add_labels(given, author, now_ns)
+        self._store.add_decisions(scenario, labels, author, now_ns)  # after it: a crash between asks once more
+        self._store.audit(author, "decide labels", {"scenario": scenario, "pictures": len(labels)}, now_ns)
 
     def run(self, note: str) -> Outcome:
         """Solve, judge, and publish when every scenario's gate passes.

@@ -260,6 +260,7 @@ def test_a_version_is_the_same_bytes_whatever_order_things_came_in(order: list[i
     again, other = encode_version(version_of(rows.pick(np.array(order)), {"gw-1": "5"}))
     assert (name, content) == (again, other)
     assert decode_version(content, name) == version_of(rows, {"gw-1": "5"})
+    assert encode_version(decode_version(content, name)) == (name, content)
 
 
 def test_a_damaged_version_is_noticed() -> None:
