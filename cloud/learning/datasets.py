@@ -143,6 +143,14 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     return np.asarray(image, dtype=np.uint8)
 
 
+def read_as_jpeg(path: Path) -> bytes | None:
+    """A picture for a browser; None where it is not there any more."""
+    if not path.is_file():
+        return None
+    data: bytes = cv2.imencode(".jpg", read_picture(path))[1].tobytes()
+    return data
+
+
 def choose_gold(ids: Sequence[bytes], labels: Sequence[str], scenes: Sequence[str]) -> NDArray[np.bool_]:
     """Which pictures are never trained on (n,).
 

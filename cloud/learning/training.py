@@ -7,6 +7,7 @@ what it was made from, what the gate said, which release came of it.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,7 @@ class Trainer:
                 found[name] = _append(found.get(name, ()), used)
         return found
 
-    def conflicts(self, scenario: str) -> list[dict[str, object]]:
+    def conflicts(self, scenario: str) -> list[dict[str, Any]]:
         """Labels in conflict, looked for now, as plain values; the strongest first."""
         backbone, _ = self._registry.backbone()
         look = self.gathering.curator.look(scenario, self.scenarios()[scenario], backbone.hash)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import load_only
 
 from cloud.store.models import DatasetVersionRow, LabelDecisionRow, LabelRow
@@ -24,9 +24,8 @@ class CurationTables(Sessions):
         at_ns: int,
     ) -> int:
         """Keep a version and return its number; where it is the last one again, only the conflicts are renewed."""
-        newest = select(DatasetVersionRow).where(DatasetVersionRow.scenario == scenario)
         with self._write() as session:
-            last = session.scalars(newest.order_by(DatasetVersionRow.number.desc()).limit(1)).first()
+            last = session.scalars(_newest(scenario)).first()
             if last is not None and last.hash == hash_:
                 last.conflicts = list(conflicts)
                 return last.number
@@ -69,12 +68,17 @@ class CurationTables(Sessions):
         return (row[0], row[1]) if row else None
 
     def add_decisions(self, scenario: str, labels: Sequence[tuple[bytes, str]], author: str, at_ns: int) -> None:
-        """Record what a person decided about pictures."""
+        """Record what a person decided about pictures; conflicts of the newest version that are about these only, and
+        no others, are taken off its list."""
+        names = {name.hex() for name, _ in labels}
         with self._write() as session:
             session.add_all(
                 LabelDecisionRow(scenario=scenario, picture_id=name, label=label, author=author, at_ns=at_ns)
                 for name, label in labels
             )
+            last = session.scalars(_newest(scenario)).first()
+            if last is not None:
+                last.conflicts = [c for c in last.conflicts if not _is_about(c, names)]
 
     def decisions(self, scenario: str) -> dict[bytes, str]:
         """Picture -> the label last decided on."""
@@ -94,3 +98,12 @@ class CurationTables(Sessions):
             for name, label in session.execute(query.order_by(LabelRow.number)):
                 found.setdefault(name, []).append(label)
         return {name: tuple(labels) for name, labels in found.items() if len(set(labels)) > 1}
+
+
+def _newest(scenario: str) -> Select[DatasetVersionRow]:
+    query = select(DatasetVersionRow).where(DatasetVersionRow.scenario == scenario)
+    return query.order_by(DatasetVersionRow.number.desc()).limit(1)
+
+
+def _is_about(conflict: dict[str, Any], names: set[str]) -> bool:
+    return all(picture["id"] in names for picture in conflict["pictures"])

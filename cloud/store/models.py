@@ -1,5 +1,7 @@
 """Tables of the centre. SQLite by default, PostgreSQL through the same code."""
 
+from typing import Any
+
 from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, LargeBinary, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -184,7 +186,7 @@ class DatasetVersionRow(Base):
     hash: Mapped[str] = mapped_column(String(64))
     at_ns: Mapped[int] = mapped_column(BigInteger)
     summary: Mapped[dict[str, object]] = mapped_column(JSON)
-    conflicts: Mapped[list[dict[str, object]]] = mapped_column(JSON)
+    conflicts: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
     content: Mapped[bytes] = mapped_column(LargeBinary)
 
 
