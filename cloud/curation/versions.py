@@ -13,7 +13,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from cloud.curation.folding import COPY_BITS, COPY_COSINE, VIEW_BITS, VIEW_COSINE
+from cloud.curation.folding import COPY_BITS, COPY_COSINE, GOLD_BITS, VIEW_BITS, VIEW_COSINE
 from cloud.curation.roles import EVER_GOLD, GONE, Past, Role
 from cloud.curation.rows import UPLOADED, Rows
 from common.errors import WireError
@@ -27,6 +27,7 @@ FOLDING = {
     "copy_cosine": COPY_COSINE,
     "view_bits": float(VIEW_BITS),
     "view_cosine": VIEW_COSINE,
+    "gold_bits": float(GOLD_BITS),
 }
 """The folding rule, as a version names it."""
 

@@ -204,10 +204,11 @@ class Catalogue:
         files = tuple(str(item.path.resolve()) for item in items)
         parts = embeddings, labels, sites, tuple(ids), gold, hashes, files
         dataset = Dataset(name, scenario, backbone.hash, tuple(classes), *parts)
-        self._write(dataset)
+        self.put(dataset)
         return dataset
 
-    def _write(self, dataset: Dataset) -> None:
+    def put(self, dataset: Dataset) -> None:
+        """Keep a dataset whose pictures are embedded already; one of the same name and scenario is replaced."""
         buffer = io.BytesIO()
         header = {"name": dataset.name, "scenario": dataset.scenario, "backbone": dataset.backbone}
         np.savez(

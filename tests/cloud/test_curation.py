@@ -290,10 +290,10 @@ def test_a_difference_names_what_came_went_and_changed() -> None:
 
 
 def test_what_is_gone_and_comes_again_is_what_it_was() -> None:
-    rows = make_rows([0, 100, 200], flagged=[True, False, False])
+    rows = make_rows([0, 120, 240], flagged=[True, False, False])
     first = version_of(rows)
     second = version_of(make_rows([50], first=9), past=first.past())
-    back = make_rows([0, 100, 200], flagged=[False, True, True])
+    back = make_rows([0, 120, 240], flagged=[False, True, True])
     third = version_of(back, past=second.past())
     roles = dict(zip(third.members(), third.roles.tolist(), strict=True))
     assert [roles[name, "base"] for name in back.ids] == [Role.GOLD, Role.LEARNT, Role.LEARNT]

@@ -178,7 +178,7 @@ def test_gold_stays_when_its_dataset_says_otherwise_and_grows_by_new_scenes(cent
     centre.add()
     flagged = centre.dataset.is_gold
     flagged[:] = ~flagged  # a catalogue that proposes the very opposite
-    centre.service.catalogue._write(centre.dataset)
+    centre.service.catalogue.put(centre.dataset)
     after = centre.gold()
     assert before < after
     sites = dict(zip(centre.dataset.ids, centre.dataset.sites, strict=True))
