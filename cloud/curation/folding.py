@@ -27,7 +27,7 @@ VIEW_BITS, VIEW_COSINE = 92, 0.9
 quality 40 to 80 and brightness by a third stay below 40 for 99 pictures in 100; a crop by a twentieth has 64, by a
 tenth 100 (medians). Chosen on belt-defects and neu-steel (docs/datasets.md)."""
 GOLD_BITS = 102
-"""As `VIEW_BITS`, against gold pictures: left out needlessly a picture costs little, learnt from it flatters the gate."""
+"""As `VIEW_BITS`, against gold: left out needlessly a picture costs little, learnt from it flatters the gate."""
 BLOCK = 1024
 """Rows compared with as many at once: 4 MB of distances."""
 PAIRS_MAX = 16_384
