@@ -403,7 +403,7 @@ class Service:
         if not plan.scenarios:
             return {}
         backbone, _ = self.registry.backbone()
-        known = {name: self.trainer.gathering.datasets(name, backbone.hash) for name in plan.scenarios}
+        known = {name: self.trainer.gathering.datasets(name, scenarios[name], backbone.hash) for name in plan.scenarios}
         asking = Round(
             run.run_id,
             backbone.hash,
