@@ -98,8 +98,8 @@ class Desk:
         return {name: list(classes) for name, classes in self._service.trainer.scenarios().items()}
 
     def queue(self, scenario: str, limit: int) -> list[StoredSample]:
-        """What waits for a label."""
-        return self._store.queue(scenario, limit)
+        """What waits for a label, what would teach most first."""
+        return self._service.review.queue(scenario, limit)
 
     def samples(self, labelled: bool | None, limit: int) -> list[StoredSample]:
         """Samples, newest first."""
