@@ -68,6 +68,9 @@ class Mine:
     def explained(self, rollout: Rollout, site_id: str) -> float:
         return 0.0
 
+    def classes(self, rollout: Rollout) -> Mapping[str, float]:
+        return {"belt/normal": 0.0, "belt/tear": 0.0}
+
     # --- what tests do ------------------------------------------------------------------------
 
     def write(self, entry: Entry) -> None:
@@ -195,7 +198,7 @@ def test_what_hurts_a_gateway_is_named(health: dict[str, object], outcome: Outco
     assert mine.engine.recipe(canary) == (), "it goes back to what the fleet runs"
 
 
-def test_a_bad_release_is_stopped_after_two_gateways_and_all_go_back() -> None:
+def test_a_bad_release_is_stopped_after_three_gateways_and_all_go_back() -> None:
     mine = Mine.of(200)
     rollout = mine.start()
     for _ in range(20):
@@ -203,7 +206,7 @@ def test_a_bad_release_is_stopped_after_two_gateways_and_all_go_back() -> None:
         for name in mine.told(rollout):
             mine.becomes(name, rollout, phase="rolled-back", frames=10, reason="errors")
     assert rollout.phase is Phase.ABORTED
-    assert len(rollout.members) == 2
+    assert len(rollout.members) == 3
     assert "gate failures" in rollout.why
     assert all(mine.engine.recipe(name) == () for name in mine.fleet)
     (last,) = [entry for entry in mine.ledger if isinstance(entry, Aborted)]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloud.rollout.evidence import log_label_evidence, log_mean_evidence, log_rate_evidence
 from cloud.rollout.gates import (
     SHARES,
     Baseline,
@@ -16,9 +17,6 @@ from cloud.rollout.gates import (
     Tally,
     closed,
     judge,
-    log_label_evidence,
-    log_mean_evidence,
-    log_rate_evidence,
 )
 
 LIMITS = Limits()
@@ -73,9 +71,10 @@ def test_five_times_slower_is_found_on_a_single_gateway() -> None:
     assert stops([behaves(latency_ms=100.0)], told=1) == ["latency"]
 
 
-def test_two_failures_of_two_are_enough_and_one_of_a_hundred_is_not() -> None:
-    assert stops([], told=2, failed=2) == ["failures"]
-    assert stops([], told=100, failed=1) == []
+def test_three_failures_of_three_are_enough_and_three_of_a_hundred_are_not() -> None:
+    assert stops([], told=3, failed=3) == ["failures"]
+    assert stops([], told=100, failed=3) == []
+    assert stops([], told=2, silent=2) == ["silence"], "what falls silent cannot heal itself: less of it is tolerated"
     assert stops([], told=100, refused=4) == [], "boxes that cannot take it have lost nothing"
     assert stops([], told=30, refused=15) == ["refusals"]
 

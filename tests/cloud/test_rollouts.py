@@ -144,7 +144,7 @@ def test_a_bad_release_comes_back_under_a_new_number_that_the_edge_takes(mine: M
     mine.go_on()
     (row,) = mine.rollouts.list()
     assert row["phase"] == "aborted"
-    assert row["told"] == 2
+    assert row["told"] == 3
     assert row["failed"][0]["reason"] == "hot"
     assert mine.status()[second] == "aborted"
     mine.broken = set()

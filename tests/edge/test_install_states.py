@@ -15,7 +15,7 @@ from common.golden import Golden, decode_golden, encode_golden
 from common.manifest import SHARED, Layer, Manifest, Scenario, release_id
 from common.messages import Desired
 from edge.settings import InstallSettings
-from edge.tally import Tally
+from edge.tally import Pair, Tally
 
 Depot = Gateway = Any  # of conftest.py
 StartGateway = Callable[..., Gateway]
@@ -116,7 +116,7 @@ FAULTS: dict[str, tuple[Callable[[str], dict[str, object]], str]] = {
     "flags more": (
         lambda name: {
             "tallies": {name: Tally(frames=40, flagged=30)},
-            "pair": SimpleNamespace(compared=40, disagreed=30, shift=-0.7),
+            "pair": Pair(compared=40, disagreed=30, flagged_running=30, flagged_beside=2),
         },
         "flag rate is +70 points",
     ),
@@ -154,7 +154,7 @@ def test_a_scene_that_changes_for_both_releases_is_no_reason_to_go_back(
 ) -> None:
     manifest, desired = second
     to_probation(gateway, depot, desired)
-    pair = SimpleNamespace(compared=40, disagreed=0, shift=0.0)  # both now flag nearly every frame
+    pair = Pair(compared=40, flagged_running=37, flagged_beside=37)  # both now flag nearly every frame
     gateway.stage.look(0, tallies={release_id(manifest): Tally(frames=60, flagged=55)}, pair=pair)
     gateway.installer.step()
     assert gateway.installer.outcome.startswith("committed")
