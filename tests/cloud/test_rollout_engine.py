@@ -415,6 +415,18 @@ def test_two_rollouts_of_disjoint_scenarios_run_at_once_and_one_is_taken_back_al
     assert (belt.phase, smoke.phase) == (Phase.ROLLED_BACK, Phase.COMPLETED)
 
 
+def test_a_class_that_the_canary_no_longer_names_stops_it_there() -> None:
+    mine = Mine.of(200)
+    rollout = mine.start()
+    for _ in range(40):
+        mine.step(30)
+        for name in mine.told(rollout):
+            mine.becomes(name, rollout, compared=80, disagreed=8, moved={"belt/normal": (72, 0), "belt/tear": (8, 8)})
+    assert rollout.phase is Phase.ABORTED
+    assert len(rollout.members) <= 30
+    assert "gate classes (belt/tear): 1.000, limit 0.600" in rollout.why
+
+
 def test_a_rollout_of_the_same_scenario_waits_for_the_one_before() -> None:
     mine = Mine.of(20)
     first = mine.start("first")

@@ -149,6 +149,23 @@ def test_what_fails_on_probation_goes_back_and_is_remembered(
     assert again.installer.outcome == f"committed {release_id(third)}"
 
 
+def test_what_the_two_said_of_the_same_frames_is_told_after_the_commit_too(
+    gateway: Gateway, depot: Depot, second: tuple[Manifest, Desired]
+) -> None:
+    manifest, desired = second
+    to_shadow(gateway, depot, desired)
+    # in shadow the old release runs and names what the new one, beside it, names otherwise
+    shadow = Pair(compared=30, disagreed=9, moves_running={"belt/tear": (10, 9)}, moves_beside={"belt/tear": (1, 0)})
+    gateway.stage.look(RULES.shadow_frames, pair=shadow)
+    gateway.installer.step()
+    probation = Pair(compared=50, disagreed=4, moves_running={"belt/mud": (4, 4)}, moves_beside={"belt/tear": (5, 4)})
+    gateway.stage.look(RULES.probation_frames, pair=probation)
+    gateway.installer.step()
+    (health,) = gateway.installer.health()
+    assert (health.release_id, health.phase) == (release_id(manifest), "committed")
+    assert (health.compared, health.disagreed, health.moved) == (80, 13, {"belt/tear": (15, 13)})
+
+
 def test_a_scene_that_changes_for_both_releases_is_no_reason_to_go_back(
     gateway: Gateway, depot: Depot, second: tuple[Manifest, Desired]
 ) -> None:
