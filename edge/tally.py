@@ -80,15 +80,21 @@ class Pair(msgspec.Struct):
         flagged_beside: bool,
     ) -> None:
         """Both have looked at a frame."""
-        said = {item.scenario: item for item in running}
-        both = [(said[item.scenario], item) for item in beside if item.scenario in said]
+        said, differ = {item.scenario: item for item in running}, False
+        for other in beside:
+            one = said.get(other.scenario)
+            if one is None:
+                continue
+            mine, yours = one.top, other.top
+            differ = differ or mine != yours
+            if yours in one.classes:
+                _note_move(self.moves_running, f"{one.scenario}/{mine}", moved=mine != yours)
+            if mine in other.classes:
+                _note_move(self.moves_beside, f"{one.scenario}/{yours}", moved=mine != yours)
         self.compared += 1
-        self.disagreed += any(one.top != other.top for one, other in both)
+        self.disagreed += differ
         self.flagged_running += flagged_running
         self.flagged_beside += flagged_beside
-        for one, other in both:
-            _note_move(self.moves_running, one, other)
-            _note_move(self.moves_beside, other, one)
 
     def copy(self) -> "Pair":
         """As it is now; this one may go on counting."""
@@ -168,19 +174,17 @@ def _sum_tallies(tallies: Sequence[Tally]) -> Tally:
     )
 
 
-def _note_move(moves: Moves, said: Prediction, other: Prediction) -> None:
-    if other.top not in said.classes:
-        return
-    key = f"{said.scenario}/{said.top}"
-    named, moved = moves.get(key, (0, 0))
-    moves[key] = named + 1, moved + (other.top != said.top)
+def _note_move(moves: Moves, key: str, *, moved: bool) -> None:
+    before = moves.get(key, (0, 0))
+    moves[key] = before[0] + 1, before[1] + moved
 
 
 def _sum_moves(one: Moves, other: Moves) -> Moves:
-    return {
-        key: (one.get(key, (0, 0))[0] + other.get(key, (0, 0))[0], one.get(key, (0, 0))[1] + other.get(key, (0, 0))[1])
-        for key in {**one, **other}
-    }
+    total = dict(one)
+    for key, (named, moved) in other.items():
+        before = total.get(key, (0, 0))
+        total[key] = before[0] + named, before[1] + moved
+    return total
 
 
 def asks_attention(manifest: Manifest, predictions: Sequence[Prediction], sightings: Sequence[Seen] = ()) -> bool:
