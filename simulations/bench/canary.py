@@ -48,9 +48,13 @@ PLAN: Final = plan_of(RolloutSettings(), SITES)
 TRIAL: Final = InstallSettings()
 COMPARED: Final = TRIAL.shadow_frames + TRIAL.probation_frames
 """Frames on which a gateway compares the two: where none is passed over."""
+NAMES: Final = tuple(f"site-{number:04d}" for number in range(SITES))
+ORDER: Final = tuple(stratified(zip(NAMES, NAMES, strict=True), ROLLOUT))
 MEASURED: Final = 40
 """The first sites in the order: those that a canary can reach, with what the running release did there."""
 SCENARIO: Final = "bench"
+NORMAL: Final = "normal"
+"""The class that asks for no attention; a data set without it is of nothing but defects."""
 BACKBONE: Final = "b" * 64
 SHRINKAGE: Final = LearningSettings().shrinkage
 DIMENSIONS: Final = 128
@@ -72,7 +76,8 @@ ANY_CLASS: Final = "permuted class, any"
 SWAPPED, NEW_PERMUTED = "two classes exchanged", "permuted class, names a new class"
 CASES: Final = (GOOD, BETTER, NEW_CLASS, PERMUTED, NAN, SLOW, SWAPPED, NEW_PERMUTED, ANY_CLASS)
 NAMED_EDGES: Final = (0.0, 1e-9, 0.01, 0.05, 1.0)
-"""How often the running head names the class that is spoilt: never, rarely, at times, often."""
+BANDS: Final = ("never", "under 1 %", "1 to 5 %", "5 % and more")
+"""Of all frames, those on which the running head names the class that is spoilt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,7 @@ class Answers:
     predictions: tuple[Prediction, ...]
     top: NDArray[np.str_]
     score: NDArray[np.floating]
+    flagged: NDArray[np.bool_]
 
     @property
     def finite(self) -> NDArray[np.bool_]:
@@ -138,9 +144,9 @@ class Canaries:
         """What the edge counts of the new release on these frames, the first of which the old one sees too."""
         counts, pair = self._count(self._trial.new, rows, NEW, phase, self._trial.slower, name), Pair()
         for row in rows[:COMPARED]:
-            old, new = self._trial.old.predictions[row], self._trial.new.predictions[row]
-            if np.isfinite(self._trial.new.score[row]):
-                pair.count((new,), (old,), flagged_running=_flags(new.top), flagged_beside=_flags(old.top))
+            if self._trial.new.finite[row]:
+                new, old = ((answers.predictions[row],) for answers in (self._trial.new, self._trial.old))
+                pair.count(new, old, flagged_running=False, flagged_beside=False)
         fields = {key: getattr(counts, key) for key in counts.__struct_fields__}
         return ReleaseHealth(
             **{**fields, "compared": pair.compared, "disagreed": pair.disagreed, "moved": pair.moves_beside}
@@ -171,7 +177,7 @@ class Canaries:
             phase=phase,
             frames=len(fine),
             errors=len(rows) - len(fine),
-            flagged=sum(_flags(top) for top in answers.top[fine]),
+            flagged=int(answers.flagged[fine].sum()),
             score_sum=float(scores.sum()),
             score_squares=float((scores**2).sum()),
             latency_ms=box * slower * float(np.exp(noise)),
@@ -209,16 +215,12 @@ def bench_canary(*, quick: bool) -> dict[str, Any]:
         ],
         "any_class": [
             {
-                "named": f"{low:.0%} to {high:.0%}"
-                if low
-                else "never"
-                if high < NAMED_EDGES[2]
-                else f"under {high:.0%}",
+                "named": BANDS[number],
                 "runs": len(rows),
                 "stopped": _stopped(rows),
                 "recall": float(np.mean([run.recall for run in rows])),
             }
-            for low, high in pairwise(NAMED_EDGES)
+            for number, (low, high) in enumerate(pairwise(NAMED_EDGES))
             if (rows := [run for run in found[ANY_CLASS] if low <= run.named < high])
         ],
         "plan": {"healthy_frames": PLAN.healthy_frames, "soak_s": PLAN.soak_s, "compared": COMPARED, "labels": 0},
@@ -233,9 +235,8 @@ def _stopped(runs: Sequence[Run]) -> float:
 
 def _run(trial: Trial, truth: NDArray[np.str_], seed: int) -> Run:
     canaries = Canaries(trial, truth, seed)
-    names = [f"site-{number:04d}" for number in range(SITES)]
-    fleet = {name: Report(name, name, BEGIN_NS, True, OLD) for name in names}
-    for name in stratified([(name, name) for name in names], ROLLOUT)[:MEASURED]:
+    fleet = {name: Report(name, name, BEGIN_NS, True, OLD) for name in NAMES}
+    for name in ORDER[:MEASURED]:
         fleet[name] = replace(fleet[name], health=(canaries.before(name),))
     known = {f"{SCENARIO}/{label}": 0.0 for label in trial.old.predictions[0].classes}
     simulated = SimulatedFleet(fleet, canaries, known_classes=known | dict(trial.explained))
@@ -343,9 +344,5 @@ def _ask(weights: HeadWeights, x: NDArray[np.float32], path: Path) -> Answers:
     else:
         predictions = [head.predict(row) for row in x]
     scores = [max(p.probabilities) if is_finite(row, (p,)) else np.nan for row, p in zip(x, predictions, strict=True)]
-    return Answers(tuple(predictions), np.array([item.top for item in predictions]), np.array(scores))
-
-
-def _flags(top: str) -> bool:
-    """Whether a look asks for attention; a data set without a normal class is of nothing but defects."""
-    return top != "normal"
+    tops = np.array([item.top for item in predictions])
+    return Answers(tuple(predictions), tops, np.array(scores), tops != NORMAL)
