@@ -120,6 +120,8 @@ class Run:
     """Share of all frames on which the running head names the victim."""
     recall: float
     """… and of the victim's own."""
+    lost: bool = False
+    """The class over which it was stopped is recognised less than half as often by the new head, on the test pictures."""
 
 
 class Canaries:
@@ -209,6 +211,7 @@ def bench_canary(*, quick: bool) -> dict[str, Any]:
                 "stopped": _stopped(rows),
                 "exposed_p50": float(np.percentile([run.exposed for run in rows], 50)),
                 "exposed_p95": float(np.percentile([run.exposed for run in rows], 95)),
+                "class_lost": sum(run.lost for run in rows) / runs,
                 "by": dict(Counter(run.gates for run in rows if run.gates)),
             }
             for case, rows in found.items()
@@ -245,12 +248,23 @@ def _run(trial: Trial, truth: NDArray[np.str_], seed: int) -> Run:
         return rollout.wave >= CANARY_WAVES
 
     rollout = simulated.run(trial.plan, UNTIL_S, TICK_S, passed)
-    stopped = rollout.phase is Phase.ABORTED
-    gates = ", ".join(v.gate for v in rollout.verdicts if not v.passed) if stopped else ""
-    named = {kind: (trial.old.top[truth == kind] == trial.victim).mean() for kind in np.unique(truth)}
-    return Run(
-        stopped, len(rollout.members), gates, float(np.mean(list(named.values()))), float(named.get(trial.victim, 0.0))
-    )
+    if rollout.phase is not Phase.ABORTED:
+        return Run(False, len(rollout.members), "", *_presence(trial, truth))
+    closed = [verdict for verdict in rollout.verdicts if not verdict.passed]
+    over = {verdict.about.rpartition("/")[2] for verdict in closed if verdict.about}
+    lost = any(_recall(trial.new, truth, kind) < _recall(trial.old, truth, kind) / 2 for kind in over)
+    gates = ", ".join(verdict.gate for verdict in closed)
+    return Run(True, len(rollout.members), gates, *_presence(trial, truth), lost)
+
+
+def _presence(trial: Trial, truth: NDArray[np.str_]) -> tuple[float, float]:
+    """How often the running head names the victim: of all frames, every class as common, and of the victim's own."""
+    named = [(trial.old.top[truth == kind] == trial.victim).mean() for kind in np.unique(truth)]
+    return float(np.mean(named)), _recall(trial.old, truth, trial.victim)
+
+
+def _recall(answers: Answers, truth: NDArray[np.str_], kind: str) -> float:
+    return float((answers.top[truth == kind] == kind).mean()) if kind in truth else 0.0
 
 
 def _trials(pictures: Pictures, seed: int, folder: Path) -> tuple[dict[str, Trial], NDArray[np.str_]]:
