@@ -1,7 +1,5 @@
 """The canary's benchmark on drawn embeddings: the product stops what lost a class, and lets pass what did not."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
