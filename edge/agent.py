@@ -12,9 +12,11 @@ import msgspec
 from common import AGENT_VERSION, codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import EnvironmentFault, OperatorError
-from common.messages import Desired, Event, Fetch, FlowerFrame, LayerPart, Message, Sample, Shelved, State
+from common.flower import node_id_of
+from common.messages import Desired, Event, Fetch, LayerPart, Message, Sample, Shelved, State
 from common.metadata import TrustedMetadata, read_root
 from common.mqtt import MqttLink
+from edge.contributor import Policy, make_client_app
 from edge.downward import Downward
 from edge.enrolment import FLAG, Renewer, renews_itself
 from edge.events import Phase
@@ -102,10 +104,8 @@ class Agent:
         self.inbox = Inbox(folder / IMPORT, settings.gateway_id, self.installer.on_desired, self.installer.on_layer)
         self.learner = Learner(
             settings.gateway_id,
-            self.exemplars,
-            lambda data: self._send("flower", FlowerFrame(message=data)),
-            share=settings.share,
-            bytes_max=settings.uplink.statistics_bytes_max,
+            make_client_app(self.exemplars, self._policy(), node_id_of(settings.gateway_id)),
+            lambda frame: self._send("flower", frame),
         )
         self.renewer = self._make_renewer()
         self.downward = Downward(
@@ -127,6 +127,17 @@ class Agent:
         self._reported_at_s = float("-inf")
         self._reported_release = ""
         self._reported_shared = True
+
+    def _policy(self) -> Policy:
+        """What of this gateway's labelled samples may be told."""
+        uplink = self.settings.uplink
+        return Policy(
+            self.settings.share in ("updates", "both"),
+            uplink.statistics_bytes_max,
+            uplink.class_samples_min,
+            uplink.masked_only,
+            uplink.cohort_min,
+        )
 
     def _make_lookout(self) -> Lookout | Workers:
         roster = self._plan.roster

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from common import codec, topics
 from common.errors import HeadframeError
-from common.messages import Certificate, Desired, FlowerFrame, LayerPart, Message, Receipt, Shelved, Want
+from common.frames import Frame
+from common.messages import Certificate, Chunk, Desired, FlowerFrame, LayerPart, Message, Receipt, Shelved, Want
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ class Downward:
         on_receipt: Callable[[Receipt], None] | None = None,
         on_desired: Callable[[Desired], None] | None = None,
         on_layer: Callable[[LayerPart], None] | None = None,
-        on_flower: Callable[[bytes], None] | None = None,
+        on_flower: Callable[[Frame], None] | None = None,
         on_certificate: Callable[[Certificate], None] | None = None,
         on_want: Callable[[Want], None] | None = None,
         on_shelved: Callable[[Shelved], None] | None = None,
@@ -57,8 +58,8 @@ class Downward:
                 self._on_layer(message)
             case Shelved() if self._on_shelved:
                 self._on_shelved(message)
-            case FlowerFrame() if self._on_flower:
-                self._on_flower(message.message)
+            case FlowerFrame() | Chunk() if self._on_flower:
+                self._on_flower(message)
             case Certificate() if self._on_certificate:
                 self._on_certificate(message)
             case Want() if self._on_want:

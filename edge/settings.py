@@ -281,6 +281,13 @@ class UplinkSettings(Section):
         description="Bytes that a round's statistics of a scenario may have; 0: what the centre asks for. The"
         " smaller of the two bounds holds.",
     )
+    class_samples_min: int = Field(
+        0, ge=0, description="A class of which there are fewer labelled samples is not told of; the larger bound holds."
+    )
+    masked_only: bool = Field(
+        False, description="Statistics of this gateway leave only masked, in sums over several (docs/privacy.md)."
+    )
+    cohort_min: int = Field(5, ge=2, description="A masked sum over fewer gateways is refused.")
 
 
 class OfferSettings(Section):
