@@ -1,6 +1,7 @@
 """The rules of curation: groups do not hang on the order, gold is fixed, conflicts are found, versions are bytes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -167,6 +168,7 @@ def test_gold_stays_and_what_was_learnt_from_never_becomes_gold(pictures, by_sce
     everything = make_rows(
         [0] * len(pictures), owners=scenes, flagged=[flag for _, flag, _ in pictures], by_scene=by_scene
     )
+    everything = replace(everything, hashed=np.zeros(len(pictures), dtype=bool))  # like no other
     before = everything.pick(np.array(first, dtype=np.int64))
     gold = fix_gold(before, Past())
     ids = np.array(before.ids, dtype=object)
@@ -177,6 +179,13 @@ def test_gold_stays_and_what_was_learnt_from_never_becomes_gold(pictures, by_sce
         for scene in set(scenes):
             own = np.array([name == scene for name in scenes])
             assert after[own].all() or not after[own].any(), "whole scenes"
+
+
+def test_a_copy_of_what_was_learnt_from_does_not_become_gold() -> None:
+    scenes = ["old", "new", "new", "new"]
+    rows = make_rows([0, 1, 120, 240], owners=scenes, flagged=[False, True, True, True], by_scene=True)
+    roles = curate(rows, Past(learnt=frozenset(rows.ids[:1])))
+    assert roles.tolist() == [Role.LEARNT, Role.NEAR_GOLD, Role.GOLD, Role.GOLD]
 
 
 # --- conflicts --------------------------------------------------------------------------------
