@@ -15,7 +15,7 @@ from cloud.curation.folding import near_groups, nearest_among
 from cloud.curation.roles import Past, Role, assign_roles, doubt_gold, fix_gold
 from cloud.curation.rows import HASH_BYTES, Rows
 from cloud.curation.versions import balance, compare_versions, counts, decode_version, encode_version, make_version
-from common.errors import WireError
+from common.errors import EnvironmentFault
 
 D = 6
 
@@ -274,9 +274,9 @@ def test_a_version_is_the_same_bytes_whatever_order_things_came_in(order: list[i
 
 def test_a_damaged_version_is_noticed() -> None:
     name, content = encode_version(version_of(make_rows([0, 100])))
-    with pytest.raises(WireError, match="damaged"):
+    with pytest.raises(EnvironmentFault, match="damaged"):
         decode_version(content, "0" * 64)
-    with pytest.raises(WireError, match="cannot be read"):
+    with pytest.raises(EnvironmentFault, match="cannot be read"):
         decode_version(content[:-3], name)
 
 
