@@ -2,6 +2,7 @@
 
 from cloud.store.delivery import Gap
 from cloud.store.records import (
+    SUM,
     Assignment,
     Contribution,
     DatasetVersion,
@@ -15,6 +16,7 @@ from cloud.store.records import (
 from cloud.store.store import Store
 
 __all__ = [
+    "SUM",
     "Assignment",
     "Contribution",
     "DatasetVersion",
