@@ -19,6 +19,7 @@ from cloud.federation.grid import MqttGrid
 from cloud.federation.masked import MaskedRounds, Round
 from cloud.federation.server_app import run_round
 from cloud.federation.strategy import Parts
+from cloud.giving import Giving
 from cloud.guard import Guard
 from cloud.ingest import Ingest
 from cloud.learning.datasets import Catalogue
@@ -28,9 +29,12 @@ from cloud.link import CentreLink
 from cloud.offers import Offers
 from cloud.registry import Registry
 from cloud.reported import Reported
+from cloud.review import Review
 from cloud.rollout.service import Rollouts
 from cloud.settings import CloudSettings, parse_shards
+from cloud.shelf import Shelf
 from cloud.store import Run, Store
+from cloud.telling import Telling
 from cloud.trust import Repository
 from cloud.worker import SAMPLE_KINDS
 from common import codec, topics
@@ -38,14 +42,25 @@ from common.clock import Clock, SystemClock
 from common.contribution import Labels
 from common.errors import ForgeryError, HeadframeError, OperatorError
 from common.frames import Courier, Frame
-from common.messages import Chunk, Desired, Event, Fetch, FlowerFrame, Message, Offer, Receipt, Renewal, State
+from common.messages import (
+    Chunk,
+    Desired,
+    Event,
+    Fetch,
+    FlowerFrame,
+    Message,
+    Offer,
+    Receipt,
+    Renewal,
+    Shelved,
+    State,
+)
 from common.mqtt import Broker
 
 log = logging.getLogger(__name__)
 
 ALL_SHARDS = "0-255"
 EPOCHS_SAID_MAX = 8
-DESIRED_AGAIN_S = 10.0
 ROUNDS_WAITING_MAX = 4
 RESUME_LOOK_S = 0.2
 TRIGGER_LOOK_S = 5.0
@@ -72,6 +87,7 @@ class Service:
         self.registry = Registry(folder / "layers", self.store, self.repository, self.clock)
         self.catalogue = Catalogue(folder / "datasets")
         self.trainer = Trainer(self.store, self.catalogue, self.registry, settings.learning)
+        self.review = Review(self.store, self.catalogue, self.registry, self.trainer, self.clock)
         self.guard = Guard(folder / "ca", settings.broker_log(), self.store, self.clock)
         self.offers = Offers(settings.offers, self.store, self.clock, self._publish)
         self.ingest = Ingest(
@@ -92,8 +108,23 @@ class Service:
         self.epochs = Epochs(self.store)
         self.rollouts = Rollouts(self.store, self.registry, self.reported, settings.rollout, self.clock)
         self.registry.launch = self.rollouts.launch
-        self._desired_at_s: dict[str, tuple[float, tuple[str, int]]] = {}
-        """When a gateway was told, which release, and with which state of the metadata."""
+        self.shelf = Shelf(
+            folder / "shelf.json",
+            settings.sharing,
+            self.clock,
+            lambda topic, payload, retain: self.link.publish(topic, payload, retain=retain),
+            lambda: self.link.connects,
+        )
+        self.giving = Giving(settings, self.registry, self.reported, self.shelf, self.clock)
+        self.telling = Telling(
+            self.registry,
+            self.rollouts,
+            self.reported,
+            self.shelf,
+            self.clock,
+            lambda gateway_id, desired: self._publish(topics.down(gateway_id, "desired"), desired),
+            shares=settings.sharing.enabled,
+        )
         self._rounds: queue.Queue[str] = queue.Queue(ROUNDS_WAITING_MAX)
         self._triggers_seen_s = float("-inf")
         self._stopping = threading.Event()
@@ -117,9 +148,9 @@ class Service:
         self.epochs.flush()
         self.repository.refresh()
         self.rollouts.step()
-        for gateway_id in self.online():
-            self._tell(gateway_id)
+        self.telling.step(self.online())
         self.registry.flush()
+        self.shelf.step()
         now_s = self.clock.monotonic_s()
         if now_s - self._triggers_seen_s >= TRIGGER_LOOK_S:
             self._triggers_seen_s = now_s
@@ -169,7 +200,10 @@ class Service:
                 check_event(message)
                 self.events.add(message)
             case Fetch():
-                self._publish(topics.down(gateway_id, "layer"), self.registry.part(message))
+                answer = self.giving.answer(gateway_id, message)
+                if answer is not None:
+                    kind = "shelved" if isinstance(answer, Shelved) else "layer"
+                    self._publish(topics.down(gateway_id, kind), answer)
             case Offer():
                 check_offer(message, gateway_id)
                 self.offers.take(message)
@@ -186,7 +220,7 @@ class Service:
         self.reported.take(state)
         if state.online:
             self._follow(state)
-            self._tell(state.gateway_id)
+            self.telling.tell(state.gateway_id)
 
     def _follow(self, state: State) -> None:
         """Keep how far its spool is; one that is less far than it was runs an old image, and is asked to begin anew."""
@@ -197,21 +231,6 @@ class Service:
                 "ingest", "spool went back", {"gateway": state.gateway_id, "epoch": back[0]}, self.clock.wall_ns()
             )
             self._publish(topics.down(state.gateway_id, "receipt"), Receipt(renew=state.epochs[0].epoch))
-
-    def _tell(self, gateway_id: str) -> None:
-        """Publish the desired release, retained, when it is new to the gateway; again while it is not reported."""
-        running = self.reported.release_of(gateway_id)
-        wanted = self.rollouts.wanted(gateway_id)
-        if wanted is None:
-            return
-        news = wanted, self.repository.state()
-        told_s, told = self._desired_at_s.get(gateway_id, (float("-inf"), ("", 0)))
-        now_s = self.clock.monotonic_s()
-        if told == news and (running == wanted or now_s - told_s < DESIRED_AGAIN_S):
-            return
-        desired = self.registry.desired(gateway_id, wanted)
-        if desired and self._publish(topics.down(gateway_id, "desired"), desired, retain=True):
-            self._desired_at_s[gateway_id] = (now_s, news)
 
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> bool:
         return self.link.publish(topic, codec.encode(message), retain=retain or isinstance(message, Desired))
@@ -246,7 +265,7 @@ class Service:
         record = {
             "author": author,
             "trigger": dataclasses.asdict(trigger) if trigger else None,
-            "labels": int(self.store.counts()["labels"]),
+            "labels": self.store.label_count(),
             "drifting": sorted(self._drifting()),
         }
         run = Run(f"run-{uuid.uuid4().hex[:12]}", now_ns, None, "queued", record)
@@ -272,7 +291,7 @@ class Service:
             )
             for run in self.store.runs()
         ]
-        labels = int(self.store.counts()["labels"])
+        labels = self.store.label_count()
         return find_trigger(bounds, self.clock.wall_ns(), labels, self._drifting(), past)
 
     def _drifting(self) -> frozenset[str]:
@@ -386,7 +405,7 @@ class Service:
         if not plan.scenarios:
             return {}
         backbone, _ = self.registry.backbone()
-        known = {name: self.trainer.gathering.datasets(name, backbone.hash) for name in plan.scenarios}
+        known = {name: self.trainer.gathering.datasets(name, scenarios[name], backbone.hash) for name in plan.scenarios}
         asking = Round(
             run.run_id,
             backbone.hash,

@@ -191,6 +191,21 @@ class RolloutSettings(Section):
         return {site: _check_timezone(name) for site, name in zones.items()}
 
 
+class SharingSettings(Section):
+    """[sharing]: releases are published once for all gateways that need the same bytes."""
+
+    enabled: bool = Field(True, description="false: each gateway is told, and given, everything by itself.")
+    bytes_per_s: float = Field(
+        0.0,
+        ge=0,
+        description="What the centre may publish of releases; a bound for layers given one by one too. 0: none.",
+    )
+    keep_s: float = Field(3600.0, gt=0, description="Cleared from the broker when nobody has asked for it so long.")
+    bytes_max: int = Field(
+        1_000_000_000, ge=0, description="What may lie at the broker, retained, at once; the oldest goes first."
+    )
+
+
 def parse_window(text: str) -> tuple[int, int]:
     """`22:00-04:00` as minutes of the day.
 
@@ -231,6 +246,7 @@ class CloudSettings(RoleSettings):
     offers: OfferSettings = OfferSettings()
     privacy: PrivacySettings = PrivacySettings()
     rollout: RolloutSettings = RolloutSettings()
+    sharing: SharingSettings = SharingSettings()
 
     def broker_log(self) -> Path | None:
         """The log of the broker in use, when it can be read."""

@@ -6,7 +6,7 @@ saw the fold. The released heads are then solved from everything.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,8 @@ class Evidence:
     """Ids of every sample and picture in `shared`."""
     datasets: tuple[str, ...] = ()
     """Names of the datasets in it."""
+    dataset: Mapping[str, object] = field(default_factory=dict)
+    """Which version of the scenario's dataset this is: number, hash, pictures by role, open conflicts."""
 
     def project(self, basis: Array) -> "Evidence":
         """The same evidence on projected embeddings; running heads are not projected (see `make_candidates`)."""
