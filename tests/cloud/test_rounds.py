@@ -42,7 +42,7 @@ def centre(folder: Path, broker: Broker, backbone: bytes, **settings: object) ->
         labels, gold = tuple(CLASSES[k] for k in truth), np.arange(PICTURES) % 5 == 0
         (folder / "datasets").mkdir()
         name = service.registry.backbone()[0].hash
-        service.catalogue._write(Dataset("base", "belt", name, CLASSES, rows, labels, sites, ids, gold))
+        service.catalogue.put(Dataset("base", "belt", name, CLASSES, rows, labels, sites, ids, gold))
     service.start()
     service.link.wait_connected(15)
     try:
