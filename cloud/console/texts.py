@@ -120,6 +120,8 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "by": ("by", "操作人"),
     "gates": ("What the gates see", "门限监测"),
     "gate_failures": ("gateways that failed", "故障网关"),
+    "gate_silence": ("gateways that fell silent", "失去响应的网关"),
+    "gate_classes": ("a class that is named otherwise", "被改判的类别"),
     "gate_refusals": ("gateways that refused it", "拒绝安装的网关"),
     "gate_disagreement": ("names another class than before", "与旧版判断不一致"),
     "gate_flags": ("change of striking looks", "异常画面比例变化"),
