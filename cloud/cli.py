@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from cloud import keys_cli
+from cloud.datasets_cli import add_dataset_commands
 from cloud.enrolment_cli import add_enrolment
 from cloud.releases_cli import add_release_commands
 from cloud.rollout.cli import app as rollout_app
@@ -40,6 +41,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(labels_app, name="labels")
 app.add_typer(dataset_app, name="dataset")
+add_dataset_commands(dataset_app)
 add_release_commands(app)
 add_enrolment(app)
 
@@ -305,6 +307,24 @@ def list_detectors(config: ConfigOption) -> None:
 
 def _in(release: str) -> str:
     return f"released {release}" if release else "it goes with the next release"
+
+
+@app.command("export-runs")
+def export_runs(
+    config: ConfigOption,
+    tool: Annotated[str, typer.Argument(help="mlflow or tensorboard.")],
+    to: Annotated[str, typer.Argument(help="URI of the MLflow store, or folder of the event files.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Give the records of runs that have ended to MLflow or TensorBoard; what is there already stays as it is."""
+    from cloud.tracking import export_to_mlflow, export_to_tensorboard
+
+    if tool not in ("mlflow", "tensorboard"):
+        raise OperatorError(f"{tool!r} is none of the tools", "There are mlflow and tensorboard.")
+    with _open(config) as service:
+        runs = service.store.runs(limit=None)
+        exported = export_to_mlflow(runs, to) if tool == "mlflow" else export_to_tensorboard(runs, Path(to))
+        typer.echo(json.dumps({"exported": exported}) if as_json else f"{len(exported)} runs exported to {to}")
 
 
 @config_app.command()

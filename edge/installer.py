@@ -21,7 +21,7 @@ from common.backbone import Opener, open_session
 from common.clock import Clock
 from common.errors import EnvironmentFault, HeadframeError
 from common.manifest import Manifest, release_id
-from common.messages import Desired, LayerPart, ReleaseHealth
+from common.messages import Desired, LayerPart, ReleaseHealth, Shelved
 from edge.download import Download, LayerFolder, Request
 from edge.fit import check_fit, check_room
 from edge.loading import Loaded, Loader
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 LAYERS: Final = "layers"
 """Folder of the layers within the installer's own."""
 BUILT_AT_NS: Final = 1_767_225_600 * 10**9  # 2026-01-01: no clock of a working box is earlier
+MOVED_MAX: Final = 64
+"""Classes of which it is told how they moved, those named most often: each heartbeat carries them."""
 BOOT_AGAIN_S: Final = (1.0, 60.0)
 """A slot that could not be read at the start is tried again after so long, and then ever less often."""
 
@@ -102,6 +104,8 @@ class _Probation:
     began_s: float
     before: Before
     old: Model | None
+    shadow: Pair
+    """What the two said before, as if they had had the places that they have now."""
 
 
 class Installer:
@@ -144,10 +148,13 @@ class Installer:
         self._probation: _Probation | None = None
         self._owed: GoneBack | None = None
         """A roll-back that the disk has not taken yet."""
+        self._began_s = clock.monotonic_s()
         self._starts = 0
         self._boot_again_s: float | None = None
         self._boot_delay_s = BOOT_AGAIN_S[0]
         self._start_is_counted = self._stopped = False
+        self._compared = Pair()
+        """What the running release and the one before it, then beside it, said while it was on trial."""
         self._gone: ReleaseHealth | None = None
         """The release that went back last, as it was then."""
         self.outcome = ""
@@ -192,12 +199,35 @@ class Installer:
 
     def on_layer(self, part: LayerPart) -> None:
         """Take a part of the layer that is being fetched; anything else is ignored (late or duplicate)."""
+        self._hand_on(lambda download: download.take(part))
+
+    def on_shelved(self, shelved: Shelved) -> None:
+        """The layer that is being fetched is published for all who need it."""
+        self._hand_on(lambda download: download.take_shelved(shelved))
+
+    def on_piece(self, name: str, data: bytes) -> None:
+        """Take a piece of what is published for all; one that is not needed is ignored."""
+        self._hand_on(lambda download: download.take_piece(name, data))
+
+    def pieces(self) -> frozenset[str]:
+        """Pieces that are needed now, of what is published for all."""
         with self._lock:
-            candidate = self._candidate
-            if self._stopped or candidate is None or candidate.phase is not Phase.FETCHING:
+            download = self._fetching()
+            return download.pieces() if download else frozenset()
+
+    def _fetching(self) -> Download | None:
+        candidate = self._candidate
+        fetching = not self._stopped and candidate is not None and candidate.phase is Phase.FETCHING
+        return candidate.download if candidate and fetching else None
+
+    def _hand_on(self, take: Callable[[Download], int]) -> None:
+        """Something came for the download that is under way; a fault refuses the release."""
+        with self._lock:
+            candidate, download = self._candidate, self._fetching()
+            if candidate is None or download is None:
                 return
             try:
-                self.bytes_down += candidate.download.take(part)
+                self.bytes_down += take(download)
             except (HeadframeError, OSError) as error:
                 self._refuse(candidate.name, error)
                 return
@@ -237,10 +267,10 @@ class Installer:
         model, candidate, found = self._model, self._candidate, []
         if model:
             phase = Phase.PROBATION if self._probation else Phase.COMMITTED
-            pair = seen.pair if self._probation else None
+            pair = self._probation.shadow.plus(seen.pair) if self._probation else self._compared
             found.append(_health(model.release_id, phase, seen.of(model.release_id), pair, restarts=self._starts))
         if candidate:
-            pair = seen.pair if candidate.phase is Phase.SHADOW else None
+            pair = seen.pair.turned() if candidate.phase is Phase.SHADOW else Pair()
             tally = seen.of(candidate.name) if candidate.phase is Phase.SHADOW else Tally()
             found.append(_health(candidate.name, candidate.phase, tally, pair))
         if self._gone:
@@ -266,7 +296,7 @@ class Installer:
             known = GoneBack(name, manifest.sequence, why, now_ns)
             self._slots.remember(known)
         self._slots.go_back()
-        self._gone = _health(name, Phase.ROLLED_BACK, Tally(), None, reason=known.reason, restarts=self._starts)
+        self._gone = _health(name, Phase.ROLLED_BACK, Tally(), Pair(), reason=known.reason, restarts=self._starts)
         self._starts = 0
         self._say(f"rolled back {name}: {known.reason}")
 
@@ -281,7 +311,7 @@ class Installer:
                 committed = self._loaded(PREVIOUS)
                 old = committed[1].model if committed else None
                 before = Before(old.release_id if old else "")
-                self._probation = _Probation(self._clock.monotonic_s(), before, old)
+                self._probation = _Probation(self._clock.monotonic_s(), before, old, Pair())
             self._stage.hand_over(self._model, old, on_trial=slot.on_trial)
             return self._model
         return None
@@ -323,10 +353,30 @@ class Installer:
         gone_back = (*self._slots.gone_back(), *([self._owed] if self._owed else []))
         check_fit(manifest, self._site_id, running, gone_back)
         layers = manifest.layers_for(self._site_id)
-        download = Download(layers, self._layers, self._clock, self._request)
+        download = Download(layers, self._layers, self._clock, self._request, self._settings.bytes_per_s)
         check_room(manifest, download.bytes_needed, self._folder)
         self._drop_candidate()
+        if not download.done:
+            self._begin_fetch(release_id(manifest))
         self._candidate = _Candidate(desired, manifest, download, began_s=self._clock.monotonic_s())
+
+    def _begin_fetch(self, name: str) -> None:
+        """Mark it: what brings the agent down while it is fetched is left alone for a while. It may have been the
+        power, so that is not for ever; and a box without a clock can count it too.
+
+        Raises:
+            EnvironmentFault: it has come to an end here too often, or the disk does not take the mark.
+        """
+        ended = self._slots.fetches(name)
+        if ended >= self._settings.crashes_max:
+            left_s = self._settings.crash_window_s - (self._clock.monotonic_s() - self._began_s)
+            if left_s > 0:
+                raise EnvironmentFault(
+                    f"release {name} is not installed: the agent came to an end {ended} times while it was fetched",
+                    f"It is tried again in {left_s / 60:.0f} minutes, or after `systemctl restart`.",
+                )
+            self._slots.end_fetch()
+        self._slots.count_fetch(name)
 
     # A release on its way
 
@@ -348,6 +398,7 @@ class Installer:
     def _begin_test(self, candidate: _Candidate) -> bool:
         """Mark the attempt, then load and try aside: what brings the agent down is known after its start."""
         window_ns = round(self._settings.crash_window_s * 1e9)
+        self._slots.end_fetch()
         attempts = self._slots.count_attempt(candidate.name, self._believed_ns(self._slot), window_ns)
         if attempts > self._settings.crashes_max:
             self._go_back_before(candidate, f"the agent came to an end {attempts - 1} times while it was tried")
@@ -378,7 +429,7 @@ class Installer:
                 self._go_back_before(candidate, f"it has not loaded within {self._settings.test_s:.0f} s")
             return False
         if self._model is None:
-            self._swap(candidate, loaded, Before(""))
+            self._swap(candidate, loaded, Before(""), Pair())
             return False
         candidate.phase, candidate.began_s = Phase.SHADOW, self._clock.monotonic_s()
         self._stage.hand_over(self._model, beside=loaded.model)
@@ -395,17 +446,17 @@ class Installer:
         elif judged.outcome is Outcome.GO:
             old = seen.of(running.release_id)
             before = Before(running.release_id, old.median_ms, old.frames, seen.pair.shift, seen.pair.compared)
-            self._swap(candidate, loaded, before)
+            self._swap(candidate, loaded, before, seen.pair.turned())
         return False
 
-    def _swap(self, candidate: _Candidate, loaded: Loaded, before: Before) -> None:
+    def _swap(self, candidate: _Candidate, loaded: Loaded, before: Before, shadow: Pair) -> None:
         """First on disk, on trial, then between two frames. Nothing changes when the disk does not take it."""
         old, now_ns = self._model, self._believed_ns(self._slot)
         slot = Slot(candidate.desired.manifest, candidate.desired.signature, now_ns)
         self._slots.install(slot, self._slot)
         self._candidate, self._model, self._slot, self.variant = None, loaded.model, slot, loaded.variant
         self._starts, self._gone, self._boot_again_s = 0, None, None
-        self._probation = _Probation(self._clock.monotonic_s(), before, old)
+        self._probation = _Probation(self._clock.monotonic_s(), before, old, shadow)
         self.outcome = f"installed {candidate.name}, on probation"
         log.info("%s", self.outcome)
         self._stage.hand_over(loaded.model, beside=old, on_trial=True)
@@ -424,16 +475,16 @@ class Installer:
         if judged.outcome is Outcome.BACK:
             self._roll_back(probation, model, judged.reason, seen)
         elif judged.outcome is Outcome.GO:
-            self._commit(model)
+            self._commit(model, probation.shadow.plus(seen.pair))
 
-    def _commit(self, model: Model) -> None:
+    def _commit(self, model: Model, compared: Pair) -> None:
         try:
             self._slots.commit()
         except EnvironmentFault as error:  # it stays on probation until the disk takes it
             log.error("release %s cannot be committed yet: %s", model.release_id, error)
             return
         self._probation = None
-        self._starts = 0
+        self._starts, self._compared = 0, compared
         self._stage.hand_over(model)
         self.outcome = f"committed {model.release_id}"
         log.info("%s", self.outcome)
@@ -442,14 +493,12 @@ class Installer:
     def _roll_back(self, probation: _Probation, model: Model, reason: str, seen: Observation) -> None:
         """At once in memory, whatever the disk does; then on disk, again and again until it takes it."""
         self._stage.hand_over(probation.old, rescue=seen.stuck_s > self._settings.hang_s)
-        tally = seen.of(model.release_id)
-        self._gone = _health(
-            model.release_id, Phase.ROLLED_BACK, tally, seen.pair, reason=reason, restarts=self._starts
-        )
+        tally, compared = seen.of(model.release_id), probation.shadow.plus(seen.pair)
+        self._gone = _health(model.release_id, Phase.ROLLED_BACK, tally, compared, reason, self._starts)
         self._say(f"rolled back {model.release_id}: {reason}")
         at_ns = self._believed_ns(self._slot)
         self._owed = GoneBack(model.release_id, model.manifest.sequence, reason, at_ns)
-        self._model, self._probation, self._starts = probation.old, None, 0
+        self._model, self._probation, self._starts, self._compared = probation.old, None, 0, Pair()
         self._slot = None
         self._write_roll_back(self._owed)
         if self._model is None:  # there is nothing to go back to, or it could not be loaded when the agent started
@@ -487,7 +536,7 @@ class Installer:
             candidate.name,
             Phase.ROLLED_BACK,
             seen.of(candidate.name),
-            seen.pair if seen.pair.compared else None,
+            seen.pair.turned(),
             reason,
         )
         self._say(f"refused {candidate.name}: {reason}")
@@ -499,12 +548,15 @@ class Installer:
 
     def _drop_candidate(self) -> None:
         candidate, self._candidate = self._candidate, None
-        if candidate is None or candidate.phase is Phase.FETCHING:
+        if candidate is None:
             return
         if candidate.phase is Phase.SHADOW:
             self._stage.hand_over(self._model)
         try:
-            self._slots.end_attempt()
+            if candidate.phase is Phase.FETCHING:
+                self._slots.end_fetch()
+            else:
+                self._slots.end_attempt()
         except EnvironmentFault as error:
             log.warning("%s", error)
 
@@ -525,9 +577,12 @@ class Installer:
         return self._trust.recall(Desired(manifest=slot.manifest, signature=slot.signature))
 
 
-def _health(
-    name: str, phase: Phase, tally: Tally, pair: Pair | None, reason: str = "", restarts: int = 0
-) -> ReleaseHealth:
+def _health(name: str, phase: Phase, tally: Tally, pair: Pair, reason: str = "", restarts: int = 0) -> ReleaseHealth:
+    """What is told of a release.
+
+    Args:
+        pair: it runs, and the one before looks beside it.
+    """
     return ReleaseHealth(
         release_id=name,
         phase=phase.value,
@@ -539,8 +594,9 @@ def _health(
         score_sum=tally.score_sum,
         score_squares=tally.score_squares,
         latency_ms=tally.median_ms,
-        compared=pair.compared if pair else 0,
-        disagreed=pair.disagreed if pair else 0,
+        compared=pair.compared,
+        disagreed=pair.disagreed,
+        moved=dict(sorted(pair.moves_beside.items(), key=lambda item: -item[1][0])[:MOVED_MAX]),
     )
 
 

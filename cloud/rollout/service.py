@@ -64,6 +64,9 @@ class _World:
     def explained(self, rollout: Rollout, site_id: str) -> float:
         return self._rollouts.knowledge.gain(rollout, site_id)
 
+    def classes(self, rollout: Rollout) -> Mapping[str, float]:
+        return self._rollouts.knowledge.classes(rollout)
+
 
 class Rollouts:
     """All rollouts of the centre. Any thread may call it."""
@@ -76,12 +79,14 @@ class Rollouts:
         self.knowledge = Knowledge(store, registry)
         self._reports = Reports(settings)
         self._lock = threading.RLock()
+        self._opened = 0
         self.targets = Targets(store, registry)
         self.targets.refresh()
         self._open()
 
     def _open(self) -> None:
         """The engine of the ledger as it is on disk."""
+        self._opened += 1
         self._ledger = Ledger(self._store)
         self.engine = Engine(self._ledger.news())
 
@@ -109,6 +114,12 @@ class Rollouts:
                 log.info("rollout %s: %s %s", entry.rollout_id, type(entry).__name__.lower(), entry.why)
             if made:
                 self.targets.refresh()
+
+    @property
+    def generation(self) -> tuple[object, ...]:
+        """Changes whenever `wanted` may have changed for a gateway that has reported nothing new."""
+        with self._lock:
+            return self._opened, self.engine.applied, self.targets.active
 
     def wanted(self, gateway_id: str) -> str | None:
         """The release that this gateway is to run; None before the first release."""

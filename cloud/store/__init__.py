@@ -2,8 +2,10 @@
 
 from cloud.store.delivery import Gap
 from cloud.store.records import (
+    SUM,
     Assignment,
     Contribution,
+    DatasetVersion,
     LabelledSet,
     LayerRecord,
     LedgerLine,
@@ -14,8 +16,10 @@ from cloud.store.records import (
 from cloud.store.store import Store
 
 __all__ = [
+    "SUM",
     "Assignment",
     "Contribution",
+    "DatasetVersion",
     "Gap",
     "LabelledSet",
     "LayerRecord",

@@ -159,15 +159,15 @@ class SampleTables(Sessions):
         ranked = select(SampleRow.sample_id, SampleRow.value, place.label("place")).where(
             SampleRow.sample_id.not_in(done)
         )
-        if backbone is not None:
-            ranked = ranked.where(SampleRow.backbone == backbone)
-        inner = ranked.subquery()
+        inner = ranked.subquery()  # of an index alone (samples_by_value): a row is large, and only `limit` are read
         query = (
             select(SampleRow.sample_id, SampleRow.embedding)
             .join(inner, inner.c.sample_id == SampleRow.sample_id)
             .order_by(inner.c.place, inner.c.value.desc())
             .limit(limit)
         )
+        if backbone is not None:
+            query = query.where(SampleRow.backbone == backbone)
         with self._read() as session:
             return [(row[0], row[1]) for row in session.execute(query)]
 
@@ -258,6 +258,11 @@ class SampleTables(Sessions):
         )
         with self._read() as session:
             return [(row[0], row[1], row[2]) for row in session.execute(query)]
+
+    def label_count(self) -> int:
+        """Labels that count."""
+        with self._read() as session:
+            return session.scalar(select(func.count()).select_from(_current().subquery())) or 0
 
     def counts(self) -> dict[str, Any]:
         """Samples, labels that count, refused messages that are kept, and samples by site."""

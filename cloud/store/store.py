@@ -8,6 +8,7 @@ from alembic.util import CommandError
 from sqlalchemy import Engine
 
 from cloud.store.blobs import Blobs
+from cloud.store.curation import CurationTables
 from cloud.store.delivery import DeliveryTables
 from cloud.store.lineage import LineageTables
 from cloud.store.operations import OperationTables
@@ -17,7 +18,7 @@ from cloud.store.sessions import Sessions, begin_writing, connect, translate_fau
 from common.errors import HeadframeError, OperatorError
 
 
-class Store(SampleTables, DeliveryTables, OperationTables, RolloutTables, LineageTables):
+class Store(SampleTables, DeliveryTables, OperationTables, RolloutTables, LineageTables, CurationTables):
     """All that the centre remembers. Each method is a short session of its own; any thread may call it."""
 
     def __init__(self, engine: Engine, blobs: Path) -> None:
