@@ -87,7 +87,7 @@ class Review:
         order.release, order.asking = release, None
         backbone, _ = self._registry.backbone()
         classes = self._trainer.scenarios().get(scenario, ())
-        evidence = self._trainer.gathering.evidence(scenario, classes, backbone.hash, active)
+        evidence = self._trainer.gathering.evidence(scenario, classes, backbone.hash, active, keep=False)
         if not enough(evidence.shared):
             return
         excluded = self._store.excluded()
