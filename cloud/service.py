@@ -18,6 +18,7 @@ from cloud.federation.server_app import run_round
 from cloud.federation.strategy import Parts
 from cloud.guard import Guard
 from cloud.ingest import Ingest
+from cloud.learning.clocks import supersedes
 from cloud.learning.datasets import Catalogue
 from cloud.learning.training import Trainer
 from cloud.learning.triggers import DRIFT_LEVEL, Past, Trigger, TriggerRules, find_trigger
@@ -317,8 +318,13 @@ class Service:
             return {"asked": 0, "answered": 0}
         labels = self._labels_by_gateway(list(scenarios))
 
+        there = {scenario: self.store.contribution_records(scenario, backbone.hash) for scenario in scenarios}
+
         def keep(gateway_id: str, parts: Parts) -> None:
             for scenario, (statistics, covered) in parts.items():
+                if not supersedes(len(covered), there[scenario].get(gateway_id)):
+                    log.info("%s is still counting %s on the new backbone", gateway_id, scenario)
+                    continue
                 self.store.put_contribution(
                     scenario,
                     backbone.hash,

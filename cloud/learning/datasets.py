@@ -52,6 +52,8 @@ class Dataset:
     sites: tuple[str, ...]
     ids: tuple[bytes, ...]
     is_gold: NDArray[np.bool_]
+    files: tuple[str, ...] = ()
+    """Where the pictures lay when they were added; none of datasets that are older than that."""
 
     @property
     def gold(self) -> Labelled:
@@ -74,7 +76,23 @@ class Dataset:
             sites=tuple(self.sites[row] for row in rows),
             ids=tuple(self.ids[row] for row in rows),
             is_gold=self.is_gold[rows],
+            files=tuple(self.files[row] for row in rows) if self.files else (),
         )
+
+    def picture(self, row: int) -> NDArray[np.uint8]:
+        """The picture of a row, from where it lay, uint8 (H, W, 3) BGR.
+
+        Raises:
+            OperatorError: it is not there any more, or another one is.
+        """
+        path = Path(self.files[row]) if self.files else None
+        if path is None or not path.is_file() or _id_of(path) != self.ids[row]:
+            what = f"is not at {path} any more" if path else "was added before their places were noted"
+            raise OperatorError(
+                f"a picture of dataset {self.name} {what}",
+                f"Add it again: `headframe cloud dataset add FOLDER --name {self.name} --scenario {self.scenario}`.",
+            )
+        return read_picture(path)
 
     def statistics(self, classes: Sequence[str]) -> Statistics:
         """Of everything but the gold set."""
@@ -148,8 +166,13 @@ def choose_gold(ids: Sequence[bytes], labels: Sequence[str], scenes: Sequence[st
     return np.array([name in chosen for name in scenes], dtype=bool)
 
 
+def _id_of(path: Path) -> bytes:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+
+
 class Catalogue:
-    """The datasets in a folder of the centre, one `.npz` each (arrays only, no pickle)."""
+    """The datasets in a folder of the centre, one `.npz` each (arrays only, no pickle), and one more for each backbone
+    that came after it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -172,15 +195,48 @@ class Catalogue:
         embeddings, ids = np.zeros((len(items), backbone.dimension), np.float32), []
         for row, item in enumerate(items):
             embeddings[row] = backbone.embed(read_picture(item.path))
-            ids.append(hashlib.blake2b(item.path.read_bytes(), digest_size=16).digest())
+            ids.append(_id_of(item.path))
             progress(row + 1)
         labels, sites = tuple(item.label for item in items), tuple(item.site for item in items)
         gold = choose_gold(ids, labels, sites)
-        dataset = Dataset(name, scenario, backbone.hash, tuple(classes), embeddings, labels, sites, tuple(ids), gold)
+        files = tuple(str(item.path.resolve()) for item in items)
+        dataset = Dataset(
+            name, scenario, backbone.hash, tuple(classes), embeddings, labels, sites, tuple(ids), gold, files
+        )
         self._write(dataset)
+        for path in self.folder.glob(f"{name}.{scenario}.*.npz"):  # of pictures that are no longer those
+            path.unlink()
         return dataset
 
-    def _write(self, dataset: Dataset) -> None:
+    def lacking(self, backbone: str) -> list[Dataset]:
+        """Datasets that are there, but not on this backbone."""
+        found = self.datasets()
+        there = {(dataset.name, dataset.scenario) for dataset in found if dataset.backbone == backbone}
+        first = {(dataset.name, dataset.scenario): dataset for dataset in reversed(found)}
+        return [dataset for key, dataset in sorted(first.items()) if key not in there]
+
+    def embed_again(
+        self, dataset: Dataset, backbone: Backbone, progress: Callable[[int], None] = lambda _: None
+    ) -> Dataset:
+        """The same pictures, labels and gold on another backbone, beside the dataset.
+
+        Raises:
+            OperatorError: a picture is not where it was.
+        """
+        embeddings = np.zeros((len(dataset.ids), backbone.dimension), np.float32)
+        for row in range(len(dataset.ids)):
+            embeddings[row] = backbone.embed(dataset.picture(row))
+            progress(row + 1)
+        made = replace(dataset, backbone=backbone.hash, embeddings=embeddings)
+        self._write(made, f".{backbone.hash[:16]}")
+        return made
+
+    def forget(self, backbone: str) -> None:
+        """Remove what `embed_again` made for a backbone."""
+        for path in self.folder.glob(f"*.{backbone[:16]}.npz"):
+            path.unlink()
+
+    def _write(self, dataset: Dataset, ending: str = "") -> None:
         buffer = io.BytesIO()
         header = {"name": dataset.name, "scenario": dataset.scenario, "backbone": dataset.backbone}
         np.savez(
@@ -192,8 +248,9 @@ class Catalogue:
             sites=np.array(dataset.sites),
             ids=np.frombuffer(b"".join(dataset.ids), np.uint8).reshape(-1, 16),
             is_gold=dataset.is_gold,
+            files=np.array(dataset.files, dtype=np.str_),
         )
-        write_atomically(self.folder / f"{dataset.name}.{dataset.scenario}.npz", buffer.getvalue())
+        write_atomically(self.folder / f"{dataset.name}.{dataset.scenario}{ending}.npz", buffer.getvalue())
 
     def datasets(self, scenario: str | None = None) -> list[Dataset]:
         """All datasets, or those of one scenario, by name."""
@@ -212,6 +269,7 @@ class Catalogue:
                         sites=tuple(str(site) for site in arrays["sites"]),
                         ids=tuple(row.tobytes() for row in arrays["ids"]),
                         is_gold=arrays["is_gold"],
+                        files=tuple(str(name) for name in arrays["files"]) if "files" in arrays else (),
                     )
                 )
         return found

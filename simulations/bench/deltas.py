@@ -22,7 +22,7 @@ from cloud.learning.curvature import input_moments
 from cloud.learning.datasets import Item, read_folder, read_picture
 from cloud.learning.export import export_default_backbone, export_head
 from cloud.learning.heads import HeadWeights, calibrate, lift, principal_basis, solve_lda
-from cloud.learning.snapping import coarsest
+from cloud.learning.snapping import coarsest, keeps
 from common.backbone import Backbone
 from common.delta import apply_delta, make_delta
 from common.ids import layer_hash
@@ -31,7 +31,6 @@ from common.weights import find_weights
 from simulations.bench._finetune import Budget, fine_tune, scale_picture
 from simulations.bench.loop import find_data
 
-SHIFT_MAX = 0.004  # share of the probability that moves, mean over the calibration pictures
 MOMENT_PICTURES = 64
 KINDS = ("last_block", "full")
 STEPS, QUICK_STEPS = 300, 20
@@ -127,17 +126,8 @@ def _solve(model: bytes, items: Sequence[Item]) -> HeadWeights:
 
 
 def _keeps(head: HeadWeights, items: Sequence[Item], wanted: Array) -> Callable[[bytes], bool]:
-    """Whether a snapped model's probabilities are those of the unsnapped one.
-
-    Counting changed predictions needs hundreds of pictures to tell 0.99 from 0.97; the probability that moves (total
-    variation) is as telling with a hundred, since it also counts the predictions that nearly changed.
-    """
-
-    def passes(model: bytes) -> bool:
-        shift = np.abs(head.probabilities(_embed(model, items)) - wanted).sum(axis=1) / 2
-        return float(shift.mean()) <= SHIFT_MAX
-
-    return passes
+    """Whether a snapped model's probabilities are those of the unsnapped one."""
+    return lambda snapped: keeps(head, _embed(snapped, items), wanted)
 
 
 def _agreement(one: list[str], other: list[str]) -> float:

@@ -1,0 +1,195 @@
+"""From labelled pictures to a signed release on a new backbone, or to the reason why not.
+
+Tune; snap onto the coarsest steps from the running backbone that keep what the heads say; bring everything that the
+centre can see onto the new one; learn the map for what it cannot see; then a training run like any other, with the gate
+asking the running heads on the running backbone and the new ones on the snapped file itself. Backbone and heads are one
+release. What the gate refuses is forgotten. Cut short anywhere, the same command goes on.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+
+from cloud.finetuning.examples import Example, Picture, hold_back
+from cloud.finetuning.tuning import Recipe, Tuned, Tuning
+from cloud.learning.clocks import UNLABELLED, Progress, silent
+from cloud.learning.curvature import input_moments
+from cloud.learning.datasets import Catalogue, Dataset
+from cloud.learning.heads import solve_shared
+from cloud.learning.quantise import embed_all
+from cloud.learning.snapping import coarsest, keeps
+from cloud.learning.training import Outcome, Trainer
+from cloud.registry import Registry
+from cloud.store import Run, Store
+from common.backbone import Backbone
+from common.clock import Clock
+from common.errors import OperatorError
+from common.files import write_atomically
+from common.manifest import Layer
+from common.statistics import Statistics
+
+log = logging.getLogger(__name__)
+
+UNDER_WAY: Final = "fine-tuning"
+"""Status of a run; the service takes up rounds again after a crash, not these: the command does."""
+SOLVED_MAX: Final = 1_000  # pictures that the heads for snapping are solved from
+JUDGED_MAX: Final = 260  # pictures on which a snapped backbone must say the same
+MOMENTS: Final = 64
+
+
+class Finetuner:
+    """Fine-tunes the backbone that runs.
+
+    Args:
+        folder: for checkpoints.
+    """
+
+    def __init__(
+        self, store: Store, catalogue: Catalogue, registry: Registry, trainer: Trainer, clock: Clock, folder: Path
+    ) -> None:
+        self._store, self._catalogue, self._registry, self._trainer = store, catalogue, registry, trainer
+        self._clock, self._folder = clock, folder
+
+    def run(self, recipe: Recipe, author: str, progress: Progress = silent) -> Outcome:
+        """Tune, judge, publish; the run is recorded either way.
+
+        Raises:
+            OperatorError: there is no release yet, no two classes, a backbone that cannot be trained, or a picture of a
+                dataset that is gone.
+        """
+        if self._registry.active() is None:
+            raise OperatorError("there is no release whose backbone to fine-tune", "First `headframe cloud train`.")
+        base, path = self._registry.backbone()
+        train, held = hold_back(self.examples())
+        tuning = Tuning(path, train, recipe, self._folder)
+        record: dict[str, object] = {
+            "author": author,
+            "kind": "fine-tune",
+            "labels": int(self._store.counts()["labels"]),
+            "parent": base.hash,
+            "parameters": asdict(recipe),
+            "pictures": len(train),
+            "held_back": sorted({example.site for example in held}),
+        }
+        run = Run(f"tune-{tuning.key[:12]}", self._clock.wall_ns(), None, UNDER_WAY, record)
+        self._store.update_run(run)
+        tuned = tuning.run(partial(progress, "epochs"))
+        layer = self._snap(base, path, tuned, train, held or train, record)
+        self._registry.note(
+            layer,
+            "backbone",
+            parent=base.hash,
+            samples=[example.id for example in train],
+            data_version=tuning.key,
+            parameters=asdict(recipe),
+            evaluation={key: record[key] for key in ("curve", "step_fraction", "delta_bytes")},
+            licence=self._licence(base),
+        )
+        self._trainer.clocks.bring(layer.hash, self._registry.layer_path(layer.hash), progress, unlabelled=UNLABELLED)
+        self._trainer.clocks.learn(base.hash, layer.hash)
+        outcome = self._trainer.run(f"fine-tune {run.run_id}", layer)
+        if not outcome.release_id:
+            self._trainer.clocks.forget(layer.hash)
+        tuning.forget()
+        status = "released" if outcome.release_id else "refused by the gate"
+        whole = replace(outcome, record=record | outcome.record)
+        self._store.update_run(replace(run, status=status, record=whole.record, finished_ns=self._clock.wall_ns()))
+        return whole
+
+    def examples(self) -> list[Example]:
+        """Every labelled picture at the centre but gold, without those of sites that were unlearned."""
+        excluded, found = self._store.excluded(), []
+        backbone, _ = self._registry.backbone()
+        for scenario, classes in self._trainer.scenarios().items():
+            for dataset in self._trainer.gathering.datasets(scenario, backbone.hash):
+                found += [
+                    Example(dataset.ids[row], scenario, dataset.labels[row], dataset.sites[row], _of(dataset, row))
+                    for row in np.flatnonzero(~dataset.is_gold).tolist()
+                ]
+            for sample in self._store.samples(scenario=scenario, labelled=True, limit=None):
+                label = sample.labels.get(scenario, "")
+                if label in classes and not excluded & {sample.gateway_id, sample.site_id}:
+                    read = partial(self._read, sample.sample_id)
+                    found.append(Example(sample.sample_id, scenario, label, sample.site_id, read))
+        return sorted(found, key=lambda example: (example.scenario, example.id))
+
+    def _read(self, sample_id: bytes) -> Picture:
+        picture = cv2.imdecode(np.frombuffer(self._store.jpeg(sample_id), np.uint8), cv2.IMREAD_COLOR)
+        if picture is None:
+            raise OperatorError(
+                f"the picture of sample {sample_id.hex()} does not decode", "Take its label back: the console does."
+            )
+        return np.asarray(picture, np.uint8)
+
+    def _snap(
+        self,
+        base: Layer,
+        path: Path,
+        tuned: Tuned,
+        train: Sequence[Example],
+        judged: Sequence[Example],
+        record: dict[str, object],
+    ) -> Layer:
+        """The layer that is judged and signed, with its delta; what came of it goes into the record."""
+        target = self._folder / "target.onnx"
+        write_atomically(target, tuned.data)
+        network = Backbone.open(target)
+        moments = input_moments(tuned.data, (network.tensor(e.read()) for e in _spread(train, MOMENTS)))
+        snapped = coarsest(path.read_bytes(), tuned.data, self._keeps(network, train, judged), moments)
+        target.unlink()
+        delta = snapped.delta(path.read_bytes())
+        layer = self._registry.put(snapped.data)
+        self._registry.put_delta(base, layer, delta)
+        record |= {
+            "backbone": layer.hash,
+            "curve": list(tuned.curve),
+            "step_fraction": snapped.fraction,
+            "delta_bytes": len(delta),
+            "bytes": layer.size_bytes,
+        }
+        return layer
+
+    def _keeps(self, tuned: Backbone, train: Sequence[Example], judged: Sequence[Example]) -> Callable[[bytes], bool]:
+        """Whether heads of every scenario say on a snapped backbone what they say on the tuned one."""
+        verdicts = []
+        for scenario in sorted({example.scenario for example in train}):
+            own = _spread([example for example in train if example.scenario == scenario], SOLVED_MAX)
+            asked = _spread([example for example in judged if example.scenario == scenario], JUDGED_MAX)
+            labels = [example.label for example in own]
+            if len(set(labels)) < 2 or not asked:
+                continue
+            statistics = Statistics.of(sorted(set(labels)), embed_all(tuned, [e.read() for e in own]), labels)
+            head = solve_shared(statistics, self._trainer.rules.shrinkage, self._trainer.rules.dimension_max)
+            wanted = head.probabilities(embed_all(tuned, [e.read() for e in asked]))
+            verdicts.append((head, asked, wanted))
+
+        def passes(snapped: bytes) -> bool:
+            path = self._folder / "snapped.onnx"
+            write_atomically(path, snapped)
+            backbone = Backbone.open(path)
+            path.unlink()
+            return all(
+                keeps(head, embed_all(backbone, [e.read() for e in asked]), wanted) for head, asked, wanted in verdicts
+            )
+
+        return passes
+
+    def _licence(self, base: Layer) -> str:
+        return next((str(r.record.get("licence", "")) for r in self._store.layers() if r.layer == base.hash), "") or (
+            "not stated"
+        )
+
+
+def _of(dataset: Dataset, row: int) -> Callable[[], Picture]:
+    return lambda: dataset.picture(row)
+
+
+def _spread(examples: Sequence[Example], most: int) -> list[Example]:
+    """At most so many, from all over."""
+    return list(examples[:: max(1, -(-len(examples) // most))])
