@@ -79,7 +79,12 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
     def to(self, device: Any) -> "Network":
         """Constants move along: they are no parameters, since most are not weights."""
         super().to(device)
-        self._constants = {name: value.to(device) for name, value in self._constants.items()}
+        self._constants = {
+            name: value.to(device)
+            if value.is_floating_point() and value.ndim
+            else value  # bounds and axes are read here
+            for name, value in self._constants.items()
+        }
         return self
 
     def layer(self) -> bytes:

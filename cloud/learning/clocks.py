@@ -131,7 +131,7 @@ class Clocks:
         """Remove everything that was made for a backbone that no release has."""
         self._store.forget_backbone(backbone)
         self._catalogue.forget(backbone)
-        for path in self._folder.glob(f"*.{backbone}.npz"):
+        for path in (*self._folder.glob(f"*.{backbone}.npz"), *self._folder.glob(f"{backbone}.*.npz")):
             path.unlink()
 
     def _embedded(self, backbone: Backbone, names: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:

@@ -1,5 +1,6 @@
 """Fine-tuning: the same graph with other numbers, resumable to the byte, released with the heads that stand on it."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -10,8 +11,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 
+from cloud.cli import app
 from cloud.finetuning.examples import Example, draw, hold_back
 from cloud.finetuning.graph import Depth, Network
 from cloud.finetuning.run import Finetuner
@@ -19,6 +23,7 @@ from cloud.finetuning.tuning import Recipe, Tuning
 from cloud.learning.adoption import adopt_backbone
 from cloud.learning.clocks import CARRIED
 from cloud.learning.datasets import Catalogue, read_folder
+from cloud.learning.export import set_default_backbone
 from cloud.learning.training import Trainer
 from cloud.registry import Registry
 from cloud.settings import LearningSettings
@@ -27,6 +32,7 @@ from cloud.trust import Repository
 from common import manifest as keys
 from common.backbone import Backbone, create_session
 from common.errors import OperatorError
+from common.ids import layer_hash
 from common.manifest import SHARED
 from common.messages import Fetch, LayerPart, Sample, State
 from common.packing import pack
@@ -388,3 +394,31 @@ def test_pictures_that_moved_are_asked_for(centre: Centre) -> None:
     with pytest.raises(OperatorError, match="is not at") as error:
         centre.finetune(FAST)
     assert "dataset add" in error.value.hint
+
+
+def test_the_command_makes_a_release_and_says_what_it_weighs(tmp_path: Path) -> None:
+    for number in range(60):
+        label = CLASSES[number % 2]
+        (tmp_path / "pictures" / label).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "pictures" / label / f"{number}.png"), picture(label, number))
+    layers, layer = tmp_path / "data" / "layers", small_backbone()
+    layers.mkdir(parents=True)
+    (layers / layer_hash(layer)).write_bytes(layer)
+    set_default_backbone(layers, layer_hash(layer))
+    (tmp_path / "cloud.toml").write_text(f'data_dir = "{tmp_path / "data"}"\n')
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(app, [*words, "--config", str(tmp_path / "cloud.toml")])
+
+    assert run("dataset", "add", str(tmp_path / "pictures"), "--scenario", SCENARIO).exit_code == 0
+    early = run("finetune")
+    assert isinstance(early.exception, OperatorError), "there is nothing yet that could be compared with"
+    assert run("train").exit_code == 0
+    assert "no depth" in str(run("finetune", "--depth", "head").exception)
+    found = run("finetune", "--epochs", "1", "--rate", "0.002", "--seed", "4", "--json")
+    assert found.exit_code == 0, found.output
+    record = json.loads(found.stdout)
+    assert record["release_id"].startswith("r2-")
+    assert 0 < record["delta_bytes"] < record["bytes"]
+    assert record["parameters"]["seed"] == 4
+    assert list((tmp_path / "data" / "finetuning").glob("*.checkpoint")) == [], "nothing is left of a run that is over"

@@ -1,0 +1,276 @@
+"""`headframe bench clocks`: the centre fine-tunes on a few uploads, the sites keep their pictures. What does that cost?
+
+Real belts, split by scene: a third of the scenes is measured on and shown to nobody. The other scenes are sites; all
+their pictures are labelled there, and of each class at most 24 came to the centre. The centre fine-tunes the backbone
+on those (the default adapter), snaps it, and ships it; sites count again, and the head is solved from everybody's
+statistics. Until they have counted, what they had is carried over by the linear map that the uploads teach. The bound
+is a full fine-tune on every picture of every site in one place: its own softmax, or a head solved on it, whichever is
+better in the mean. Everything is measured on what gateways would run: the snapped file, in ONNX Runtime.
+"""
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+
+from cloud.finetuning.examples import Example
+from cloud.finetuning.graph import Depth
+from cloud.finetuning.tuning import Recipe, Tuned, Tuning
+from cloud.learning.carrying import learn_map
+from cloud.learning.curvature import input_moments
+from cloud.learning.datasets import Item, read_folder, read_picture
+from cloud.learning.export import export_default_backbone, export_head
+from cloud.learning.gates import balanced_accuracy
+from cloud.learning.snapping import coarsest, keeps
+from common.backbone import Backbone
+from common.ids import layer_hash
+from common.packing import pack
+from common.statistics import Statistics
+from simulations.bench._learners import solve
+from simulations.bench._sites import Pictures, Rows, embed_items, mean_and_error, split
+from simulations.bench.loop import find_data
+
+SEEDS, QUICK_SEEDS = 5, 1
+LABELS_MAX, QUICK_LABELS_MAX = 24, 12
+QUICK_PER_SCENE = 5  # pictures of a class in a scene
+ADAPTER = Recipe(input_px=128)
+JOINT = Recipe(Depth.FULL, epochs=16, distillation=0.0, input_px=128)
+QUICK_EPOCHS = 3
+JUDGED = 120  # pictures on which the snapped backbone must say what the tuned one does
+MOMENTS = 64
+FROZEN, CLOCKS, CARRIED = (
+    "frozen backbone",
+    "two clocks, sites have counted again",
+    "two clocks, sites carried by the map",
+)
+STALE, OLD_HEAD = "two clocks, old statistics as they are", "new backbone under the old head"
+UPLOADS, UPLOADS_SOFTMAX = "uploads alone", "uploads alone, softmax"
+JOINT_HEAD, JOINT_SOFTMAX = "joint full fine-tune, head solved", "joint full fine-tune, softmax"
+Scores = dict[str, tuple[float, float]]
+"""learner -> accuracy and balanced accuracy, in points"""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The pictures, and what the first backbone says of them."""
+
+    items: list[Item]
+    base: bytes
+    seen: Pictures
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.seen.classes
+
+    def statistics(self, embeddings: NDArray[np.floating], rows: Rows) -> Statistics:
+        return Statistics.of(self.classes, embeddings[rows], self.seen.labels[rows].tolist())
+
+    def score(self, said: Sequence[str], rows: Rows) -> tuple[float, float]:
+        truth = self.seen.labels[rows]
+        return 100 * float((np.array(said) == truth).mean()), 100 * balanced_accuracy(truth.tolist(), said)
+
+    def examples(self, rows: Rows) -> list[Example]:
+        found = []
+        for row in rows.tolist():
+            item = self.items[row]
+            read = lambda path=item.path: read_picture(path)  # noqa: E731
+            found.append(Example(row.to_bytes(16, "big"), "belt", item.label, item.site, read))
+        return found
+
+    def uploads(self, train: Rows, seed: int, most: int) -> Rows:
+        """So many of each class, by chance."""
+        rng = np.random.default_rng(seed)
+        labels = self.seen.labels
+        parts = [rng.permutation(train[labels[train] == name])[:most] for name in self.classes]
+        return np.sort(np.concatenate(parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One seed."""
+
+    scores: Scores
+    up_bytes: float
+    """Of a site's statistics, when it has counted again; mean"""
+    pictures_bytes: int
+    """Of all uploads"""
+    down_bytes: int
+    """Delta of the backbone and a head"""
+    explained: float
+    """Share of the variance of the new embeddings of other pictures that the map foretells"""
+    tune_s: float
+    joint_s: float
+    """CPU"""
+
+
+def bench_clocks(*, quick: bool) -> dict[str, Any]:
+    """Both clocks, and the bound, over seeds of scenes and uploads."""
+    began_s = time.monotonic()
+    world = read_world(quick=quick)
+    console = Console(stderr=True)
+    found = []
+    for seed in range(QUICK_SEEDS if quick else SEEDS):
+        console.log(f"seed {seed}")
+        found.append(measure(world, seed, quick=quick))
+    return report(world, found) | {"seconds": round(time.monotonic() - began_s, 1)}
+
+
+def read_world(*, quick: bool) -> World:
+    """The belts, embedded; quick takes a few pictures of each class in each scene."""
+    items = read_folder(find_data())
+    if quick:
+        count: dict[tuple[str, str], int] = {}
+        for item in items:
+            count[item.site, item.label] = count.get((item.site, item.label), 0) + 1
+        seen: dict[tuple[str, str], int] = {}
+        kept = []
+        for item in items:
+            key = item.site, item.label
+            seen[key] = seen.get(key, 0) + 1
+            if seen[key] <= QUICK_PER_SCENE:
+                kept.append(item)
+        items = kept
+    base = export_default_backbone()
+    return World(items, base, embed_items("belts", items, base))
+
+
+def measure(world: World, seed: int, *, quick: bool) -> Found:
+    """One split by scene, one draw of uploads."""
+    train, test = split(world.seen, seed)
+    uploads = world.uploads(train, seed, QUICK_LABELS_MAX if quick else LABELS_MAX)
+    rest = np.setdiff1d(train, uploads)
+    old = world.seen.embeddings
+    tuned, tune_s = _tune(world, uploads, _recipe(ADAPTER, seed, quick))
+    snapped, delta = _snap(world, tuned, uploads)
+    new = embed_items("tuned", world.items, snapped).embeddings
+    counted_up = world.statistics(new, uploads)
+    carrying = learn_map(old[uploads], new[uploads], world.seen.scenes[uploads].tolist())
+    carried, up_bytes = counted_up, []
+    for scene in np.unique(world.seen.scenes[rest]):
+        own = rest[world.seen.scenes[rest] == scene]
+        labels = world.seen.labels[own].tolist()
+        packed, _ = pack(world.classes, old[own], labels)
+        carried = carried + carrying.carry(packed).statistics().over(world.classes)
+        up_bytes.append(sum(array.nbytes for array in pack(world.classes, new[own], labels)[0].arrays().values()))
+    heads = {
+        CLOCKS: solve(world.statistics(new, train)),
+        CARRIED: solve(carried),
+        STALE: solve(counted_up + world.statistics(old, rest)),
+        OLD_HEAD: solve(world.statistics(old, train)),
+        UPLOADS: solve(counted_up),
+    }
+    scores = {name: world.score(head.predict(new[test]), test) for name, head in heads.items()}
+    scores[FROZEN] = world.score(heads[OLD_HEAD].predict(old[test]), test)
+    scores[UPLOADS_SOFTMAX] = world.score(_softmax(tuned, new[test]), test)
+    joint, joint_s = _tune(world, train, _recipe(JOINT, seed, quick))
+    bound = embed_items("joint", world.items, joint.data).embeddings
+    scores[JOINT_HEAD] = world.score(solve(world.statistics(bound, train)).predict(bound[test]), test)
+    scores[JOINT_SOFTMAX] = world.score(_softmax(joint, bound[test]), test)
+    explained = 1 - float(((carrying.embeddings(old[rest]) - new[rest]) ** 2).sum() / _variance(new[rest]))
+    head_bytes = len(export_head(heads[CLOCKS], "belt", layer_hash(snapped)))
+    return Found(
+        scores,
+        float(np.mean(up_bytes)),
+        int(world.seen.file_bytes[uploads].sum()),
+        len(delta) + head_bytes,
+        explained,
+        tune_s,
+        joint_s,
+    )
+
+
+def report(world: World, found: Sequence[Found]) -> dict[str, Any]:
+    """The figures, means over the seeds; gaps are differences within a seed."""
+    accuracy, balanced = (
+        {name: [one.scores[name][which] for one in found] for name in found[0].scores} for which in (0, 1)
+    )
+    figures: dict[str, Any] = {}
+    for ending, scores in (("", accuracy), ("_balanced", balanced)):
+        bound = max((JOINT_HEAD, JOINT_SOFTMAX), key=lambda name: float(np.mean(scores[name])))
+        figures |= {
+            f"gap_to_joint{ending}": _gap(scores, bound, CLOCKS),
+            f"gap_carried{ending}": _gap(scores, bound, CARRIED),
+            f"gap_not_carried{ending}": _gap(scores, bound, STALE),
+            f"won_over_frozen{ending}": _gap(scores, CLOCKS, FROZEN),
+            f"errors{ending}": mean_and_error(np.subtract(scores[bound], scores[CLOCKS]).tolist()),
+        }
+    return figures | {
+        "bytes_up_per_site": round(float(np.mean([one.up_bytes for one in found]))),
+        "bytes_of_uploads": round(float(np.mean([one.pictures_bytes for one in found]))),
+        "bytes_down": round(float(np.mean([one.down_bytes for one in found]))),
+        "share_of_the_model_down": round(float(np.mean([one.down_bytes for one in found])) / len(world.base), 5),
+        "explained_by_the_map": round(float(np.mean([one.explained for one in found])), 3),
+        "cpu_s": {
+            "two clocks": round(float(np.mean([one.tune_s for one in found]))),
+            "joint": round(float(np.mean([one.joint_s for one in found]))),
+        },
+        "table": [
+            {
+                "learner": name,
+                "accuracy": mean_and_error(accuracy[name]),
+                "balanced": mean_and_error(balanced[name]),
+            }
+            for name in sorted(accuracy, key=lambda name: -float(np.mean(accuracy[name])))
+        ],
+        "pictures": len(world.items),
+        "seeds": len(found),
+    }
+
+
+def _gap(scores: Mapping[str, list[float]], one: str, other: str) -> float:
+    return round(float(np.mean(np.subtract(scores[one], scores[other]))), 2)
+
+
+def _recipe(recipe: Recipe, seed: int, quick: bool) -> Recipe:
+    return replace(recipe, seed=seed, epochs=QUICK_EPOCHS if quick else recipe.epochs)
+
+
+def _tune(world: World, rows: Rows, recipe: Recipe) -> tuple[Tuned, float]:
+    """A fine-tune on these pictures, and the CPU that it took."""
+    began_s = time.process_time()
+    with tempfile.TemporaryDirectory(prefix="headframe-bench-") as folder:
+        path = Path(folder) / "base.onnx"
+        path.write_bytes(world.base)
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(f"{recipe.depth.value}, {len(rows)} pictures", total=recipe.epochs)
+            tuned = Tuning(path, world.examples(rows), recipe).run(
+                lambda done, _: progress.update(task, completed=done)
+            )
+    return tuned, time.process_time() - began_s
+
+
+def _snap(world: World, tuned: Tuned, uploads: Rows) -> tuple[bytes, bytes]:
+    """The file that ships, and its delta."""
+    items = [world.items[row] for row in uploads]
+    wanted = embed_items("tuned", items, tuned.data)
+    head = solve(Statistics.of(world.classes, wanted.embeddings, wanted.labels.tolist()))
+    judged = items[:: max(1, len(items) // JUDGED)]
+    probabilities = head.probabilities(embed_items("judged", judged, tuned.data).embeddings)
+
+    def passes(model: bytes) -> bool:
+        return keeps(head, embed_items("snapped", judged, model).embeddings, probabilities)
+
+    with tempfile.TemporaryDirectory(prefix="headframe-bench-") as folder:
+        path = Path(folder) / "tuned.onnx"
+        path.write_bytes(tuned.data)
+        backbone = Backbone.open(path)
+    moments = input_moments(tuned.data, (backbone.tensor(read_picture(item.path)) for item in items[:MOMENTS]))
+    snapped = coarsest(world.base, tuned.data, passes, moments)
+    return snapped.data, snapped.delta(world.base)
+
+
+def _softmax(tuned: Tuned, embeddings: NDArray[np.floating]) -> list[str]:
+    """What the head says that pulled at the embedding."""
+    weights, bias = tuned.head
+    return [tuned.classes[place][1] for place in (embeddings @ weights.T + bias).argmax(axis=1)]
+
+
+def _variance(rows: NDArray[np.floating]) -> float:
+    return float(((rows - rows.mean(axis=0)) ** 2).sum())
