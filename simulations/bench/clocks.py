@@ -8,43 +8,36 @@ is a full fine-tune on every picture of every site in one place: its own softmax
 better in the mean. Everything is measured on what gateways would run: the snapped file, in ONNX Runtime.
 """
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress
 
-from cloud.finetuning.examples import Example
 from cloud.finetuning.graph import Depth
-from cloud.finetuning.tuning import Recipe, Tuned, Tuning
+from cloud.finetuning.tuning import Recipe, Tuned
 from cloud.learning.carrying import learn_map
-from cloud.learning.curvature import input_moments
-from cloud.learning.datasets import Item, read_folder, read_picture
+from cloud.learning.datasets import Item, read_folder
 from cloud.learning.export import export_default_backbone, export_head
 from cloud.learning.gates import balanced_accuracy
-from cloud.learning.snapping import coarsest, keeps
-from common.backbone import Backbone
 from common.ids import layer_hash
 from common.packing import pack
 from common.statistics import Statistics
 from simulations.bench._learners import solve
 from simulations.bench._sites import Pictures, Rows, embed_items, mean_and_error, split
+from simulations.bench._tuning import TRAIN_PX, embed, snap_tuned, tune
 from simulations.bench.loop import find_data
 
 SEEDS, QUICK_SEEDS = 5, 1
 LABELS_MAX, QUICK_LABELS_MAX = 24, 12
 QUICK_PER_SCENE = 5  # pictures of a class in a scene
-ADAPTER = Recipe(input_px=128)
-JOINT = Recipe(Depth.FULL, epochs=16, distillation=0.0, input_px=128)
+ADAPTER = Recipe(input_px=TRAIN_PX)
+JOINT = Recipe(Depth.FULL, epochs=16, distillation=0.0, input_px=TRAIN_PX)
 QUICK_EPOCHS = 3
 JUDGED = 120  # pictures on which the snapped backbone must say what the tuned one does
-MOMENTS = 64
 FROZEN, CLOCKS, CARRIED = (
     "frozen backbone",
     "two clocks, sites have counted again",
@@ -76,13 +69,8 @@ class World:
         truth = self.seen.labels[rows]
         return 100 * float((np.array(said) == truth).mean()), 100 * balanced_accuracy(truth.tolist(), said)
 
-    def examples(self, rows: Rows) -> list[Example]:
-        found = []
-        for row in rows.tolist():
-            item = self.items[row]
-            read = lambda path=item.path: read_picture(path)  # noqa: E731
-            found.append(Example(row.to_bytes(16, "big"), "belt", item.label, item.site, read))
-        return found
+    def pick(self, rows: Rows) -> list[Item]:
+        return [self.items[row] for row in rows]
 
     def uploads(self, train: Rows, seed: int, most: int) -> Rows:
         """So many of each class, by chance."""
@@ -149,7 +137,7 @@ def measure(world: World, seed: int, *, quick: bool) -> Found:
     old = world.seen.embeddings
     tuned, tune_s = _tune(world, uploads, _recipe(ADAPTER, seed, quick))
     snapped, delta = _snap(world, tuned, uploads)
-    new = embed_items("tuned", world.items, snapped).embeddings
+    new = embed(snapped, world.items)
     counted_up = world.statistics(new, uploads)
     carrying = learn_map(old[uploads], new[uploads], world.seen.scenes[uploads].tolist())
     carried, up_bytes = counted_up, []
@@ -170,7 +158,7 @@ def measure(world: World, seed: int, *, quick: bool) -> Found:
     scores[FROZEN] = world.score(heads[OLD_HEAD].predict(old[test]), test)
     scores[UPLOADS_SOFTMAX] = world.score(_softmax(tuned, new[test]), test)
     joint, joint_s = _tune(world, train, _recipe(JOINT, seed, quick))
-    bound = embed_items("joint", world.items, joint.data).embeddings
+    bound = embed(joint.data, world.items)
     scores[JOINT_HEAD] = world.score(solve(world.statistics(bound, train)).predict(bound[test]), test)
     scores[JOINT_SOFTMAX] = world.score(_softmax(joint, bound[test]), test)
     explained = 1 - float(((carrying.embeddings(old[rest]) - new[rest]) ** 2).sum() / _variance(new[rest]))
@@ -235,34 +223,14 @@ def _recipe(recipe: Recipe, seed: int, quick: bool) -> Recipe:
 def _tune(world: World, rows: Rows, recipe: Recipe) -> tuple[Tuned, float]:
     """A fine-tune on these pictures, and the CPU that it took."""
     began_s = time.process_time()
-    with tempfile.TemporaryDirectory(prefix="headframe-bench-") as folder:
-        path = Path(folder) / "base.onnx"
-        path.write_bytes(world.base)
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(f"{recipe.depth.value}, {len(rows)} pictures", total=recipe.epochs)
-            tuned = Tuning(path, world.examples(rows), recipe).run(
-                lambda done, _: progress.update(task, completed=done)
-            )
-    return tuned, time.process_time() - began_s
+    return tune(world.base, world.pick(rows), recipe), time.process_time() - began_s
 
 
 def _snap(world: World, tuned: Tuned, uploads: Rows) -> tuple[bytes, bytes]:
     """The file that ships, and its delta."""
-    items = [world.items[row] for row in uploads]
-    wanted = embed_items("tuned", items, tuned.data)
-    head = solve(Statistics.of(world.classes, wanted.embeddings, wanted.labels.tolist()))
-    judged = items[:: max(1, len(items) // JUDGED)]
-    probabilities = head.probabilities(embed_items("judged", judged, tuned.data).embeddings)
-
-    def passes(model: bytes) -> bool:
-        return keeps(head, embed_items("snapped", judged, model).embeddings, probabilities)
-
-    with tempfile.TemporaryDirectory(prefix="headframe-bench-") as folder:
-        path = Path(folder) / "tuned.onnx"
-        path.write_bytes(tuned.data)
-        backbone = Backbone.open(path)
-    moments = input_moments(tuned.data, (backbone.tensor(read_picture(item.path)) for item in items[:MOMENTS]))
-    snapped = coarsest(world.base, tuned.data, passes, moments)
+    items = world.pick(uploads)
+    head = solve(Statistics.of(world.classes, embed(tuned.data, items), [item.label for item in items]))
+    snapped = snap_tuned(world.base, tuned.data, head, items[:: max(1, len(items) // JUDGED)], items)
     return snapped.data, snapped.delta(world.base)
 
 

@@ -7,9 +7,11 @@ import cv2
 import numpy as np
 
 from common.backbone import Backbone
+from common.contribution import Request
 from common.manifest import Layer, Manifest
 from common.messages import Sample
 from edge.exemplars import Exemplars
+from edge.learner import contribute
 from edge.perception import Model
 from edge.recount import AT_ONCE, recount
 
@@ -53,4 +55,24 @@ def test_a_damaged_picture_does_not_hold_up_the_others(
         exemplars.remember(make_sample(number, jpeg=b"no picture"), keep_picture=True)
     model = model_on(tmp_path / "new.onnx", tiny_backbone(seed=3))
     assert [recount(exemplars, model) for _ in range(3)] == [AT_ONCE, 1, 0]
+    exemplars.close()
+
+
+def test_until_then_a_round_on_the_new_backbone_gets_what_is_done_and_no_more(
+    tmp_path: Path, make_sample: Callable[..., Sample], tiny_backbone: Callable[..., bytes]
+) -> None:
+    exemplars = Exemplars.open(tmp_path / "exemplars.db")
+    model = model_on(tmp_path / "new.onnx", tiny_backbone(seed=3))
+    request = Request(model.backbone.hash, {"belt": ("normal", "tear")}, {})
+    for number in range(6):
+        picture = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        sample = make_sample(number, jpeg=cv2.imencode(".jpg", picture)[1].tobytes())
+        exemplars.remember(sample, keep_picture=True)
+        exemplars.label({sample.sample_id: {"belt": "tear" if number % 2 else "normal"}})
+    counted = []
+    for _ in range(3):
+        parts, _lost = contribute(exemplars, request, 0)
+        counted.append(len(parts["belt"][1]) if parts else 0)
+        recount(exemplars, model)
+    assert counted == [0, 4, 6]
     exemplars.close()
