@@ -29,7 +29,7 @@ from cloud.registry import Registry
 from cloud.store import Run, Store
 from common.backbone import Backbone
 from common.clock import Clock
-from common.errors import OperatorError
+from common.errors import HeadframeError, OperatorError
 from common.files import write_atomically
 from common.manifest import Layer
 from common.statistics import Statistics
@@ -79,28 +79,48 @@ class Finetuner:
         }
         run = Run(f"tune-{tuning.key[:12]}", self._clock.wall_ns(), None, UNDER_WAY, record)
         self._store.update_run(run)
+        try:
+            outcome = self._make(run.run_id, tuning, train, held or train, record, progress)
+        except HeadframeError as error:
+            self._end(run, "failed", record | {"error": str(error)})
+            raise
+        tuning.forget()
+        outcome = replace(outcome, record=record | outcome.record)
+        self._end(run, "released" if outcome.release_id else "refused by the gate", outcome.record)
+        return outcome
+
+    def _make(
+        self,
+        name: str,
+        tuning: Tuning,
+        train: Sequence[Example],
+        judged: Sequence[Example],
+        record: dict[str, object],
+        progress: Progress,
+    ) -> Outcome:
+        """The steps, one after the other; what they find goes into the record."""
+        base, path = self._registry.backbone()
         tuned = tuning.run(partial(progress, "epochs"))
-        layer = self._snap(base, path, tuned, train, held or train, record)
+        layer = self._snap(base, path, tuned, train, judged, record)
         self._registry.note(
             layer,
             "backbone",
             parent=base.hash,
             samples=[example.id for example in train],
             data_version=tuning.key,
-            parameters=asdict(recipe),
+            parameters=record["parameters"],
             evaluation={key: record[key] for key in ("curve", "step_fraction", "delta_bytes")},
             licence=self._licence(base),
         )
         self._trainer.clocks.bring(layer.hash, self._registry.layer_path(layer.hash), progress, unlabelled=UNLABELLED)
         self._trainer.clocks.learn(base.hash, layer.hash)
-        outcome = self._trainer.run(f"fine-tune {run.run_id}", layer)
+        outcome = self._trainer.run(f"fine-tune {name}", layer)
         if not outcome.release_id:
             self._trainer.clocks.forget(layer.hash)
-        tuning.forget()
-        status = "released" if outcome.release_id else "refused by the gate"
-        whole = replace(outcome, record=record | outcome.record)
-        self._store.update_run(replace(run, status=status, record=whole.record, finished_ns=self._clock.wall_ns()))
-        return whole
+        return outcome
+
+    def _end(self, run: Run, status: str, record: dict[str, object]) -> None:
+        self._store.update_run(replace(run, status=status, record=record, finished_ns=self._clock.wall_ns()))
 
     def examples(self) -> list[Example]:
         """Every labelled picture at the centre but gold, without those of sites that were unlearned."""

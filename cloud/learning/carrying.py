@@ -24,6 +24,8 @@ FOLDS: Final = 3
 PAIRS_MIN: Final = 8
 """With fewer pictures the map only moves the mean."""
 
+_HALF_MAX: Final = float(np.finfo(np.float16).max)
+
 
 @dataclass(frozen=True, slots=True)
 class LinearMap:
@@ -49,15 +51,15 @@ class LinearMap:
         rows = packed.factor.astype(np.float64)
         if len(packed.steps):
             rows *= packed.steps.astype(np.float64)[:, None]
+        moved, means = rows @ self.matrix, self.embeddings(packed.means)
+        if (
+            packed.factor.dtype.itemsize < moved.itemsize
+            and max(np.abs(moved).max(initial=0.0), np.abs(means).max()) < _HALF_MAX
+        ):
+            moved, means = moved.astype(np.float16), means.astype(np.float16)
         carried = rest @ self.matrix**2 + packed.total * self.unexplained
-        return Factor(
-            packed.classes,
-            packed.counts,
-            self.embeddings(packed.means),
-            rows @ self.matrix,
-            np.zeros(0, np.float32),
-            carried.astype(np.float32),
-        )
+        none = np.zeros(0, np.float32)
+        return Factor(packed.classes, packed.counts, means, moved, none, carried.astype(np.float32))
 
     def _opened(self, old: Statistics) -> Statistics:
         counts, sums = old.counts, old.sums @ self.matrix + old.counts[:, None] * self.offset

@@ -104,7 +104,7 @@ class Clocks:
         write_atomically(self._path(old, new), buffer.getvalue())
         return found
 
-    def carry(self, scenario: str, backbone: str, at_ns: int) -> int:
+    def carry(self, scenario: str, backbone: str) -> int:
         """Carry over what gateways counted on the backbones that a map leads from; returns of how many gateways.
 
         Left out are those that have counted on the new one themselves, and those whose samples are all at the centre,
@@ -124,7 +124,7 @@ class Clocks:
                     packed = found.carry(unpacked(row))
                     meta = {"classes": list(packed.classes), "covered": row.meta["covered"]}
                     meta[CARRIED] = row.meta.get(CARRIED, old)
-                    self._store.put_contribution(scenario, backbone, row.client, packed.arrays(), meta, at_ns)
+                    self._store.put_contribution(scenario, backbone, row.client, packed.arrays(), meta, row.at_ns)
         return carried
 
     def forget(self, backbone: str) -> None:

@@ -5,7 +5,6 @@ what it was made from, what the gate said, which release came of it.
 """
 
 import hashlib
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -87,7 +86,7 @@ class Trainer:
         known: dict[str, Evidence] = {}
         record: dict[str, object] = {"backbone": backbone.hash, "note": note}
         for name, classes in scenarios.items():
-            carried = self.clocks.carry(name, backbone.hash, time.time_ns())
+            carried = self.clocks.carry(name, backbone.hash)
             evidence = self.gathering.evidence(name, classes, backbone.hash, active)
             made[name] = make_candidates(evidence, self._rules)
             known[name] = evidence

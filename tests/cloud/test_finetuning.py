@@ -394,6 +394,7 @@ def test_pictures_that_moved_are_asked_for(centre: Centre) -> None:
     with pytest.raises(OperatorError, match="is not at") as error:
         centre.finetune(FAST)
     assert "dataset add" in error.value.hint
+    assert centre.store.runs()[0].status == "failed"
 
 
 def test_the_command_makes_a_release_and_says_what_it_weighs(tmp_path: Path) -> None:
