@@ -28,7 +28,6 @@ def finetune(
     distillation: Annotated[
         float, typer.Option(min=0, help="How strongly embeddings are held near those of the running backbone.")
     ] = 0.1,
-    input_px: Annotated[int, typer.Option(min=0, help="Side of the training pictures; 0: the backbone's own.")] = 0,
     seed: Annotated[int, typer.Option(help="Same seed, same data, same machine: same backbone.")] = 0,
     author: Annotated[str, typer.Option(help="Who says so; kept in the audit log.")] = "headframe cloud finetune",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -45,7 +44,7 @@ def finetune(
     from cloud.service import Service
     from common.files import own_folder
 
-    recipe = Recipe(Depth(depth), epochs, batch, rate, distillation, input_px, seed)
+    recipe = Recipe(Depth(depth), epochs, batch, rate, distillation, seed=seed)
     service = Service(load_settings(CloudSettings, config), Broker())
     folder = service.settings.data_dir / "finetuning"
     try:

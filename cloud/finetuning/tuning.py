@@ -49,7 +49,7 @@ class Recipe:
     distillation: float = 0.1
     """Weight of the distance to the running backbone's embedding."""
     input_px: int = 0
-    """Side of the training pictures; 0 is the backbone's own."""
+    """Side of the training pictures; 0 is the backbone's own, and anything else costs accuracy (docs/log.md)."""
     seed: int = 0
 
     @property

@@ -18,8 +18,6 @@ from cloud.learning.snapping import Snapped, coarsest, keeps
 from common.backbone import Backbone
 from simulations.bench._sites import embed_items
 
-TRAIN_PX = 128
-"""The patches' own size: a quarter of the work, and nothing is lost that was in them."""
 MOMENT_PICTURES = 64
 
 

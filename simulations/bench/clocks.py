@@ -28,15 +28,15 @@ from common.packing import pack
 from common.statistics import Statistics
 from simulations.bench._learners import solve
 from simulations.bench._sites import Pictures, Rows, embed_items, mean_and_error, split
-from simulations.bench._tuning import TRAIN_PX, embed, snap_tuned, tune
+from simulations.bench._tuning import embed, snap_tuned, tune
 from simulations.bench.loop import find_data
 
 SEEDS, QUICK_SEEDS = 5, 1
 LABELS_MAX, QUICK_LABELS_MAX = 24, 12
 QUICK_PER_SCENE = 5  # pictures of a class in a scene
-ADAPTER = Recipe(input_px=TRAIN_PX)
-JOINT = Recipe(Depth.FULL, epochs=16, distillation=0.0, input_px=TRAIN_PX)
-QUICK_EPOCHS = 3
+ADAPTER = Recipe()
+JOINT = Recipe(Depth.FULL, epochs=12, distillation=0.0)
+QUICK_EPOCHS = 1
 JUDGED = 120  # pictures on which the snapped backbone must say what the tuned one does
 FROZEN, CLOCKS, CARRIED = (
     "frozen backbone",
