@@ -29,6 +29,9 @@ def finetune(
         float, typer.Option(min=0, help="How strongly embeddings are held near those of the running backbone.")
     ] = 0.1,
     seed: Annotated[int, typer.Option(help="Same seed, same data, same machine: same backbone.")] = 0,
+    weights: Annotated[
+        Path | None, typer.Option(help="Train nothing: the running layer's file with other numbers, trained elsewhere.")
+    ] = None,
     author: Annotated[str, typer.Option(help="Who says so; kept in the audit log.")] = "headframe cloud finetune",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -57,7 +60,8 @@ def finetune(
                 progress.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]  # rich's TaskID
 
             parts = service.store, service.catalogue, service.registry, service.trainer, service.clock
-            outcome = Finetuner(*parts, folder).run(recipe, author, show)
+            finetuner = Finetuner(*parts, folder)
+            outcome = finetuner.take(_read(weights), author, show) if weights else finetuner.run(recipe, author, show)
         made = {"release_id": outcome.release_id, "backbone": outcome.record["backbone"]}
         service.store.audit(author, "fine-tune", made, service.clock.wall_ns())
     finally:
@@ -72,3 +76,10 @@ def finetune(
     if not outcome.release_id:
         typer.echo("the gate refused the candidate; `--json` shows every comparison", err=True)
         raise typer.Exit(1)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise OperatorError(f"cannot read {file}: {error.strerror}", "Give an ONNX file.") from error

@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from common import manifest as keys
-from common.errors import OperatorError
+from common.errors import OperatorError, WireError
 from common.weights import find_weights
 
 Attributes = Mapping[str, Any]
@@ -87,13 +87,32 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
         }
         return self
 
+    def values(self) -> dict[str, NDArray[np.float32]]:
+        """The trained weights, by name."""
+        return {
+            name: weight.detach().cpu().numpy().copy() for name, weight in zip(self.trained, self.weights, strict=True)
+        }
+
+    def take(self, values: Mapping[str, NDArray[Any]]) -> None:
+        """Set the trained weights.
+
+        Raises:
+            WireError: other names or shapes, or values that are not finite.
+        """
+        if {name: value.shape for name, value in values.items()} != {
+            name: tuple(weight.shape) for name, weight in zip(self.trained, self.weights, strict=True)
+        } or not all(np.isfinite(value).all() for value in values.values()):
+            raise WireError("these are not the weights that are trained here")
+        with torch.no_grad():
+            for name, weight in zip(self.trained, self.weights, strict=True):
+                weight.copy_(torch.from_numpy(np.array(values[name], np.float32)))
+
     def layer(self) -> bytes:
         """The layer's file with the trained numbers in place."""
         made = bytearray(self._data)
         places = find_weights(self._data)
-        for name, weight in zip(self.trained, self.weights, strict=True):
-            place = places[name]
-            made[place.offset : place.end] = weight.detach().cpu().numpy().astype("<f4").tobytes()
+        for name, value in self.values().items():
+            made[places[name].offset : places[name].end] = value.astype("<f4").tobytes()
         return bytes(made)
 
 

@@ -7,8 +7,8 @@ release. What the gate refuses is forgotten. Cut short anywhere, the same comman
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -31,8 +31,10 @@ from common.backbone import Backbone
 from common.clock import Clock
 from common.errors import HeadframeError, OperatorError
 from common.files import write_atomically
+from common.ids import layer_hash
 from common.manifest import Layer
 from common.statistics import Statistics
+from common.weights import find_weights
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,21 @@ UNDER_WAY: Final = "fine-tuning"
 SOLVED_MAX: Final = 1_000  # pictures that the heads for snapping are solved from
 JUDGED_MAX: Final = 260  # pictures on which a snapped backbone must say the same
 MOMENTS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """A tuned backbone, still to be made, and what is known of it."""
+
+    key: str
+    tune: Callable[[], Tuned]
+    seen: Sequence[Example]
+    """Pictures that say how its layers are used"""
+    judged: Sequence[Example]
+    """… and on which the snapped one must say the same"""
+    taught: Sequence[bytes]
+    """Ids of what it was trained on, where that is known"""
+    found: Mapping[str, object]
 
 
 class Finetuner:
@@ -63,61 +80,83 @@ class Finetuner:
             OperatorError: there is no release yet, no two classes, a backbone that cannot be trained, or a picture of a
                 dataset that is gone.
         """
+        self._check_active()
+        train, held = hold_back(self.examples())
+        tuning = Tuning(self._registry.backbone()[1], train, recipe, self._folder)
+        outcome = self._release(
+            _Origin(
+                tuning.key,
+                partial(tuning.run, partial(progress, "epochs")),
+                train,
+                held or train,
+                [example.id for example in train],
+                {"parameters": asdict(recipe), "held_back": sorted({example.site for example in held})},
+            ),
+            author,
+            progress,
+        )
+        tuning.forget()
+        return outcome
+
+    def take(self, data: bytes, author: str, progress: Progress = silent) -> Outcome:
+        """Judge and publish a backbone that was trained elsewhere: the running one's file with other numbers.
+
+        Raises:
+            OperatorError: as `run`, or it differs in more than its numbers.
+        """
+        self._check_active()
+        _check_same_graph(self._registry.backbone()[1].read_bytes(), data)
+        examples = self.examples()
+        found: dict[str, object] = {"parameters": "trained elsewhere", "held_back": []}
+        origin = _Origin(layer_hash(data), lambda: Tuned(data, ()), examples, examples, [], found)
+        return self._release(origin, author, progress)
+
+    def _check_active(self) -> None:
         if self._registry.active() is None:
             raise OperatorError("there is no release whose backbone to fine-tune", "First `headframe cloud train`.")
+
+    def _release(self, origin: _Origin, author: str, progress: Progress) -> Outcome:
+        """Everything that a fine-tune leads to, as a recorded run."""
         base, path = self._registry.backbone()
-        train, held = hold_back(self.examples())
-        tuning = Tuning(path, train, recipe, self._folder)
         record: dict[str, object] = {
             "author": author,
             "kind": "fine-tune",
             "labels": int(self._store.counts()["labels"]),
             "parent": base.hash,
-            "parameters": asdict(recipe),
-            "pictures": len(train),
-            "held_back": sorted({example.site for example in held}),
+            "pictures": len(origin.taught),
+            **origin.found,
         }
-        run = Run(f"tune-{tuning.key[:12]}", self._clock.wall_ns(), None, UNDER_WAY, record)
+        run = Run(f"tune-{origin.key[:12]}", self._clock.wall_ns(), None, UNDER_WAY, record)
         self._store.update_run(run)
         try:
-            outcome = self._make(run.run_id, tuning, train, held or train, record, progress)
+            layer = self._snap(base, path, origin, record)
+            self._note(layer, base, origin, record)
+            clocks = self._trainer.clocks
+            clocks.bring(layer.hash, self._registry.layer_path(layer.hash), progress, unlabelled=UNLABELLED)
+            clocks.learn(base.hash, layer.hash)
+            outcome = self._trainer.run(f"fine-tune {run.run_id}", layer)
+            if not outcome.release_id:
+                clocks.forget(layer.hash)
         except HeadframeError as error:
             self._end(run, "failed", record | {"error": str(error)})
             raise
-        tuning.forget()
         outcome = replace(outcome, record=record | outcome.record)
         self._end(run, "released" if outcome.release_id else "refused by the gate", outcome.record)
         return outcome
 
-    def _make(
-        self,
-        name: str,
-        tuning: Tuning,
-        train: Sequence[Example],
-        judged: Sequence[Example],
-        record: dict[str, object],
-        progress: Progress,
-    ) -> Outcome:
-        """The steps, one after the other; what they find goes into the record."""
-        base, path = self._registry.backbone()
-        tuned = tuning.run(partial(progress, "epochs"))
-        layer = self._snap(base, path, tuned, train, judged, record)
+    def _note(self, layer: Layer, base: Layer, origin: _Origin, record: Mapping[str, object]) -> None:
+        """Where the backbone comes from."""
+        licences = (str(r.record.get("licence", "")) for r in self._store.layers() if r.layer == base.hash)
         self._registry.note(
             layer,
             "backbone",
             parent=base.hash,
-            samples=[example.id for example in train],
-            data_version=tuning.key,
+            samples=origin.taught,
+            data_version=origin.key,
             parameters=record["parameters"],
-            evaluation={key: record[key] for key in ("curve", "step_fraction", "delta_bytes")},
-            licence=self._licence(base),
+            evaluation={name: record[name] for name in ("curve", "step_fraction", "delta_bytes")},
+            licence=next(licences, "") or "not stated",
         )
-        self._trainer.clocks.bring(layer.hash, self._registry.layer_path(layer.hash), progress, unlabelled=UNLABELLED)
-        self._trainer.clocks.learn(base.hash, layer.hash)
-        outcome = self._trainer.run(f"fine-tune {name}", layer)
-        if not outcome.release_id:
-            self._trainer.clocks.forget(layer.hash)
-        return outcome
 
     def _end(self, run: Run, status: str, record: dict[str, object]) -> None:
         self._store.update_run(replace(run, status=status, record=record, finished_ns=self._clock.wall_ns()))
@@ -147,21 +186,14 @@ class Finetuner:
             )
         return np.asarray(picture, np.uint8)
 
-    def _snap(
-        self,
-        base: Layer,
-        path: Path,
-        tuned: Tuned,
-        train: Sequence[Example],
-        judged: Sequence[Example],
-        record: dict[str, object],
-    ) -> Layer:
-        """The layer that is judged and signed, with its delta; what came of it goes into the record."""
+    def _snap(self, base: Layer, path: Path, origin: _Origin, record: dict[str, object]) -> Layer:
+        """Tune, and move onto the coarsest steps that pass: the layer that is judged and signed, with its delta."""
+        tuned = origin.tune()
         target = self._folder / "target.onnx"
         write_atomically(target, tuned.data)
         network = Backbone.open(target)
-        moments = input_moments(tuned.data, (network.tensor(e.read()) for e in _spread(train, MOMENTS)))
-        snapped = coarsest(path.read_bytes(), tuned.data, self._keeps(network, train, judged), moments)
+        moments = input_moments(tuned.data, (network.tensor(e.read()) for e in _spread(origin.seen, MOMENTS)))
+        snapped = coarsest(path.read_bytes(), tuned.data, self._keeps(network, origin.seen, origin.judged), moments)
         target.unlink()
         delta = snapped.delta(path.read_bytes())
         layer = self._registry.put(snapped.data)
@@ -200,11 +232,6 @@ class Finetuner:
 
         return passes
 
-    def _licence(self, base: Layer) -> str:
-        return next((str(r.record.get("licence", "")) for r in self._store.layers() if r.layer == base.hash), "") or (
-            "not stated"
-        )
-
 
 def _of(dataset: Dataset, row: int) -> Callable[[], Picture]:
     return lambda: dataset.picture(row)
@@ -213,3 +240,17 @@ def _of(dataset: Dataset, row: int) -> Callable[[], Picture]:
 def _spread(examples: Sequence[Example], most: int) -> list[Example]:
     """At most so many, from all over."""
     return list(examples[:: max(1, -(-len(examples) // most))])
+
+
+def _check_same_graph(base: bytes, data: bytes) -> None:
+    """The two files must be the same but for the numbers of their weights: a delta needs that, and so do gateways."""
+    bare = [bytearray(file) for file in (base, data)]
+    if len(base) == len(data):
+        for file in bare:
+            for place in find_weights(base).values():
+                file[place.offset : place.end] = bytes(place.end - place.offset)
+    if bare[0] != bare[1]:
+        raise OperatorError(
+            "this is another model than the running backbone, not the same with other numbers",
+            "Train the running layer itself: docs/learning.md, 'Fine-tune the backbone'.",
+        )

@@ -66,9 +66,37 @@ class Tuned:
     """The layer's file."""
     curve: tuple[float, ...]
     """Mean loss of each epoch."""
-    classes: tuple[tuple[str, str], ...]
-    head: tuple[NDArray[np.float32], NDArray[np.float32]]
-    """Weights (classes, d) and bias of the softmax head on raw embeddings."""
+    classes: tuple[tuple[str, str], ...] = ()
+    head: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+    """Weights (classes, d) and bias of the softmax head on raw embeddings; for those who compare."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What changes from batch to batch."""
+
+    network: Network
+    head: torch.nn.Linear
+    optimiser: torch.optim.Optimizer
+    teacher: torch.Tensor
+    """Embeddings (n, d) of all pictures by the running backbone"""
+    centre: torch.Tensor
+    scale: torch.Tensor
+    """(d,) of the teacher's embeddings: the head sees standardised ones"""
+
+    def standardise(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """As the head takes them (n, d)."""
+        return (embeddings - self.centre) / self.scale
+
+    def parts(self) -> tuple[tuple[str, Any], ...]:
+        """What a checkpoint holds."""
+        return ("network", self.network), ("head", self.head), ("optimiser", self.optimiser)
+
+    def raw_head(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Weights (classes, d) and bias on raw embeddings."""
+        weight = self.head.weight.detach() / self.scale
+        bias = self.head.bias.detach() - weight @ self.centre
+        return weight.cpu().numpy(), bias.cpu().numpy()
 
 
 class Tuning:
@@ -102,58 +130,50 @@ class Tuning:
 
     def run(self, progress: Progress = lambda _done, _total: None) -> Tuned:
         """Train to the end, from the last checkpoint where there is one."""
-        recipe, deterministic = self._recipe, torch.backends.cudnn.deterministic
-        torch.backends.cudnn.deterministic = True
-        torch.manual_seed(recipe.seed)
+        deterministic, torch.backends.cudnn.deterministic = torch.backends.cudnn.deterministic, True
+        state = self.begin()
+        curve = self._resume(state)
+        progress(len(curve), self._recipe.epochs)
+        for epoch in range(len(curve), self._recipe.epochs):
+            curve.append(self.epoch(epoch, state))
+            self._keep(state, curve)
+            progress(epoch + 1, self._recipe.epochs)
+        torch.backends.cudnn.deterministic = deterministic
+        return Tuned(state.network.layer(), tuple(curve), self._classes, state.raw_head())
+
+    def begin(self) -> State:
+        """The running backbone, and a head that knows nothing."""
+        recipe = self._recipe
         network = Network(self._base, recipe.depth).to(self._device)
-        teacher = self._teach(network)  # (n, d)
-        self._centre, self._scale = teacher.mean(0), teacher.std(0).clamp_min(SCALE_MIN)
+        teacher = self._teach(network)
         head = torch.nn.Linear(teacher.shape[1], len(self._classes)).to(self._device)
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.zeros_(head.bias)
-        groups = [
-            {"params": list(network.parameters()), "lr": recipe.rate_used},
-            {"params": list(head.parameters()), "lr": recipe.rate_used * HEAD_RATE},
-        ]
-        optimiser = torch.optim.Adam(groups)
-        curve = self._resume(network, head, optimiser)
-        progress(len(curve), recipe.epochs)
-        for epoch in range(len(curve), recipe.epochs):
-            curve.append(self._epoch(epoch, network, head, optimiser, teacher))
-            self._keep(network, head, optimiser, curve)
-            progress(epoch + 1, recipe.epochs)
-        torch.backends.cudnn.deterministic = deterministic
-        return Tuned(network.layer(), tuple(curve), self._classes, self._raw(head))
+        optimiser = torch.optim.Adam([{"params": list(part.parameters())} for part in (network, head)])
+        return State(network, head, optimiser, teacher, teacher.mean(0), teacher.std(0).clamp_min(SCALE_MIN))
 
     def forget(self) -> None:
         """Remove the checkpoint: the run is over."""
         if self._file:
             self._file.unlink(missing_ok=True)
 
-    def _epoch(
-        self,
-        epoch: int,
-        network: Network,
-        head: torch.nn.Linear,
-        optimiser: torch.optim.Optimizer,
-        teacher: torch.Tensor,
-    ) -> float:
-        recipe = self._recipe
-        rng = np.random.default_rng((recipe.seed, epoch))
+    def epoch(self, number: int, state: State) -> float:
+        """Train one epoch, of which everything random follows from seed and number; returns its mean loss."""
+        recipe, rng = self._recipe, np.random.default_rng((self._recipe.seed, number))
         rows = draw(self._examples, STEPS * recipe.batch, rng).reshape(STEPS, recipe.batch)
         losses = []
         for step, batch in enumerate(rows):
-            share = (epoch * STEPS + step) / (recipe.epochs * STEPS)
-            slowing = (1 + math.cos(math.pi * share)) / 2
-            for group, factor in zip(optimiser.param_groups, (1.0, HEAD_RATE), strict=True):
-                group["lr"] = recipe.rate_used * factor * slowing
+            share = min((number * STEPS + step) / (recipe.epochs * STEPS), 1.0)
+            rate = recipe.rate_used * (1 + math.cos(math.pi * share)) / 2
+            for group, factor in zip(state.optimiser.param_groups, (1.0, HEAD_RATE), strict=True):
+                group["lr"] = rate * factor
             images = np.concatenate([self._tensor(_vary(self._picture(row), rng)) for row in batch])
-            z = (network(torch.from_numpy(images).to(self._device)) - self._centre) / self._scale
-            wanted = (teacher[batch] - self._centre) / self._scale
-            loss = self._cross_entropy(head(z), batch) + recipe.distillation * (z - wanted).square().mean()
-            optimiser.zero_grad()
+            z = state.standardise(state.network(torch.from_numpy(images).to(self._device)))
+            held = (z - state.standardise(state.teacher[batch])).square().mean()
+            loss = self._cross_entropy(state.head(z), batch) + recipe.distillation * held
+            state.optimiser.zero_grad()
             loss.backward()
-            optimiser.step()
+            state.optimiser.step()
             losses.append(float(loss.detach()))
         return float(np.mean(losses))
 
@@ -175,11 +195,6 @@ class Tuning:
                 found.append(network(torch.from_numpy(images).to(self._device)))
         return torch.cat(found)
 
-    def _raw(self, head: torch.nn.Linear) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        weight = head.weight.detach() / self._scale
-        bias = head.bias.detach() - weight @ self._centre
-        return weight.cpu().numpy(), bias.cpu().numpy()
-
     def _picture(self, row: int) -> Picture:
         """uint8 (px, px, 3) BGR"""
         found = self._cache.get(row)
@@ -200,25 +215,20 @@ class Tuning:
             digest.update(example.id + repr((example.target, example.site)).encode())
         return digest.hexdigest()
 
-    def _keep(
-        self, network: Network, head: torch.nn.Linear, optimiser: torch.optim.Optimizer, curve: list[float]
-    ) -> None:
+    def _keep(self, state: State, curve: list[float]) -> None:
         if self._file is None:
             return
         buffer = io.BytesIO()
-        parts = {"network": network, "head": head, "optimiser": optimiser}
-        torch.save({"curve": curve} | {name: part.state_dict() for name, part in parts.items()}, buffer)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"curve": curve} | {name: part.state_dict() for name, part in state.parts()}, buffer)
         write_atomically(self._file, buffer.getvalue())
 
-    def _resume(self, network: Network, head: torch.nn.Linear, optimiser: torch.optim.Optimizer) -> list[float]:
+    def _resume(self, state: State) -> list[float]:
         """The curve so far; empty at the beginning."""
         if self._file is None or not self._file.is_file():
             return []
         kept: dict[str, Any] = torch.load(self._file, map_location=self._device, weights_only=True)
-        network.load_state_dict(kept["network"])
-        head.load_state_dict(kept["head"])
-        optimiser.load_state_dict(kept["optimiser"])
+        for name, part in state.parts():
+            part.load_state_dict(kept[name])
         return list(kept["curve"])
 
 

@@ -236,6 +236,7 @@ def _snap(world: World, tuned: Tuned, uploads: Rows) -> tuple[bytes, bytes]:
 
 def _softmax(tuned: Tuned, embeddings: NDArray[np.floating]) -> list[str]:
     """What the head says that pulled at the embedding."""
+    assert tuned.head is not None  # noqa: S101  # a Tuning's result has one
     weights, bias = tuned.head
     return [tuned.classes[place][1] for place in (embeddings @ weights.T + bias).argmax(axis=1)]
 

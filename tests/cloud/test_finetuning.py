@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import cv2
@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
+from flwr.serverapp import Grid
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from cloud.cli import app
+from cloud.federation.averaging import StreamingFedAvg
 from cloud.finetuning.examples import Example, draw, hold_back
+from cloud.finetuning.federated import adapter_arrays, layer_with, make_adapter_app
 from cloud.finetuning.graph import Depth, Network
 from cloud.finetuning.run import Finetuner
 from cloud.finetuning.tuning import Recipe, Tuning
@@ -31,7 +34,16 @@ from cloud.store import Store
 from cloud.trust import Repository
 from common import manifest as keys
 from common.backbone import Backbone, create_session
-from common.errors import OperatorError
+from common.errors import OperatorError, WireError
+from common.flower import (
+    Context,
+    Message,
+    RecordDict,
+    message_from_bytes,
+    message_to_bytes,
+    name_message,
+    take_identity,
+)
 from common.ids import layer_hash
 from common.manifest import SHARED
 from common.messages import Fetch, LayerPart, Sample, State
@@ -108,6 +120,40 @@ def examples(count: int = 24, sites: int = 6) -> list[Example]:
         read = lambda label=label, number=number: picture(label, number)  # noqa: E731
         found.append(Example(bytes([number]) * 16, SCENARIO, label, f"site{number % sites}", read))
     return found
+
+
+class Clients(Grid):  # type: ignore[misc]
+    """A grid whose clients are called at once, over the bytes of the wire."""
+
+    def __init__(self, apps: dict[int, Callable[[Message, Context], Message]]) -> None:
+        take_identity(1)
+        self._apps, self._asked = apps, 0
+
+    def set_run(self, run: object) -> None: ...
+
+    @property
+    def run(self) -> object:
+        raise NotImplementedError
+
+    def create_message(self, *_: object, **__: object) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        return sorted(self._apps)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        raise NotImplementedError
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        raise NotImplementedError
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        for message in messages:
+            self._asked += 1
+            name_message(message, f"m{self._asked}")
+            node = message.metadata.dst_node_id
+            context = Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={})
+            yield message_from_bytes(message_to_bytes(self._apps[node](message, context)))
 
 
 # --- the graph ------------------------------------------------------------------------------------
@@ -423,3 +469,40 @@ def test_the_command_makes_a_release_and_says_what_it_weighs(tmp_path: Path) -> 
     assert 0 < record["delta_bytes"] < record["bytes"]
     assert record["parameters"]["seed"] == 4
     assert list((tmp_path / "data" / "finetuning").glob("*.checkpoint")) == [], "nothing is left of a run that is over"
+
+
+# --- federated ------------------------------------------------------------------------------------
+
+
+def test_sites_with_torch_train_the_adapter_and_only_scale_and_shift_travel(layer: Path, centre: Centre) -> None:
+    recipe = Recipe(epochs=3, batch=8, rate=0.01)
+    everything = examples(36, sites=3)
+    sites = [[example for example in everything if example.site == f"site{n}"] for n in range(3)]
+    apps = {2 + n: make_adapter_app(layer, own, recipe) for n, own in enumerate(sites)}
+    grid = Clients(apps)
+    strategy = StreamingFedAvg(fraction_evaluate=0.0, min_available_nodes=1, min_train_nodes=1)
+    start = adapter_arrays(layer.read_bytes(), recipe)
+    result = strategy.start(grid=grid, initial_arrays=start, num_rounds=3, timeout=30)
+    assert strategy.counters["folded"] == 9
+    assert set(start) == {f"bn{n}.{part}" for n in (1, 2, 3) for part in ("scale", "shift")}
+    losses = [metrics["loss"] for metrics in result.train_metrics_clientapp.values()]
+    assert losses[-1] < losses[0]
+
+    tuned = layer_with(layer.read_bytes(), recipe, result.arrays)
+    parts = centre.store, centre.catalogue, centre.registry, centre.trainer, centre.clock
+    outcome = Finetuner(*parts, centre.folder / "finetuning").take(tuned, "li")
+    assert outcome.release_id, outcome.record["gate"]
+    assert centre.registry.backbone()[0].hash == outcome.record["backbone"]
+    with pytest.raises(OperatorError, match="another model"):
+        Finetuner(*parts, centre.folder / "finetuning").take(small_backbone(operator="Sigmoid"), "li")
+
+
+def test_a_client_refuses_the_weights_of_another_backbone(layer: Path) -> None:
+    network = Network(layer.read_bytes(), Depth.ADAPTER)
+    values = network.values()
+    with pytest.raises(WireError, match="not the weights"):
+        network.take({name: value[:-1] for name, value in values.items()})
+    with pytest.raises(WireError, match="not the weights"):
+        network.take({name: value * np.nan for name, value in values.items()})
+    network.take(values)
+    assert network.layer() == layer.read_bytes()
