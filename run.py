@@ -89,13 +89,14 @@ def run_checks(arguments: list[str]) -> int:
 
 
 def install_for_tests() -> None:
-    """The console is tested in a real browser, cameras over a real RTSP server, the fleet on a real mosquitto, installs
-    under strace: install Debian's where we may, else those tests say that they are skipped."""
+    """The console is tested in a real browser, cameras over a real RTSP server, the fleet on a real mosquitto, ingest
+    on a real PostgreSQL, installs under strace: Debian's are installed where we may, else those tests are skipped."""
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         return
     wanted = [] if shutil.which("chromium") else ["chromium"]
     wanted += [] if shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin") else ["mosquitto"]
     wanted += [] if shutil.which("strace") else ["strace"]
+    wanted += [] if Path("/usr/lib/postgresql").is_dir() else ["postgresql"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
     rtsp = subprocess.run([str(PYTHON), "-c", MISSING], cwd=HERE, capture_output=True, text=True, check=False)
     wanted += rtsp.stdout.split()

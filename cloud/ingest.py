@@ -118,7 +118,8 @@ class Ingest:
 
     def has_room(self) -> bool:
         """Whether the next message would be taken; waits while a batch is handed to the database, some milliseconds."""
-        self._may_read.wait(TURN_S_MAX)
+        if not self._may_read.is_set():
+            self._may_read.wait(TURN_S_MAX)
         return self._backlog.has_room()
 
     def on_oversize(self, topic: str, size: int) -> None:

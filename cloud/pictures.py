@@ -19,6 +19,7 @@ from common.errors import BoundError, WireError
 
 HEADERS_MAX = 4096  # sets of headers remembered ...
 HEADER_BYTES_MAX = 4096  # ... each of so many bytes at most: 16 MB
+RECENT_MAX = 4  # of a size, tried before the headers are read: cameras of a kind share theirs
 _START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL = (0xC0, 0xC1)
 _ALONE = {0x01, *range(0xD0, 0xDA)}  # markers without a length
@@ -70,6 +71,7 @@ class PictureCheck:
 
     def __init__(self) -> None:
         self._decoded: OrderedDict[bytes, None] = OrderedDict()
+        self._recent: OrderedDict[tuple[int, int], tuple[bytes, ...]] = OrderedDict()
         self._lock = threading.Lock()
         self.decodes = 0
 
@@ -79,6 +81,9 @@ class PictureCheck:
         Raises:
             WireError: says why not.
         """
+        for name in self._recent.get((width, height), ()) if width * height <= pixels_max else ():
+            if jpeg.startswith(name) and _is_plain(jpeg, len(name)):
+                return
         headers = read_headers(jpeg)
         if (headers.width, headers.height) != (width, height):
             raise WireError(f"picture of {headers.width} x {headers.height} pixels is said to be {width} x {height}")
@@ -87,22 +92,21 @@ class PictureCheck:
         if not jpeg.endswith(_END_OF_IMAGE):  # a decoder fills what is missing with grey and says nothing
             raise WireError("the picture is cut off")
         name = _name(jpeg, headers)
-        if name and self._is_known(name):
-            return
-        self.decodes += 1
-        _decode(jpeg, width, height)
+        if not name or name not in self._decoded:
+            self.decodes += 1
+            _decode(jpeg, width, height)
         if name:
-            with self._lock:
-                self._decoded[name] = None
-                while len(self._decoded) > HEADERS_MAX:
-                    self._decoded.popitem(last=False)
+            self._remember(name, (width, height))
 
-    def _is_known(self, name: bytes) -> bool:
+    def _remember(self, name: bytes, size: tuple[int, int]) -> None:
         with self._lock:
-            if name not in self._decoded:
-                return False
+            self._decoded[name] = None
             self._decoded.move_to_end(name)
-            return True
+            self._recent[size] = (name, *self._recent.get(size, ())[: RECENT_MAX - 1])
+            self._recent.move_to_end(size)
+            for remembered in (self._decoded, self._recent):
+                while len(remembered) > HEADERS_MAX:
+                    remembered.popitem(last=False)
 
 
 def _name(jpeg: bytes, headers: Headers) -> bytes:
@@ -110,11 +114,13 @@ def _name(jpeg: bytes, headers: Headers) -> bytes:
     if headers.frame not in _SEQUENTIAL or not headers.scan_at:
         return b""
     data_at = headers.scan_at + 2 + int.from_bytes(jpeg[headers.scan_at + 2 : headers.scan_at + 4], "big")
-    if data_at > HEADER_BYTES_MAX or data_at > len(jpeg) - len(_END_OF_IMAGE):
-        return b""
+    return jpeg[:data_at] if data_at <= HEADER_BYTES_MAX and _is_plain(jpeg, data_at) else b""
+
+
+def _is_plain(jpeg: bytes, data_at: int) -> bool:
+    """Whether nothing but restarts stands between the scan's data and the end of the image."""
     found = _MARKER_IN_SCAN.search(jpeg, data_at)
-    only_the_end = found is not None and found.start() == len(jpeg) - len(_END_OF_IMAGE)
-    return jpeg[:data_at] if only_the_end else b""
+    return found is not None and found.start() == len(jpeg) - len(_END_OF_IMAGE) and jpeg.endswith(_END_OF_IMAGE)
 
 
 def _decode(jpeg: bytes, width: int, height: int) -> None:

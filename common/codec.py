@@ -1,7 +1,7 @@
 """Bytes of a message: MessagePack, one map, with the schema version `v` beside the tag.
 
-Wire form: `{"v": 1, "m": {"type": "sample", ...}}`. The version is read before the body is looked at, so a newer
-peer's message is refused with a reason instead of being misread.
+Wire form: `{"v": 1, "m": {"type": "sample", ...}}`. A message of another version is refused by that reason,
+whether or not its body could be read, and never misread.
 """
 
 import msgspec
@@ -42,12 +42,23 @@ def decode(payload: bytes) -> Message:
     if len(payload) > PAYLOAD_BYTES_MAX:
         raise BoundError(f"payload of {len(payload)} bytes is over the bound of {PAYLOAD_BYTES_MAX}")
     try:
-        version = _version_decoder.decode(payload).v
-        if version != SCHEMA_VERSION:
-            raise VersionError(
-                f"message of schema version {version}, this build speaks {SCHEMA_VERSION}",
-                "Update the older side: the centre first, then the gateways.",
-            )
-        return _decoder.decode(payload).m
+        envelope = _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        _check_version(payload)
         raise WireError(f"not a message: {error}") from error
+    if envelope.v != SCHEMA_VERSION:
+        _check_version(payload)
+    return envelope.m
+
+
+def _check_version(payload: bytes) -> None:
+    """Of a message that cannot be read: because it is of another version?"""
+    try:
+        version = _version_decoder.decode(payload).v
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return
+    if version != SCHEMA_VERSION:
+        raise VersionError(
+            f"message of schema version {version}, this build speaks {SCHEMA_VERSION}",
+            "Update the older side: the centre first, then the gateways.",
+        )

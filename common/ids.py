@@ -2,10 +2,12 @@
 
 import hashlib
 import re
+import struct
 
 from common.errors import OperatorError
 
 SAMPLE_ID_BYTES = 16
+_LENGTH = struct.Struct(">Q")
 _LAYER = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
@@ -27,19 +29,14 @@ def check_name(kind: str, name: str) -> str:
 
 
 def sample_id(jpeg: bytes, gateway_id: str, camera_id: str, captured_at_ns: int) -> bytes:
-    """Content hash of a sample: BLAKE2b-128 over the encoded image and its identity fields.
+    """Content hash of a sample: BLAKE2b-128 over its identity fields and the encoded image, each after its length.
 
     The same frame sampled again (after a crash, or in a looped file) has the same id, so it is stored once.
     """
-    digest = hashlib.blake2b(digest_size=SAMPLE_ID_BYTES, person=b"headframe-sample")
-    for part in (
-        gateway_id.encode(),
-        camera_id.encode(),
-        captured_at_ns.to_bytes(8, "big", signed=True),
-        jpeg,
-    ):
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
+    parts = (gateway_id.encode(), camera_id.encode(), captured_at_ns.to_bytes(8, "big", signed=True))
+    head = b"".join([piece for part in parts for piece in (_LENGTH.pack(len(part)), part)]) + _LENGTH.pack(len(jpeg))
+    digest = hashlib.blake2b(head, digest_size=SAMPLE_ID_BYTES, person=b"headframe-sample")
+    digest.update(jpeg)
     return digest.digest()
 
 

@@ -57,6 +57,7 @@ def down_filter(gateway_id: str) -> str:
     return f"headframe/down/{gateway_id}/+"
 
 
+@functools.lru_cache(maxsize=65_536)  # the same topics come again and again
 def parse_up(topic: str) -> tuple[str, str]:
     """Split an up topic into (gateway_id, kind).
 

@@ -23,6 +23,7 @@ import msgspec
 from common import codec
 from common.clock import Clock, SystemClock
 from common.errors import EnvironmentFault
+from common.files import sync_folder
 from common.messages import Ended, Receipt, Sample, SpoolEpoch
 from edge.epochs import EpochMark, new_epoch
 
@@ -131,7 +132,9 @@ class Spool:
                 raise
 
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.is_dir():  # SQLite makes the names within durable, not that of the folder
+                path.parent.mkdir(parents=True, exist_ok=True)
+                sync_folder(path.parent.parent)
             try:
                 return connected()
             except sqlite3.DatabaseError as error:

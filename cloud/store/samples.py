@@ -13,7 +13,7 @@ from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Session
 
 from cloud.store.blobs import Blobs
-from cloud.store.inserts import insert_rows, stored_ids
+from cloud.store.inserts import insert_rows, row_of, stored_ids
 from cloud.store.models import EmbeddingRow, LabelRow, QuarantineRow, SampleRow
 from cloud.store.records import LabelledSet, StoredSample
 from cloud.store.sessions import Sessions
@@ -54,7 +54,7 @@ class SampleTables(Sessions):
         places = self._blobs.append([(sample.sample_id, sample.jpeg) for sample in fresh])
         try:
             with self._write() as session, alone():
-                rows = [_row(sample, place, at_ns) for sample, place in zip(fresh, places, strict=True)]
+                rows = [row_of(sample, place, at_ns) for sample, place in zip(fresh, places, strict=True)]
                 return insert_rows(session.connection(), rows)
         except (StatementError, OverflowError, ValueError) as error:
             reason = getattr(error, "orig", None) or error  # without the statement and its parameters
@@ -285,7 +285,6 @@ _PLAIN = (
     "sample_id", "gateway_id", "site_id", "camera_id", "captured_at_ns", "received_at_ns", "release_id", "backbone",
     "width_px", "height_px", "reason", "pixel_path",
 )  # fmt: skip
-_SAME = (*(name for name in _PLAIN if name != "received_at_ns"), "embedding")
 
 
 def check_label(scenario: str, label: str) -> None:
@@ -295,25 +294,6 @@ def check_label(scenario: str, label: str) -> None:
     check_name("scenario", scenario)
     if len(label) > LABEL_MAX or (label and not label.isprintable()) or label != label.strip():
         raise OperatorError(f"label {label[:40]!r} is not valid", f"Use one line of at most {LABEL_MAX} characters.")
-
-
-def _row(sample: Sample, jpeg: str, at_ns: int) -> dict[str, Any]:
-    """As the driver takes it, JSON as text; `jpeg` is where the picture lies."""
-    return {name: getattr(sample, name) for name in _SAME} | {
-        "received_at_ns": at_ns,
-        "jpeg": jpeg,
-        "predictions": _json(sample.predictions),
-        "scores": _json(sample.scores),
-        "value": sample.scores.value,
-        "boxes": _json(sample.boxes),
-        "variant": sample.variant,
-        "epoch": sample.epoch or None,
-        "sequence": sample.sequence if sample.epoch else None,
-    }
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
 
 
 def current_labels(scenario: str | None = None) -> Select[LabelRow]:

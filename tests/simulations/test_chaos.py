@@ -25,6 +25,8 @@ from simulations.load.pictures import Pictures
 from simulations.mosquitto import find_mosquitto
 
 GATEWAYS = ["gw-1", "gw-2", "gw-3", "gw-4"]
+SECONDS = 60.0
+"""Of faults; the promise of ten minutes is kept by `headframe sim chaos --seconds 600`."""
 
 
 # --- the plan ---------------------------------------------------------------------------------
@@ -189,12 +191,12 @@ def test_a_folder_of_somebody_else_is_not_emptied(tmp_path: Path) -> None:
 def test_nothing_is_lost_and_nothing_comes_twice_whatever_fails(tmp_path: Path) -> None:
     if find_mosquitto() is None:
         pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
-    run = Chaos(tmp_path / "run", 20, 3, per_s=4.0)
+    run = Chaos(tmp_path / "run", SECONDS, 3, per_s=3.0)
     result = run.run()
     write_report(tmp_path / "run" / "report.html", run, result)
     figures = result.figures()
     assert result.holds, json.dumps(figures)
-    assert figures["accepted"] >= 50
-    assert figures["kills"] >= 6
-    assert {act.name for act in make_plan(3, 20, GATEWAYS)} <= set(figures["faults"])
+    assert figures["accepted"] >= 150
+    assert figures["kills"] >= 8
+    assert {act.name for act in make_plan(3, SECONDS, GATEWAYS)} <= set(figures["faults"])
     assert "The promise holds" in (tmp_path / "run" / "report.html").read_text()
