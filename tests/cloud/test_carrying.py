@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from cloud.learning.carrying import LinearMap, learn_map
-from cloud.learning.clocks import CARRIED, supersedes
 from common.packing import Factor, Triangle, pack
 from common.statistics import Statistics
 
@@ -79,11 +78,3 @@ def test_without_pictures_an_embedding_stays_what_it_was() -> None:
     few, _ = rows(3)
     moved = learn_map(few, few + 1.0, ["a", "b", "c"])
     np.testing.assert_allclose(moved.embeddings(x), x + 1.0)
-
-
-@pytest.mark.parametrize(("own", "replaces"), [(10, True), (9, True), (8, False), (1, False)])
-def test_a_gateway_in_the_middle_of_counting_again_does_not_replace_what_was_carried(own: int, replaces: bool) -> None:
-    carried = {"covered": [f"{n:032x}" for n in range(10)], CARRIED: "a" * 64}
-    assert supersedes(own, carried) is replaces
-    assert supersedes(own, {"covered": carried["covered"]}), "what it counted itself before is always replaced"
-    assert supersedes(own, None)
