@@ -119,9 +119,13 @@ class Clocks:
                 counted_itself = known is not None and CARRIED not in known
                 if counted_itself or not covered or self._store.known_ids(covered) >= set(covered):
                     continue
+                packed = unpacked(row)
+                if packed.dimension != len(found.matrix):
+                    log.warning("the statistics of %s are of another size than its backbone's", row.client)
+                    continue
                 carried += 1
                 if known is None or known["covered"] != row.meta["covered"]:
-                    packed = found.carry(unpacked(row))
+                    packed = found.carry(packed)
                     meta = {"classes": list(packed.classes), "covered": row.meta["covered"]}
                     meta[CARRIED] = row.meta.get(CARRIED, old)
                     self._store.put_contribution(scenario, backbone, row.client, packed.arrays(), meta, row.at_ns)
@@ -151,15 +155,15 @@ class Clocks:
         """Embeddings (n, d) of the same pictures on both, and their sites. Gold is left out: it judges."""
         found: dict[bytes, tuple[str, NDArray[np.floating], NDArray[np.floating]]] = {}
         on_new = {(d.name, d.scenario): d for d in self._catalogue.datasets() if d.backbone == new}
-        for before in self._catalogue.datasets():
-            after = on_new.get((before.name, before.scenario))
-            if before.backbone != old or after is None or after.ids != before.ids:
-                continue
-            for row in np.flatnonzero(~before.is_gold):
-                found[before.ids[row]] = before.sites[row], before.embeddings[row], after.embeddings[row]
+        for first in self._catalogue.datasets():
+            second = on_new.get((first.name, first.scenario))
+            if first.backbone == old and second is not None and second.ids == first.ids:
+                for row in np.flatnonzero(~first.is_gold):
+                    found[first.ids[row]] = first.sites[row], first.embeddings[row], second.embeddings[row]
         for name, site, one, other in self._store.pairs(old, new, PAIRS_MAX):
-            pair = tuple(np.frombuffer(data, "<f2").astype(np.float32) for data in (one, other))
-            found[name] = site, pair[0], pair[1]
+            if len(one) == len(other):  # a gateway may have sent anything
+                before, after = (np.frombuffer(data, "<f2").astype(np.float32) for data in (one, other))
+                found[name] = site, before, after
         chosen = list(found.values())[:: max(1, -(-len(found) // PAIRS_MAX))]
         if not chosen:
             return np.zeros((0, 0)), np.zeros((0, 0)), []
