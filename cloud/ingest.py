@@ -26,7 +26,9 @@ from common.messages import Chunk, Ended, Ledger, Message, Partial, Receipt, Ref
 log = logging.getLogger(__name__)
 
 RECEIPT_IDS_MAX = 500
-QUEUE_WAIT_S = 20.0
+PATIENCE_S = 10.0
+"""Without room for so long, samples are let go so that what comes after them on the link, the state of every gateway
+among it, is heard; their gateways keep them and are asked to wait."""
 RETRY_S = 1.0
 GATHER_S = 0.25
 LEDGER_MAX = 1000  # entries of one message
@@ -64,6 +66,7 @@ class Ingest:
         """From the link to the commit, of the last batch."""
         self._figures = Counter(dict.fromkeys(FIGURES, 0))
         self._figures_lock = threading.Lock()
+        self._full_since_s: float | None = None
         self._may_read = threading.Event()
         self._may_read.set()
         self._stopping = threading.Event()
@@ -95,8 +98,11 @@ class Ingest:
             }
 
     def on_message(self, topic: str, payload: bytes) -> None:
-        """One message, on the link's thread. Waits when the queue is full."""
+        """One message, on the link's thread. Waits when the queue is full, but not for ever."""
         gateway_id, kind = topics.parse_up(topic)
+        if kind != "ledger" and not self._backlog.has_room() and self._is_out_of_patience():
+            self._let_go(gateway_id)
+            return
         sample: Sample | None = None
         try:
             if kind == "ledger":
@@ -112,15 +118,29 @@ class Ingest:
                 self._guard.refused(gateway_id, error)
             self._refuse(gateway_id, topic, payload, str(error), sample)
             return
-        if not self._backlog.put(sample, QUEUE_WAIT_S):
-            self._count("overflowed")
-            log.warning("ingest is stuck; a sample of %s will be sent again", gateway_id)
+        if not self._backlog.put(sample, PATIENCE_S):
+            self._let_go(gateway_id)
 
     def has_room(self) -> bool:
-        """Whether the next message would be taken; waits while a batch is handed to the database, some milliseconds."""
+        """Whether the next message would be taken, or let go because there has been no room for too long; waits while a
+        batch is handed to the database, some milliseconds."""
         if not self._may_read.is_set():
             self._may_read.wait(TURN_S_MAX)
-        return self._backlog.has_room()
+        if self._backlog.has_room():
+            self._full_since_s = None
+            return True
+        return self._is_out_of_patience()
+
+    def _is_out_of_patience(self) -> bool:
+        now_s = self._clock.monotonic_s()
+        if self._full_since_s is None:
+            self._full_since_s = now_s
+        return now_s - self._full_since_s >= PATIENCE_S
+
+    def _let_go(self, gateway_id: str) -> None:
+        """Of a sample that is not receipted: it comes again, later when the gateway hears us."""
+        self._count("overflowed")
+        self._send(topics.down(gateway_id, "receipt"), Receipt(pause_s=max(PATIENCE_S, self._pause_s())))
 
     def on_oversize(self, topic: str, size: int) -> None:
         """A message that was too large to be read at all."""

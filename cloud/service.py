@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from cloud.admission import check_event, check_offer, check_state
+from cloud.epochs import Epochs
 from cloud.events import Events
 from cloud.federation.grid import MqttGrid
 from cloud.federation.server_app import run_round
@@ -84,6 +85,7 @@ class Service:
         self.events = Events()
         self.grid = MqttGrid(self._send_flower, self.participants)
         self.reported = Reported(self.store, self.clock)
+        self.epochs = Epochs(self.store)
         self.rollouts = Rollouts(self.store, self.registry, self.reported, settings.rollout, self.clock)
         self.registry.launch = self.rollouts.launch
         self._desired_at_s: dict[str, tuple[float, tuple[str, int]]] = {}
@@ -108,6 +110,7 @@ class Service:
         self.guard.step()
         self.offers.step()
         self.reported.flush()
+        self.epochs.flush()
         self.repository.refresh()
         self.rollouts.step()
         for gateway_id in self.online():
@@ -129,6 +132,7 @@ class Service:
         self.ingest.stop(timeout_s)
         self.link.stop()
         self.reported.flush()
+        self.epochs.flush()
         self._learner.join(timeout_s)
         self.store.close()
 
@@ -180,7 +184,7 @@ class Service:
 
     def _follow(self, state: State) -> None:
         """Keep how far its spool is; one that is less far than it was runs an old image, and is asked to begin anew."""
-        back = self.store.put_epochs(state.gateway_id, state.epochs[:EPOCHS_SAID_MAX], self.clock.wall_ns())
+        back = self.epochs.take(state.gateway_id, state.epochs[:EPOCHS_SAID_MAX], self.clock.wall_ns())
         if back and state.epochs[0].epoch in back:
             log.warning("the spool of %s is an old image of itself", state.gateway_id)
             self.store.audit(

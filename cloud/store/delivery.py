@@ -8,16 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import msgspec
 from sqlalchemy import Select, case, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cloud.store.models import EPOCH_MAX, EndedRow, EpochRow, SampleRow
 from cloud.store.sessions import Sessions
 from common.errors import WireError
-from common.messages import Ended, SpoolEpoch
+from common.messages import Ended
 
-EPOCHS_MAX = 64
-"""Of one gateway; one that invents more than this loses its oldest, and is seen to."""
 SEQUENCE_MAX = 2**62
 STATES = ("evicted", "expired", "declined", "refused")
 
@@ -43,37 +42,37 @@ class Gap:
     """How often it said to be less far than before."""
 
 
+class SpoolLife(msgspec.Struct, frozen=True):
+    """The furthest that a gateway's spool was in one epoch, and what it said last."""
+
+    gateway_id: str
+    epoch: str
+    head: int
+    tail: int
+    waiting: int
+    went_back: int
+    at_ns: int
+
+
 class DeliveryTables(Sessions):
     """Part of `cloud.store.Store`."""
 
-    def put_epochs(self, gateway_id: str, epochs: Sequence[SpoolEpoch], at_ns: int) -> list[str]:
-        """Keep what a gateway says of its spool; returns the epochs of which it was further before.
+    def spool_lives(self) -> list[SpoolLife]:
+        """What every gateway said of its spool, as far as it is written."""
+        with self._read() as session:
+            return [_life(row) for row in session.scalars(select(EpochRow))]
 
-        Raises:
-            WireError: a number that no spool gives.
-        """
-        for said in epochs:
-            check_number(said.epoch, said.head, least=0)
-            if not 0 < said.tail <= said.head + 1 or not 0 <= said.waiting <= said.head:
-                raise WireError(f"epoch {said.epoch} of {gateway_id} contradicts itself")
-        back: list[str] = []
+    def put_spool_lives(self, lives: Sequence[SpoolLife], forgotten: Sequence[tuple[str, str]] = ()) -> None:
+        """Replace what several gateways said, each epoch named once, and forget others, in one transaction."""
+        rows = [msgspec.structs.asdict(life) for life in lives]
+        insert = (postgresql if self._engine.dialect.name == "postgresql" else sqlite).insert(EpochRow)
+        new = {name: insert.excluded[name] for name in ("head", "tail", "waiting", "went_back", "at_ns")}
+        query = insert.on_conflict_do_update(index_elements=[EpochRow.gateway_id, EpochRow.epoch], set_=new)
         with self._write() as session:
-            for said in epochs:
-                row = session.get(EpochRow, (gateway_id, said.epoch))
-                if row is None:
-                    row = EpochRow(gateway_id=gateway_id, epoch=said.epoch, head=0, went_back=0)
-                    session.add(row)
-                if said.head < row.head:
-                    back.append(said.epoch)
-                    row.went_back += 1
-                row.head = max(row.head, said.head)
-                row.tail, row.waiting, row.at_ns = said.tail, said.waiting, at_ns
-            session.flush()
-            of_gateway = select(EpochRow.epoch).where(EpochRow.gateway_id == gateway_id)
-            old = session.scalars(of_gateway.order_by(EpochRow.at_ns.desc()).offset(EPOCHS_MAX)).all()
-            if old:
-                session.execute(delete(EpochRow).where(EpochRow.gateway_id == gateway_id, EpochRow.epoch.in_(old)))
-        return back
+            if rows:
+                session.execute(query, rows)
+            for gateway_id, epoch in forgotten:
+                session.execute(delete(EpochRow).where(EpochRow.gateway_id == gateway_id, EpochRow.epoch == epoch))
 
     def add_ended(self, gateway_id: str, ended: Sequence[Ended], at_ns: int) -> None:
         """Keep entries of a gateway's ledger; durable on return, and the same again is harmless.
@@ -154,6 +153,10 @@ def _accounted(table: type[SampleRow] | type[EndedRow]) -> Select[Any]:
         .group_by(table.gateway_id, table.epoch)
     )
     return cast(Select[Any], query)
+
+
+def _life(row: EpochRow) -> SpoolLife:
+    return SpoolLife(**{name: getattr(row, name) for name in SpoolLife.__struct_fields__})
 
 
 def _gap(gateway_id: str, epoch: str, held: _Accounted, gone: _Accounted, said: EpochRow | None) -> Gap:

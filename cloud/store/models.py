@@ -15,7 +15,7 @@ class SampleRow(Base):
 
     __tablename__ = "samples"
     sample_id: Mapped[bytes] = mapped_column(LargeBinary(16), primary_key=True)
-    gateway_id: Mapped[str] = mapped_column(String(63), index=True)
+    gateway_id: Mapped[str] = mapped_column(String(63))
     site_id: Mapped[str] = mapped_column(String(63), index=True)
     camera_id: Mapped[str] = mapped_column(String(63))
     captured_at_ns: Mapped[int] = mapped_column(BigInteger)
@@ -35,7 +35,10 @@ class SampleRow(Base):
     variant: Mapped[str | None] = mapped_column(String(64))
     epoch: Mapped[str | None] = mapped_column(String(EPOCH_MAX))
     sequence: Mapped[int | None] = mapped_column(BigInteger)
-    __table_args__ = (Index("samples_by_sequence", "gateway_id", "epoch", "sequence"),)
+    __table_args__ = (
+        Index("samples_by_sequence", "gateway_id", "epoch", "sequence"),
+        Index("samples_by_arrival", received_at_ns.desc(), sample_id),
+    )
 
 
 class EmbeddingRow(Base):

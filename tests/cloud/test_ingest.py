@@ -212,12 +212,12 @@ def test_nothing_is_receipted_while_the_disk_fails_and_all_of_it_after(
 def test_a_full_queue_makes_the_sender_wait_and_then_send_again(
     store: Store, make_sample: MakeSample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest_module, "QUEUE_WAIT_S", 0.05)
+    monkeypatch.setattr(ingest_module, "PATIENCE_S", 0.05)
     desk = Desk(store, queue=2)
     for number in range(4):
         desk.take(make_sample(number))
     assert desk.ingest.figures()["overflowed"] == 2
-    assert desk.receipts == []
+    assert [(receipt.stored, receipt.pause_s > 0) for _, receipt in desk.receipts] == [((), True)] * 2, "come later"
     desk.ingest.start()
     desk.ingest.stop(10)
     assert desk.stored() == {make_sample(0).sample_id, make_sample(1).sample_id}

@@ -12,10 +12,11 @@ import pytest
 from cloud.service import filters_of
 from cloud.settings import CloudSettings, IngestSettings, parse_shards
 from cloud.store import Store
+from cloud.store.delivery import SpoolLife
 from cloud.worker import Worker
 from common import codec, topics
 from common.errors import OperatorError
-from common.messages import Receipt, Sample, SpoolEpoch
+from common.messages import Receipt, Sample
 from common.mqtt import Broker, MqttLink
 from simulations.bench._flood import a_broker, find_mosquitto
 
@@ -116,8 +117,7 @@ def test_two_workers_share_a_fleet_and_every_sample_is_there_once(
     store = Store.open(settings.database_url, settings.data_dir / "blobs")
     assert store.sample_ids() >= receipted
     assert all(store.jpeg(sample.sample_id) == sample.jpeg for sample in samples)
-    for name in gateways:
-        store.put_epochs(name, [SpoolEpoch("e" * 16, 10, 11, 0)], 1)
+    store.put_spool_lives([SpoolLife(name, "e" * 16, 10, 11, 0, 0, 1) for name in gateways])
     assert [(gap.stored, gap.missing) for gap in store.gaps()] == [(10, 0)] * 12
     store.close()
 

@@ -74,9 +74,10 @@ def test_what_it_sends_is_what_the_centre_admits(pictures: Pictures) -> None:
 def test_a_sample_is_sent_again_until_its_receipt_and_forgotten_then(pictures: Pictures) -> None:
     gateway, wire, latencies = make_gateway(pictures)
     first, second = gateway.accept(1), gateway.accept(2)
-    for now_s in (0.0, 5.0, 10.0):
+    for now_s in (0.0, 5.0, 13.0):
         gateway.send(now_s)
     assert [message.sample_id for _, message in wire.sent] == [first, second, first, second]
+    assert [message.sequence for _, message in wire.sent] == [1, 2, 1, 2]
     receipt = codec.encode(Receipt(stored=(first,), refused=(Refusal(second, "why"),)))
     for _ in range(2):  # the second says nothing new
         gateway.on_message(topics.down("load-1", "receipt"), receipt)
@@ -94,6 +95,7 @@ def test_its_state_says_what_it_holds(pictures: Pictures) -> None:
     assert topic == topics.up("load-1", "state")
     assert isinstance(state, State)
     assert (state.at_ns, state.spool_rows, state.accepted, state.online) == (42, 1, 1, True)
+    assert (state.epochs[0].head, state.epochs[0].tail, state.epochs[0].waiting) == (1, 1, 1)
 
 
 def test_a_load_that_no_machine_can_make_is_refused() -> None:
