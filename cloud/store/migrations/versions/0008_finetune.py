@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0007_finetune"
-down_revision = "0006_delivery"
+revision = "0008_finetune"
+down_revision = "0007_arrival"
 
 
 def upgrade() -> None:
