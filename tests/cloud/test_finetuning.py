@@ -470,6 +470,11 @@ def test_the_command_makes_a_release_and_says_what_it_weighs(tmp_path: Path) -> 
     assert record["parameters"]["seed"] == 4
     assert list((tmp_path / "data" / "finetuning").glob("*.checkpoint")) == [], "nothing is left of a run that is over"
 
+    retained = run("retain", "--keep", "1")
+    assert retained.exit_code == 0, retained.output
+    assert len(list((tmp_path / "data" / "maps").iterdir())) == 1, "as long as a release of the old backbone is kept"
+    assert run("train").exit_code == 0
+
 
 # --- federated ------------------------------------------------------------------------------------
 
