@@ -205,7 +205,7 @@ def _batch_norm(inputs: list[Any], attributes: Attributes) -> torch.Tensor:
 def _clip(inputs: list[Any], _: Attributes) -> torch.Tensor:
     x, low, high = [*inputs, None, None][:3]
     if low is not None and high is not None:
-        return F.hardtanh(x, low.item(), high.item())  # the same, but its gradient is one operation: half the time of a step
+        return F.hardtanh(x, low.item(), high.item())  # clamp has a gradient of four operations
     return torch.clamp(x, None if low is None else low.item(), None if high is None else high.item())
 
 
