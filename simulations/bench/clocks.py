@@ -36,7 +36,7 @@ LABELS_MAX, QUICK_LABELS_MAX = 24, 12
 QUICK_PER_SCENE = 5  # pictures of a class in a scene
 ADAPTER = Recipe()
 JOINT = Recipe(Depth.FULL, epochs=12, distillation=0.0)
-QUICK_EPOCHS = 1
+QUICK_EPOCHS = 2
 JUDGED = 120  # pictures on which the snapped backbone must say what the tuned one does
 FROZEN, CLOCKS, CARRIED = (
     "frozen backbone",
