@@ -188,7 +188,8 @@ def read_line(line: str) -> tuple[Kind, str, str] | None:
 
 def _is_foreign(client: str, topic_filter: str) -> bool:
     """Whether a subscription (mosquitto grants it and delivers nothing) is not a gateway's own."""
-    return client != CENTRE.removeprefix("headframe-") and topic_filter != topics.down_filter(client)
+    own = topic_filter == topics.down_filter(client) or topics.parse_release(topic_filter)
+    return client != CENTRE.removeprefix("headframe-") and not own
 
 
 def _kind_of(error: HeadframeError) -> Kind:

@@ -143,10 +143,11 @@ class EmbeddedBroker:
             raise ValueError("plain")
         users = [f'{{ user: "CN={CENTRE}" }}']
         for name in Authority.open(folder).enrolled(dt.datetime.now(dt.UTC)):
+            # what is at QoS 1 is delivered on $MQTT.sub
             up, down = f"headframe.up.*.{name}.*", f"headframe.down.{name}.*"
             users.append(
                 f'{{ user: "CN={name}", permissions: {{ publish: {{ allow: ["{up}"] }}, '
-                f'subscribe: {{ allow: ["{down}", "$MQTT.sub.>"] }} }} }}'  # QoS 1 is delivered there
+                f'subscribe: {{ allow: ["{down}", "headframe.release.*", "$MQTT.sub.>"] }} }} }}'
             )
         quoted = {part: json.dumps(str(folder.resolve() / part)) for part in ("ca.pem", "server.pem", "server.key")}
         return (

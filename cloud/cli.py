@@ -309,6 +309,24 @@ def _in(release: str) -> str:
     return f"released {release}" if release else "it goes with the next release"
 
 
+@app.command("export-runs")
+def export_runs(
+    config: ConfigOption,
+    tool: Annotated[str, typer.Argument(help="mlflow or tensorboard.")],
+    to: Annotated[str, typer.Argument(help="URI of the MLflow store, or folder of the event files.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Give the records of runs that have ended to MLflow or TensorBoard; what is there already stays as it is."""
+    from cloud.tracking import export_to_mlflow, export_to_tensorboard
+
+    if tool not in ("mlflow", "tensorboard"):
+        raise OperatorError(f"{tool!r} is none of the tools", "There are mlflow and tensorboard.")
+    with _open(config) as service:
+        runs = service.store.runs(limit=None)
+        exported = export_to_mlflow(runs, to) if tool == "mlflow" else export_to_tensorboard(runs, Path(to))
+        typer.echo(json.dumps({"exported": exported}) if as_json else f"{len(exported)} runs exported to {to}")
+
+
 @config_app.command()
 def check(config: ConfigOption) -> None:
     """Say whether the file is right; name every wrong key."""

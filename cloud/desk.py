@@ -63,6 +63,10 @@ class Desk:
             raise OperatorError("this sample is not on offer", "It was asked for already, or is offered again later.")
         self._store.audit(author, "want", {"sample_id": sample_id.hex()}, self._service.clock.wall_ns())
 
+    def sent(self) -> dict[str, dict[str, int]]:
+        """Bytes handed to the broker since the start, by kind of message; and what lies there for all."""
+        return {"bytes_out": dict(self._service.link.bytes_out), "shelf": self._service.shelf.figures()}
+
     def attempts(self) -> dict[str, Any]:
         """What was tried and refused: how often since the start, and the alarms of the last hour."""
         attempts = self._service.guard.attempts

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 from common import mqtt_packets as packets
@@ -19,6 +19,7 @@ from common.codec import PAYLOAD_BYTES_MAX
 from common.errors import EnvironmentFault, WireError
 from common.mqtt import Broker, Handler
 from common.tls import client_context
+from common.topics import RELEASE
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,10 @@ class CentreLink:
     ) -> None:
         self.broker, self.client_id, self.filters = broker, client_id, tuple(filters)
         self.on_message, self.has_room, self.on_oversize = on_message, has_room, on_oversize
-        self.handler_errors = 0
+        self.handler_errors = self.connects = 0
         self.last_error = ""
+        self.bytes_out: Counter[str] = Counter()
+        """Of messages handed to the broker, topics and headers too, by kind."""
         self.outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
         self._number = 0
@@ -101,6 +104,7 @@ class CentreLink:
                 return False
             self._number = self._number % 0xFFFF + 1
             packet = packets.publish(topic, payload, self._number, retain=retain)
+            self.bytes_out["release" if topic.startswith(RELEASE) else topic.rpartition("/")[2]] += len(packet)
             idle = not self.outbox
             self.outbox.append(packet)
             self._outbox_bytes += len(packet)
@@ -125,6 +129,7 @@ class CentreLink:
             self.last_error = error
             log.warning("broker: %s", error)
         if up:
+            self.connects += 1
             self._up.set()
             return
         self._up.clear()

@@ -1,4 +1,4 @@
-"""Releases at the centre: layers by hash in a folder, manifests in the store, parts of layers on request.
+"""Releases at the centre: layers by hash in a folder, manifests in the store, deltas and proofs made on request.
 
 Decides what a release is made of and which one is active. Leaves to `cloud.trust` who stands behind it, to
 `cloud.lineage` where its layers come from, to `cloud.retention` how long they stay.
@@ -6,17 +6,19 @@ Decides what a release is made of and which one is active. Leaves to `cloud.trus
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import zstandard
 
 from cloud.learning.export import default_backbone, set_default_backbone
 from cloud.lineage import note_layer
 from cloud.store import Assignment, Store
 from cloud.trust import Repository
 from cloud.trust.sets import LIFETIME_S, RENEW_S
-from common import trust
+from common import codec, trust
 from common.clock import Clock
 from common.delta import make_delta
 from common.errors import OperatorError, WireError
@@ -33,6 +35,7 @@ from common.manifest import (
     release_id,
 )
 from common.messages import Desired, Fetch, LayerPart
+from common.parcels import Packed, cut, pack
 from common.weights import find_weights
 
 log = logging.getLogger(__name__)
@@ -42,6 +45,8 @@ STAGED = "staged"
 LIVE = ("active", "assembled")
 """Status of what gateways may run now."""
 PROOFS_MAX = 16  # releases that gateways are told of at the same time, in two rollouts and their roll-backs
+PROOF_LEVEL = 19  # made once for a release, opened by thousands
+LOOK_S = 0.5
 PART_BYTES_MAX = 1024 * 1024
 OFFSET_MAX = 2**40  # larger than any file of ours; beyond 2**63 a seek raises
 BASES_MAX = 16  # of what a gateway names
@@ -55,6 +60,17 @@ CANDIDATE = "candidate"
 """Status of a release that has not reached the fleet yet."""
 MANIFESTS_MAX = 64  # kept decoded: those under way and those that gateways come from
 DETECTORS_MAX = 8  # each runs on every look
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What every gateway gets with a release."""
+
+    desired: Desired
+    """Without an assignment."""
+    data: bytes
+    """The same, compressed: hex digits and JSON."""
+    packed: Packed
 
 
 def delta_of(base: bytes, target: bytes) -> bytes:
@@ -75,8 +91,10 @@ class Registry:
         self.launch: Callable[[str], str] | None = None
         """Takes a release that is signed and not active yet to the fleet; without one it is active at once."""
         self._manifests: dict[str, Manifest] = {}
-        self._proofs: dict[str, tuple[int, Desired]] = {}
-        """Release -> the state of the metadata, and what every gateway gets with it."""
+        self._proofs: dict[str, tuple[int, Proof]] = {}
+        """Release -> the state of the metadata, and what proves it with that."""
+        self._epoch, self._looked_s = (0, 0), float("-inf")
+        """State of the metadata, and what of it every gateway must know; when it was looked at."""
         self._assigned: dict[str, Assignment] = {}
         """Gateway -> what it was told last."""
         self._unwritten: set[str] = set()
@@ -191,7 +209,7 @@ class Registry:
         if self.launch is None or self.active() is None:
             return self.sign(manifest, gate, note, status="active")
         name = self.sign(manifest, gate, note, status=CANDIDATE)
-        if self._proof(name):
+        if self.proof(name):
             self.launch(name)
         return name
 
@@ -209,6 +227,7 @@ class Registry:
         live = {row.release_id for row in releases if row.status in (*LIVE, CANDIDATE)} | self._store.assigned()
         live |= {row.base for row in releases if row.release_id in live}
         signed = self.repository.add(data, [row.manifest for row in releases if not row.base], live)
+        self._looked_s = float("-inf")
         self._store.add_release(
             name,
             manifest.sequence,
@@ -261,7 +280,7 @@ class Registry:
             raise OperatorError(f"the layers of {name} are not kept any more", "Choose a newer release.")
         gate = {**earlier.gate, "rolled_back_to": name}
         made = self.sign(manifest, gate, note, status="active")
-        if self._proof(made) is None:
+        if self.proof(made) is None:
             raise OperatorError(
                 f"{made}, which is {name} again, waits for offline keys",
                 "Have it signed: `headframe cloud keys stage`.",
@@ -271,9 +290,20 @@ class Registry:
 
     def desired(self, gateway_id: str, name: str) -> Desired | None:
         """What a gateway is told when it is to run a release, and all that proves it; None while it waits for keys."""
-        proof = self._proof(name)
+        proof = self.proof(name)
         if proof is None:
             return None
+        return msgspec.structs.replace(proof.desired, assignment=self._assign(gateway_id, name, proof))
+
+    def pointer(self, gateway_id: str, name: str) -> Desired | None:
+        """The same for a gateway that takes what is published for all: its assignment, and where the proof is."""
+        proof = self.proof(name)
+        if proof is None:
+            return None
+        assignment = self._assign(gateway_id, name, proof)
+        return Desired(manifest=b"", assignment=assignment, proof=proof.packed.parcel, release_id=name)
+
+    def _assign(self, gateway_id: str, name: str, proof: Proof) -> bytes:
         assigned, now_ns = self._assigned.get(gateway_id) or self._store.assignment(gateway_id), self._clock.wall_ns()
         if (
             assigned is None
@@ -283,12 +313,12 @@ class Registry:
         ):
             # By the clock, so that a crash before it is written down does not give a number out twice.
             sequence = max(now_ns // 10**9, assigned.sequence + 1 if assigned else 1)
-            signed = self.repository.assign(gateway_id, proof.manifest, sequence)
+            signed = self.repository.assign(gateway_id, proof.desired.manifest, sequence)
             renew_at_ns = now_ns + RENEW_S[trust.ASSIGNMENTS] * 10**9
             assigned = Assignment(gateway_id, name, sequence, renew_at_ns, signed)
             self._unwritten.add(gateway_id)
         self._assigned[gateway_id] = assigned
-        return msgspec.structs.replace(proof, assignment=assigned.signed)
+        return assigned.signed
 
     def flush(self) -> None:
         """Write down what gateways were told."""
@@ -296,10 +326,16 @@ class Registry:
             self._store.put_assignments([self._assigned[name] for name in sorted(self._unwritten)])
             self._unwritten.clear()
 
-    def _proof(self, name: str) -> Desired | None:
-        """What is the same for every gateway; made anew when the metadata has changed."""
-        state = self.repository.state()
-        known = self._proofs.get(name)
+    def epoch(self) -> int:
+        """Changes when every gateway must hear of the metadata: other keys, or a day has passed. Other changes (a
+        release that some are to run) reach those that they are for."""
+        self._look()
+        return self._epoch[1]
+
+    def proof(self, name: str) -> Proof | None:
+        """What is the same for every gateway that is to run a release; None while it waits for keys."""
+        self._look()
+        state, known = self._epoch[0], self._proofs.get(name)
         if known is None or known[0] != state:
             release = self._store.release(name)
             if release is None or release.status == STAGED:
@@ -307,21 +343,39 @@ class Registry:
             base = self._store.release(release.base) if release.base else None
             under = base.manifest if base else b""
             metadata = self.repository.bundle(release.manifest, under)
-            known = state, Desired(manifest=release.manifest, base=under, metadata=metadata)
+            desired = Desired(manifest=release.manifest, base=under, metadata=metadata)
+            data = zstandard.compress(codec.encode(desired), PROOF_LEVEL)
+            known = state, Proof(desired, data, pack(cut(data)))
             self._proofs = dict(list(self._proofs.items())[-PROOFS_MAX:]) | {name: known}
         return known[1]
 
-    def part(self, fetch: Fetch) -> LayerPart:
-        """Answer a gateway's request, by a delta where there is one; what is not held is said by `total_bytes` 0."""
-        known = is_layer_hash(fetch.layer) and self.layer_path(fetch.layer).is_file()
-        path, base = self.layer_path(fetch.layer), ""
-        if not known or not 0 <= fetch.offset < OFFSET_MAX or fetch.length < 1:
-            return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=0, data=b"")
+    def _look(self) -> None:
+        """The files of the metadata are looked at once a second, not once for each gateway: another process (a
+        person's command) may have changed them."""
+        now_s = self._clock.monotonic_s()
+        if now_s - self._looked_s < LOOK_S:
+            return
+        self._looked_s, state = now_s, self.repository.state()
+        if state != self._epoch[0]:
+            self._epoch = state, self.repository.epoch()
+
+    def find(self, fetch: Fetch) -> tuple[Path, str] | None:
+        """The file that answers a request, and what it is a delta of (empty: the layer itself); None: not held."""
+        path = self.layer_path(fetch.layer)
+        if not is_layer_hash(fetch.layer) or not path.is_file() or not 0 <= fetch.offset < OFFSET_MAX:
+            return None
         for held in fetch.bases[:BASES_MAX]:
             delta = self._delta(held, path)
             if delta is not None:
-                path, base = delta, held
-                break
+                return delta, held
+        return path, ""
+
+    def part(self, fetch: Fetch) -> LayerPart:
+        """Answer a gateway's request, by a delta where there is one; what is not held is said by `total_bytes` 0."""
+        found = self.find(fetch)
+        if found is None or fetch.length < 1:
+            return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=0, data=b"")
+        path, base = found
         with path.open("rb") as file:
             file.seek(fetch.offset)
             data = file.read(min(fetch.length, PART_BYTES_MAX))

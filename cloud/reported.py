@@ -7,6 +7,7 @@ takes is at most the last `flush`'s news, and every gateway tells it again with 
 
 import logging
 import threading
+from collections import Counter
 
 import msgspec
 
@@ -60,6 +61,20 @@ class Reported:
         """What a gateway says it runs; empty when it has said nothing."""
         state = self._states.get(gateway_id)
         return state.release_id if state else ""
+
+    def runs(self, gateway_id: str) -> tuple[str, bool]:
+        """What a gateway says it runs, and whether it takes what is published for all."""
+        state = self._states.get(gateway_id)
+        return (state.release_id, state.shared) if state else ("", False)
+
+    def online_by_site(self) -> Counter[str]:
+        """How many gateways of each site are online."""
+        return Counter(self._states[name].site_id for name in self.online())
+
+    def site_of(self, gateway_id: str) -> str:
+        """The site that a gateway says it is at; empty when it has said nothing."""
+        state = self._states.get(gateway_id)
+        return state.site_id if state else ""
 
     def online(self) -> list[str]:
         """Gateways that reported lately, sorted."""

@@ -9,14 +9,17 @@ import queue
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cloud.admission import check_event, check_offer, check_state
 from cloud.epochs import Epochs
 from cloud.events import Events
 from cloud.federation.grid import MqttGrid
+from cloud.federation.masked import MaskedRounds, Round
 from cloud.federation.server_app import run_round
 from cloud.federation.strategy import Parts
+from cloud.giving import Giving
 from cloud.guard import Guard
 from cloud.ingest import Ingest
 from cloud.learning.clocks import supersedes
@@ -29,20 +32,35 @@ from cloud.registry import Registry
 from cloud.reported import Reported
 from cloud.rollout.service import Rollouts
 from cloud.settings import CloudSettings, parse_shards
+from cloud.shelf import Shelf
 from cloud.store import Run, Store
+from cloud.telling import Telling
 from cloud.trust import Repository
 from cloud.worker import SAMPLE_KINDS
 from common import codec, topics
 from common.clock import Clock, SystemClock
+from common.contribution import Labels
 from common.errors import ForgeryError, HeadframeError, OperatorError
-from common.messages import Desired, Event, Fetch, FlowerFrame, Message, Offer, Receipt, Renewal, State
+from common.frames import Courier, Frame
+from common.messages import (
+    Chunk,
+    Desired,
+    Event,
+    Fetch,
+    FlowerFrame,
+    Message,
+    Offer,
+    Receipt,
+    Renewal,
+    Shelved,
+    State,
+)
 from common.mqtt import Broker
 
 log = logging.getLogger(__name__)
 
 ALL_SHARDS = "0-255"
 EPOCHS_SAID_MAX = 8
-DESIRED_AGAIN_S = 10.0
 ROUNDS_WAITING_MAX = 4
 RESUME_LOOK_S = 0.2
 TRIGGER_LOOK_S = 5.0
@@ -83,13 +101,29 @@ class Service:
             on_oversize=self.ingest.on_oversize,
         )
         self.events = Events()
-        self.grid = MqttGrid(self._send_flower, self.participants)
+        self.grid = MqttGrid(Courier(self._publish_flower).send, self.participants)
+        self.masked = MaskedRounds(self.store, settings.privacy)
         self.reported = Reported(self.store, self.clock)
         self.epochs = Epochs(self.store)
         self.rollouts = Rollouts(self.store, self.registry, self.reported, settings.rollout, self.clock)
         self.registry.launch = self.rollouts.launch
-        self._desired_at_s: dict[str, tuple[float, tuple[str, int]]] = {}
-        """When a gateway was told, which release, and with which state of the metadata."""
+        self.shelf = Shelf(
+            folder / "shelf.json",
+            settings.sharing,
+            self.clock,
+            lambda topic, payload, retain: self.link.publish(topic, payload, retain=retain),
+            lambda: self.link.connects,
+        )
+        self.giving = Giving(settings, self.registry, self.reported, self.shelf, self.clock)
+        self.telling = Telling(
+            self.registry,
+            self.rollouts,
+            self.reported,
+            self.shelf,
+            self.clock,
+            lambda gateway_id, desired: self._publish(topics.down(gateway_id, "desired"), desired),
+            shares=settings.sharing.enabled,
+        )
         self._rounds: queue.Queue[str] = queue.Queue(ROUNDS_WAITING_MAX)
         self._triggers_seen_s = float("-inf")
         self._stopping = threading.Event()
@@ -113,9 +147,9 @@ class Service:
         self.epochs.flush()
         self.repository.refresh()
         self.rollouts.step()
-        for gateway_id in self.online():
-            self._tell(gateway_id)
+        self.telling.step(self.online())
         self.registry.flush()
+        self.shelf.step()
         now_s = self.clock.monotonic_s()
         if now_s - self._triggers_seen_s >= TRIGGER_LOOK_S:
             self._triggers_seen_s = now_s
@@ -165,7 +199,10 @@ class Service:
                 check_event(message)
                 self.events.add(message)
             case Fetch():
-                self._publish(topics.down(gateway_id, "layer"), self.registry.part(message))
+                answer = self.giving.answer(gateway_id, message)
+                if answer is not None:
+                    kind = "shelved" if isinstance(answer, Shelved) else "layer"
+                    self._publish(topics.down(gateway_id, kind), answer)
             case Offer():
                 check_offer(message, gateway_id)
                 self.offers.take(message)
@@ -173,6 +210,8 @@ class Service:
                 self._publish(topics.down(gateway_id, "certificate"), self.guard.renew(gateway_id, message))
             case FlowerFrame():
                 self.grid.on_frame(gateway_id, message.message)
+            case Chunk():  # of a reply; those of samples have a topic of their own
+                self.grid.on_chunk(gateway_id, message)
             case _:
                 raise OperatorError(f"a {type(message).__name__} is not for the centre")
 
@@ -180,7 +219,7 @@ class Service:
         self.reported.take(state)
         if state.online:
             self._follow(state)
-            self._tell(state.gateway_id)
+            self.telling.tell(state.gateway_id)
 
     def _follow(self, state: State) -> None:
         """Keep how far its spool is; one that is less far than it was runs an old image, and is asked to begin anew."""
@@ -192,26 +231,11 @@ class Service:
             )
             self._publish(topics.down(state.gateway_id, "receipt"), Receipt(renew=state.epochs[0].epoch))
 
-    def _tell(self, gateway_id: str) -> None:
-        """Publish the desired release, retained, when it is new to the gateway; again while it is not reported."""
-        running = self.reported.release_of(gateway_id)
-        wanted = self.rollouts.wanted(gateway_id)
-        if wanted is None:
-            return
-        news = wanted, self.repository.state()
-        told_s, told = self._desired_at_s.get(gateway_id, (float("-inf"), ("", 0)))
-        now_s = self.clock.monotonic_s()
-        if told == news and (running == wanted or now_s - told_s < DESIRED_AGAIN_S):
-            return
-        desired = self.registry.desired(gateway_id, wanted)
-        if desired and self._publish(topics.down(gateway_id, "desired"), desired, retain=True):
-            self._desired_at_s[gateway_id] = (now_s, news)
-
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> bool:
         return self.link.publish(topic, codec.encode(message), retain=retain or isinstance(message, Desired))
 
-    def _send_flower(self, gateway_id: str, data: bytes) -> bool:
-        return self._publish(topics.down(gateway_id, "flower"), FlowerFrame(message=data))
+    def _publish_flower(self, gateway_id: str, frame: Frame) -> bool:
+        return self._publish(topics.down(gateway_id, "flower"), frame)
 
     def online(self) -> Sequence[str]:
         """Gateways that reported within the last heartbeats."""
@@ -240,7 +264,7 @@ class Service:
         record = {
             "author": author,
             "trigger": dataclasses.asdict(trigger) if trigger else None,
-            "labels": int(self.store.counts()["labels"]),
+            "labels": self.store.label_count(),
             "drifting": sorted(self._drifting()),
         }
         run = Run(f"run-{uuid.uuid4().hex[:12]}", now_ns, None, "queued", record)
@@ -266,7 +290,7 @@ class Service:
             )
             for run in self.store.runs()
         ]
-        labels = int(self.store.counts()["labels"])
+        labels = self.store.label_count()
         return find_trigger(bounds, self.clock.wall_ns(), labels, self._drifting(), past)
 
     def _drifting(self) -> frozenset[str]:
@@ -291,7 +315,7 @@ class Service:
         """One round to its end; a failure is the run's record, not the end of the centre."""
         run = next(run for run in self.store.runs() if run.run_id == run_id)
         self.store.update_run(dataclasses.replace(run, status="running"))
-        record = dict(run.record)
+        record: dict[str, object] = {}
         try:
             record["federation"] = self._federate(run)
             outcome = self.trainer.run(note=f"round {run_id}")
@@ -300,6 +324,8 @@ class Service:
         except HeadframeError as error:
             record["error"], status = str(error), "failed"
             log.error("round %s failed: %s", run_id, error)
+        noted = next(run for run in self.store.runs() if run.run_id == run_id).record
+        record = {key: value for key, value in noted.items() if key != "asked"} | record
         self.store.update_run(dataclasses.replace(run, status=status, record=record, finished_ns=self.clock.wall_ns()))
         log.info("round %s: %s", run_id, status)
 
@@ -311,16 +337,21 @@ class Service:
         """
         asked: list[str] = list(run.record.get("asked", ()))
         backbone, _ = self.registry.backbone()
-        scenarios = self.trainer.scenarios()
+        everything, masked = self.trainer.scenarios(), self.settings.privacy.masked
+        scenarios = {name: classes for name, classes in everything.items() if name not in masked}
         answered = self._answered(run.run_id, list(scenarios), backbone.hash) if asked else set()
+        record = dict(run.record)
         if asked:
             self._await(set(asked) - answered)
         else:
-            asked = list(self.participants())
-            self.store.update_run(dataclasses.replace(run, status="running", record={**run.record, "asked": asked}))
+            record["asked"] = asked = list(self.participants())
+            self.store.update_run(dataclasses.replace(run, status="running", record=record))
         if not asked:
             return {"asked": 0, "answered": 0}
-        labels = self._labels_by_gateway(list(scenarios))
+        labels = self._labels_by_gateway(list(everything))
+        sums = self._sum_masked(run, record, everything, asked, labels) if masked else {}
+        if not scenarios:
+            return {"asked": len(asked), "answered": sums.get("summed", 0), "sums": sums}
 
         there = {scenario: self.store.contribution_records(scenario, backbone.hash) for scenario in scenarios}
 
@@ -353,9 +384,41 @@ class Service:
             on_answer=keep,
             answered=answered,
             bytes_max=self.settings.learning.statistics_bytes_max,
+            class_samples_min=self.settings.privacy.class_samples_min,
         )
         folded = result.counters["folded"]
-        return {"answered": folded + len(answered), "resumed": len(answered), "counters": dict(result.counters)}
+        return {
+            "answered": folded + len(answered),
+            "resumed": len(answered),
+            "counters": dict(result.counters),
+            "sums": sums,
+        }
+
+    def _sum_masked(
+        self,
+        run: Run,
+        record: dict[str, Any],
+        scenarios: Mapping[str, tuple[str, ...]],
+        asked: Sequence[str],
+        labels: Mapping[str, Labels],
+    ) -> dict[str, int]:
+        """Sums of the masked scenarios; what is asked is recorded before, for the accountant."""
+        plan = self.masked.plan([name for name in scenarios if name in self.settings.privacy.masked])
+        record["masked"] = [*record.get("masked", ()), dataclasses.asdict(plan)]
+        self.store.update_run(dataclasses.replace(run, status="running", record=record))
+        if not plan.scenarios:
+            return {}
+        backbone, _ = self.registry.backbone()
+        known = {name: self.trainer.gathering.datasets(name, backbone.hash) for name in plan.scenarios}
+        asking = Round(
+            run.run_id,
+            backbone.hash,
+            {name: scenarios[name] for name in plan.scenarios},
+            labels,
+            self.settings.learning.round_deadline_s,
+            plan.multiplier,
+        )
+        return self.masked.run(self.grid, asked, asking, known, self.clock.wall_ns())
 
     def _answered(self, run_id: str, scenarios: Sequence[str], backbone: str) -> set[str]:
         """Gateways whose statistics of this round are in the store, those of every scenario that they answered for."""

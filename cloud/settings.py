@@ -102,6 +102,31 @@ class LearningSettings(Section):
     quarantine: bool = Field(True, description="Leave out gateways whose statistics are scaled or whose labels lie.")
 
 
+class PrivacySettings(Section):
+    """[privacy]: what the centre may see of what gateways have learnt (docs/privacy.md)."""
+
+    class_samples_min: int = Field(
+        0, ge=0, description="A gateway does not tell of a class of which it has fewer labelled samples."
+    )
+    masked: tuple[str, ...] = Field(
+        (), description="Scenarios of which the centre sees sums over several gateways only; no gateway by itself."
+    )
+    cohort: int = Field(16, ge=3, le=256, description="Gateways of a masked sum, about.")
+    cohort_min: int = Field(5, ge=2, le=256, description="A masked sum over fewer gateways is not opened.")
+    directions: int = Field(
+        128, ge=2, le=1024, description="Masked statistics describe so many directions of the embedding."
+    )
+    epsilon: float = Field(
+        0.0,
+        ge=0,
+        description="ε of a round: gateways add noise to masked statistics; 0: none. Needs headframe[privacy].",
+    )
+    delta: float = Field(1e-6, gt=0, lt=0.1, description="δ of it: well below one over the number of samples.")
+    epsilon_total: float = Field(
+        0.0, ge=0, description="ε of all rounds of a scenario together; beyond it is not asked. 0: no bound."
+    )
+
+
 class WaveSettings(Section):
     """[[rollout.waves]]: counted from the beginning; one without number, share and list asks for everyone."""
 
@@ -166,6 +191,21 @@ class RolloutSettings(Section):
         return {site: _check_timezone(name) for site, name in zones.items()}
 
 
+class SharingSettings(Section):
+    """[sharing]: releases are published once for all gateways that need the same bytes."""
+
+    enabled: bool = Field(True, description="false: each gateway is told, and given, everything by itself.")
+    bytes_per_s: float = Field(
+        0.0,
+        ge=0,
+        description="What the centre may publish of releases; a bound for layers given one by one too. 0: none.",
+    )
+    keep_s: float = Field(3600.0, gt=0, description="Cleared from the broker when nobody has asked for it so long.")
+    bytes_max: int = Field(
+        1_000_000_000, ge=0, description="What may lie at the broker, retained, at once; the oldest goes first."
+    )
+
+
 def parse_window(text: str) -> tuple[int, int]:
     """`22:00-04:00` as minutes of the day.
 
@@ -204,7 +244,9 @@ class CloudSettings(RoleSettings):
     ingest: IngestSettings = IngestSettings()
     learning: LearningSettings = LearningSettings()
     offers: OfferSettings = OfferSettings()
+    privacy: PrivacySettings = PrivacySettings()
     rollout: RolloutSettings = RolloutSettings()
+    sharing: SharingSettings = SharingSettings()
 
     def broker_log(self) -> Path | None:
         """The log of the broker in use, when it can be read."""

@@ -31,10 +31,16 @@ class Request(msgspec.Struct, frozen=True):
     """scenario -> sample id in hex -> label: what people said about this gateway's own samples."""
     bytes_max: int = 0
     """Bound on the arrays of a scenario's statistics; 0 is none, and then nothing is lost."""
+    class_samples_min: int = 0
+    """A class of which a gateway has fewer is not told of."""
 
 
 def pack_request(
-    backbone: str, scenarios: Mapping[str, Sequence[str]], labels: Labels, bytes_max: int = 0
+    backbone: str,
+    scenarios: Mapping[str, Sequence[str]],
+    labels: Labels,
+    bytes_max: int = 0,
+    class_samples_min: int = 0,
 ) -> RecordDict:
     """The content of a train message."""
     request = Request(
@@ -42,6 +48,7 @@ def pack_request(
         {name: tuple(classes) for name, classes in scenarios.items()},
         {name: {key.hex(): label for key, label in given.items()} for name, given in labels.items()},
         bytes_max,
+        class_samples_min,
     )
     return RecordDict({"request": ConfigRecord({"request": msgspec.msgpack.encode(request)})})
 

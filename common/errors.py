@@ -7,6 +7,7 @@ HeadframeError
 │   ├── WireError        not decodable, over a bound, or a hash does not fit
 │   │   └── BoundError   larger than it may be, or would be when opened
 │   ├── ForgeryError     says that it is of somebody else
+│   ├── RefusedError     asks for what it may not have
 │   ├── VersionError     a schema version this side does not speak
 │   └── TrustError       a signature, expiry or sequence does not hold
 └── EnvironmentFault     disk full, broker out of reach: the same call may succeed later
@@ -49,6 +50,10 @@ class BoundError(WireError):
 
 class ForgeryError(PeerError):
     """A peer says in a message that it is somebody else."""
+
+
+class RefusedError(PeerError):
+    """A peer asks for what the protocol, or the policy of this side, does not give it."""
 
 
 class VersionError(PeerError):

@@ -13,7 +13,8 @@ from common.quiet import silence_flower
 
 silence_flower()
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict  # noqa: E402
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict  # noqa: E402
+from flwr.common.constant import ErrorCode  # noqa: E402
 from flwr.common.serde import message_from_proto, message_to_proto  # noqa: E402
 from flwr.proto.message_pb2 import Message as ProtoMessage  # noqa: E402
 from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
@@ -23,15 +24,18 @@ from common.errors import WireError  # noqa: E402
 from common.protobytes import cut  # noqa: E402
 
 __all__ = [
+    "APP_FAILED",
     "COMPRESSED",
     "SERVER_NODE_ID",
     "Array",
     "ArrayRecord",
     "ConfigRecord",
     "Context",
+    "Error",
     "Message",
     "MetricRecord",
     "RecordDict",
+    "is_released",
     "message_from_bytes",
     "message_to_bytes",
     "name_message",
@@ -41,6 +45,8 @@ __all__ = [
 ]
 
 SERVER_NODE_ID = 1
+APP_FAILED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+"""Code of the error with which a node answers whose app failed."""
 COMPRESSED = "headframe."
 """Begin of the `stype` of an array that `edge.compressing` made; the scheme follows (`common.compression`)."""
 logging.getLogger("flwr").setLevel(logging.WARNING)  # its progress lines are for a terminal of its own
@@ -95,6 +101,15 @@ def release(message: Message) -> None:
     """
     for array in _arrays(message):
         array.data = b""
+    message.__dict__[_RELEASED] = True
+
+
+def is_released(message: Message) -> bool:
+    """Whether nobody will look at this message again."""
+    return _RELEASED in message.__dict__
+
+
+_RELEASED = "headframe.released"
 
 
 def _arrays(message: Message) -> Iterator[Array]:

@@ -277,6 +277,16 @@ class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
     """Lives of the spool, the running one first, then those of which something still waits (at most 8)."""
     health: tuple[ReleaseHealth, ...] = ()
     """Of the release that runs, and of one that is being installed or was just rolled back (at most 3)."""
+    shared: bool = False
+    """It takes what is published once for all (`Parcel`); else it is told, and given, everything by itself."""
+
+
+class Parcel(msgspec.Struct, frozen=True):
+    """Bytes that are published once for all who need them (`common.parcels`)."""
+
+    root: bytes
+    """Hash of the one piece, or of the index that lists the pieces."""
+    total_bytes: int
 
 
 class Desired(msgspec.Struct, frozen=True, tag="desired", kw_only=True):
@@ -291,6 +301,10 @@ class Desired(msgspec.Struct, frozen=True, tag="desired", kw_only=True):
     """TUF metadata by file name: `3.root.json`, `timestamp.json`, `7.snapshot.json`, `4.targets.json` …"""
     assignment: bytes = b""
     """TUF metadata of the role `assignments`: that this gateway is to run this manifest."""
+    proof: Parcel | None = None
+    """Where `manifest`, `base` and `metadata` are when they are not in here: the same for every gateway."""
+    release_id: str = ""
+    """With `proof`: the release that it is of."""
 
 
 class Fetch(msgspec.Struct, frozen=True, tag="fetch", kw_only=True):
@@ -301,6 +315,22 @@ class Fetch(msgspec.Struct, frozen=True, tag="fetch", kw_only=True):
     length: int
     bases: tuple[str, ...] = ()
     """Layers that the gateway holds: a delta from any of them will do. Empty: the whole file."""
+    shared: bool = False
+    """What is published for all will do: the answer is then `Shelved`, if the centre does that."""
+    silent: bool = False
+    """It was told where, and what follows on `offset` has not come: it may have to be published again."""
+
+
+class Shelved(msgspec.Struct, frozen=True, tag="shelved", kw_only=True):
+    """Where what a gateway asked for is published for all: a layer's file, or a delta that makes it of `base`."""
+
+    layer: str
+    parcel: Parcel
+    base: str = ""
+    wait_s: float = 0.0
+    """How long it may take until all of it is published: the centre has a bound on its bytes a second."""
+    bytes_per_s: float = 0.0
+    """What this gateway's share of its site's line is; 0: no bound."""
 
 
 class LayerPart(msgspec.Struct, frozen=True, tag="layer", kw_only=True):
@@ -380,6 +410,7 @@ Message = (
     | Desired
     | Fetch
     | LayerPart
+    | Shelved
     | FlowerFrame
     | Renewal
     | Certificate

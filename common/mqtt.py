@@ -7,7 +7,7 @@ import logging
 import random
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,7 +79,8 @@ class MqttLink:
         window: int = 64,
         keep: bool = True,
     ) -> None:
-        self._broker, self._subscriptions, self._on_message = broker, subscriptions, on_message
+        self._broker, self._on_message = broker, on_message
+        self._subscriptions = dict.fromkeys(subscriptions)
         self._on_connect_hook, self._keep = on_connect, keep
         self._up = threading.Event()
         self.handler_errors = 0
@@ -137,6 +138,20 @@ class MqttLink:
         # No lock of ours around this: paho calls back with its own held. It refuses what exceeds the window.
         return self._client.publish(topic, payload, qos=1, retain=retain).rc == MQTTErrorCode.MQTT_ERR_SUCCESS
 
+    def subscribe(self, topics: Sequence[str]) -> None:
+        """Listen to more topics, now and after every connect. Broker and centre repeat what matters: a subscription
+        that a dying connection takes with it is made again at the next."""
+        self._subscriptions |= dict.fromkeys(topics)
+        if self.connected:
+            self._client.subscribe([(topic, 1) for topic in topics])
+
+    def unsubscribe(self, topics: Sequence[str]) -> None:
+        """Listen to these no more."""
+        for topic in topics:
+            self._subscriptions.pop(topic, None)
+        if self.connected:
+            self._client.unsubscribe(list(topics))
+
     def reload_certificate(self) -> None:
         """Show the certificate that is in the file now, from the next connection on.
 
@@ -156,7 +171,7 @@ class MqttLink:
             self.last_error = str(reason)
             log.warning("the broker refused the connection: %s", reason)
             return
-        for topic_filter in self._subscriptions:
+        for topic_filter in list(self._subscriptions):
             client.subscribe(topic_filter, qos=1)
         self._up.set()
         if self._on_connect_hook:

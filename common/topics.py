@@ -3,9 +3,10 @@
 `headframe/up/<shard>/<gateway>/<kind>`: gateway to centre. The shard (two hex digits of a hash of the gateway id)
 lets several ingest workers share the fleet by subscription, on any broker.
 `headframe/down/<gateway>/<kind>`: centre to one gateway.
+`headframe/release/<hash>`: centre to whoever needs it: a piece of a release, named by its own hash (`common.parcels`).
 
 A broker's ACL ties `<gateway>` to the client certificate: a gateway writes `headframe/up/+/<own id>/+` and reads
-`headframe/down/<own id>/+`, nothing else.
+`headframe/down/<own id>/+` and `headframe/release/+`, nothing else. Only the centre writes the last two.
 """
 
 import functools
@@ -14,11 +15,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from common.errors import WireError
-from common.ids import check_name
+from common.ids import check_name, is_layer_hash
 
 SHARDS: Final = 256
 UP_KINDS: Final = ("sample", "chunk", "state", "fetch", "flower", "event", "ledger", "renew", "offer")
-DOWN_KINDS: Final = ("receipt", "desired", "layer", "flower", "certificate", "want")
+DOWN_KINDS: Final = ("receipt", "desired", "layer", "shelved", "flower", "certificate", "want")
+RELEASE: Final = "headframe/release/"
 
 
 @functools.lru_cache(maxsize=16_384)  # asked for every message
@@ -55,6 +57,17 @@ def up_filters(shards: range, kinds: Sequence[str]) -> list[str]:
 def down_filter(gateway_id: str) -> str:
     """Subscription of a gateway."""
     return f"headframe/down/{gateway_id}/+"
+
+
+def release(piece: str) -> str:
+    """Topic of a piece of a release, which is also the filter of whoever needs it."""
+    return f"{RELEASE}{piece}"
+
+
+def parse_release(topic: str) -> str:
+    """The name of the piece that a topic carries; empty: it carries none."""
+    name = topic.removeprefix(RELEASE)
+    return name if topic.startswith(RELEASE) and is_layer_hash(name) else ""
 
 
 @functools.lru_cache(maxsize=65_536)  # the same topics come again and again

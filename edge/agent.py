@@ -12,9 +12,11 @@ import msgspec
 from common import AGENT_VERSION, codec, topics
 from common.clock import Clock, SystemClock
 from common.errors import EnvironmentFault, OperatorError
-from common.messages import Event, FlowerFrame, Message, Sample, State
+from common.flower import node_id_of
+from common.messages import Desired, Event, Fetch, LayerPart, Message, Sample, Shelved, State
 from common.metadata import TrustedMetadata, read_root
 from common.mqtt import MqttLink
+from edge.contributor import Policy, make_client_app
 from edge.downward import Downward
 from edge.enrolment import FLAG, Renewer, renews_itself
 from edge.events import Phase
@@ -26,10 +28,12 @@ from edge.learner import Learner
 from edge.lookout import Lookout
 from edge.offers import Offers
 from edge.outputs import SiteOutputs
+from edge.proofs import Proofs
 from edge.providers import COMPILED, Compute
 from edge.recount import recount
 from edge.roster import plan
 from edge.settings import EdgeSettings
+from edge.shared import Shared
 from edge.spool import Spool
 from edge.threads import usable_cores
 from edge.uplink import Uplink
@@ -85,25 +89,32 @@ class Agent:
             TrustedMetadata(folder / TRUST, read_root(settings.release_root), settings.gateway_id),
             settings.site_id,
             self._clock,
-            lambda fetch: self.inbox.take(fetch) or self._send("fetch", fetch),
+            self._fetch,
             self.lookout,
             settings.install,
             self.compute.open,
             settings.compute.precision,
         )
+        self.proofs = Proofs(
+            self._clock,
+            lambda fetch: self._send("fetch", fetch),
+            self.installer.on_desired,
+            lambda: self.release_id,
+        )
+        self.shared = Shared(self._link, self.proofs.pieces, self.installer.pieces)
         self.inbox = Inbox(folder / IMPORT, settings.gateway_id, self.installer.on_desired, self.installer.on_layer)
         self.learner = Learner(
             settings.gateway_id,
-            self.exemplars,
-            lambda data: self._send("flower", FlowerFrame(message=data)),
-            share=settings.share,
-            bytes_max=settings.uplink.statistics_bytes_max,
+            make_client_app(self.exemplars, self._policy(), node_id_of(settings.gateway_id)),
+            lambda frame: self._send("flower", frame),
         )
         self.renewer = self._make_renewer()
         self.downward = Downward(
             on_receipt=self.uplink.on_receipt,
-            on_desired=self.installer.on_desired,
-            on_layer=self.installer.on_layer,
+            on_desired=self._on_desired,
+            on_layer=self._on_layer,
+            on_shelved=self._on_shelved,
+            on_piece=self._on_piece,
             on_flower=self.learner.on_frame,
             on_want=self.uplink.on_want,
             on_certificate=self.renewer.on_certificate if self.renewer else None,
@@ -116,6 +127,18 @@ class Agent:
         self._announced_release = ""
         self._reported_at_s = float("-inf")
         self._reported_release = ""
+        self._reported_shared = True
+
+    def _policy(self) -> Policy:
+        """What of this gateway's labelled samples may be told."""
+        uplink = self.settings.uplink
+        return Policy(
+            self.settings.share in ("updates", "both"),
+            uplink.statistics_bytes_max,
+            uplink.class_samples_min,
+            uplink.masked_only,
+            uplink.cohort_min,
+        )
 
     def _make_lookout(self) -> Lookout | Workers:
         roster = self._plan.roster
@@ -223,15 +246,19 @@ class Agent:
             raise RuntimeError("the thread that sends samples has died; see the log above")
         self.inbox.step()
         self.installer.step()
+        self.proofs.step()
+        self.shared.settle()
         if self.renewer:
             self.renewer.step()
         if self.outputs:
             self._announce(self.outputs)
         self._recount()
         now_s = self._clock.monotonic_s()
-        due = now_s - self._reported_at_s >= self.settings.heartbeat_s or self.release_id != self._reported_release
-        if due and self._send("state", state := self.state()):
+        due = now_s - self._reported_at_s >= self.settings.heartbeat_s
+        news = (self.release_id, self.proofs.shared) != (self._reported_release, self._reported_shared)
+        if (due or news) and self._send("state", state := self.state()):
             self._reported_at_s, self._reported_release = now_s, state.release_id
+            self._reported_shared = state.shared
 
     def _recount(self) -> None:
         """Where pictures stay at the site, the running backbone looks at them again after a change."""
@@ -294,6 +321,7 @@ class Agent:
             local_labels=self.exemplars.counts().get("labels", 0),
             cameras=self.lookout.states,
             health=self.installer.health(),
+            shared=self.proofs.shared,
             config="; ".join(part for part in (self._config, self._plan.sentence) if part),
         )
 
@@ -350,6 +378,30 @@ class Agent:
     def _on_message(self, topic: str, payload: bytes) -> None:
         """One message from the centre, on the link's thread."""
         self.downward.take(topic, payload)
+
+    def _fetch(self, fetch: Fetch) -> bool:
+        """From a file that was brought here, else from the centre."""
+        shared = fetch.shared and self.proofs.shared
+        return self.inbox.take(fetch) or self._send("fetch", msgspec.structs.replace(fetch, shared=shared))
+
+    def _on_desired(self, desired: Desired) -> None:
+        self.proofs.on_desired(desired)
+        self.shared.settle()
+
+    def _on_layer(self, part: LayerPart) -> None:
+        self.proofs.on_layer(part)
+        self.installer.on_layer(part)
+        self.shared.settle()
+
+    def _on_shelved(self, shelved: Shelved) -> None:
+        self.proofs.on_shelved(shelved)
+        self.installer.on_shelved(shelved)
+        self.shared.settle()
+
+    def _on_piece(self, name: str, data: bytes) -> None:
+        self.proofs.on_piece(name, data)
+        self.installer.on_piece(name, data)
+        self.shared.settle()
 
     def _accept(self, sample: Sample) -> None:
         """Into the spool before anything else happens; a full disk is waited out, the sample kept in memory."""

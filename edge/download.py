@@ -1,13 +1,16 @@
-"""A release's layers from the centre: in parts, resumable, as deltas of layers that are here where the centre has them.
+"""A release's layers from the centre: resumable, as deltas of layers that are here where the centre has them.
 
-Decides what to ask for next and whether what came is the layer that was signed. Knows no trust and no model: which
-layers are wanted is told, and a layer is there when its bytes have its hash.
+Decides what to ask for next and whether what came is the layer that was signed. A layer comes as a parcel that is
+published once for all who need it (`edge.intake`), and where that does not work out in parts for this gateway alone;
+both fill the same file, so either goes on where the other stopped. Knows no trust and no model: which layers are wanted
+is told, and a layer is there when its bytes have its hash.
 """
 
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +20,9 @@ from common.errors import WireError
 from common.files import disk_fault, sync_folder, write_atomically
 from common.ids import layer_hash
 from common.manifest import Layer
-from common.messages import Fetch, LayerPart
+from common.messages import Fetch, LayerPart, Shelved
+from common.parcels import PIECE_BYTES
+from edge.intake import Intake
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +81,21 @@ class Download:
         layers: what the release needs.
         folder: where they go.
         request: asks the centre.
+        bytes_per_s: what a parcel may come at; 0: no bound.
+        rng: see `Intake`.
     """
 
-    def __init__(self, layers: Sequence[Layer], folder: LayerFolder, clock: Clock, request: Request) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        folder: LayerFolder,
+        clock: Clock,
+        request: Request,
+        bytes_per_s: float = 0.0,
+        rng: random.Random | None = None,
+    ) -> None:
         self._folder, self._clock, self._request = folder, clock, request
+        self._bytes_per_s, self._rng = bytes_per_s, rng or random.Random()
         self._missing = [layer for layer in layers if not folder.holds(layer)]
         self._base = ""
         """What the layer under way is a delta of; empty while its whole file is fetched."""
@@ -89,6 +105,10 @@ class Download:
         self._resumed = False
         """It began behind bytes that an earlier attempt left: they may be torn."""
         self._asked_at_s = float("-inf")
+        self._intake: Intake | None = None
+        """The parcel that the layer under way comes as; None while it comes in parts."""
+        self._alone: set[str] = set()
+        """Layers whose parcel did not work out here."""
         self._resume()
 
     @property
@@ -105,13 +125,105 @@ class Download:
         return max(0, sum(sizes) + max(sizes, default=0) - here)
 
     def step(self) -> None:
-        """Ask for the next part when nothing is under way."""
+        """Ask for the next part when nothing is under way; say so when pieces of a parcel do not come."""
         now_s = self._clock.monotonic_s()
-        if self.done or now_s - self._asked_at_s < STALL_S:
+        if self._intake and self._intake.is_hopeless(now_s):
+            self._go_alone("nothing comes")
+        silent = self._intake is not None and self._intake.is_silent(now_s)
+        if self.done or (not silent and (self._intake or now_s - self._asked_at_s < STALL_S)):
             return
-        fetch = Fetch(layer=self._missing[0].hash, offset=self._offset, length=PART_BYTES, bases=self._bases())
+        layer = self._missing[0].hash
+        fetch = Fetch(
+            layer=layer,
+            offset=self._offset,
+            length=PART_BYTES,
+            bases=self._bases(),
+            shared=layer not in self._alone,
+            silent=silent,
+        )
         if self._request(fetch):
             self._asked_at_s = now_s
+
+    def pieces(self) -> frozenset[str]:
+        """Pieces that the layer under way needs now, of those that are published for all."""
+        return self._intake.wanted(self._clock.monotonic_s()) if self._intake else frozenset()
+
+    def take_shelved(self, shelved: Shelved) -> int:
+        """The layer that is being fetched is published for all; anything else is ignored (late). Returns 0: its bytes
+        are still to come.
+
+        Raises:
+            EnvironmentFault: what is here of it cannot be read.
+        """
+        if self.done or shelved.layer != self._missing[0].hash or shelved.layer in self._alone:
+            return 0
+        now_s = self._clock.monotonic_s()
+        if self._intake and self._intake.unpacking.parcel == shelved.parcel and self._base == shelved.base:
+            self._intake.on_answer(now_s, shelved.wait_s)
+            return 0
+        bounds = [bound for bound in (self._bytes_per_s, shelved.bytes_per_s) if bound > 0]
+        try:
+            self._check(shelved.base, shelved.parcel.total_bytes)
+            self._intake = Intake(shelved.parcel, now_s, shelved.wait_s, min(bounds, default=0.0), self._rng)
+        except WireError as error:
+            self._go_alone(str(error))
+            return 0
+        self._base = shelved.base
+        if self._intake.unpacking.is_known:
+            self._go_on_behind()
+        return 0
+
+    def take_piece(self, name: str, data: bytes) -> int:
+        """Take a piece that was published for all; returns its bytes, 0 when it was of no use.
+
+        Raises:
+            EnvironmentFault: it cannot be written.
+        """
+        intake = self._intake
+        if intake is None:
+            return 0
+        was_known = intake.unpacking.is_known
+        try:
+            found = intake.take(name, data, self._clock.monotonic_s())
+        except WireError as error:
+            self._go_alone(str(error))
+            return 0
+        if intake.unpacking.is_known and not was_known:
+            self._go_on_behind()
+        elif found:
+            self._write(found)
+            if intake.unpacking.done:
+                self._end_parcel()
+        return len(found)
+
+    def _go_on_behind(self) -> None:
+        """Keep what an earlier attempt left, piece by piece, as far as it is right."""
+        intake, layer = self._intake, self._missing[0]
+        if intake is None:
+            return
+        path = self._folder.part_path(layer, self._base)
+        try:
+            self._offset = intake.unpacking.skip(_pieces_in(path))
+            if path.exists():
+                os.truncate(path, self._offset)
+        except OSError as error:
+            raise disk_fault(path, error) from error
+        if intake.unpacking.done:
+            self._end_parcel()
+
+    def _end_parcel(self) -> None:
+        """All pieces are right; if what they make is not, it is fetched anew, in parts."""
+        layer, base, self._intake = self._missing[0], self._base, None
+        self._resumed = True  # whoever said which parcel it is may have been wrong
+        self._end_layer(self._folder.part_path(layer, base), layer, base)
+        if self._missing and self._missing[0] == layer:
+            self._alone.add(layer.hash)
+
+    def _go_alone(self, why: str) -> None:
+        layer, self._intake, self._asked_at_s = self._missing[0], None, float("-inf")
+        log.warning("layer %s is fetched for this gateway alone: %s", layer.hash[:12], why)
+        self._alone.add(layer.hash)
+        self._resumed = self._resumed or self._offset > 0  # the pieces so far are of whatever parcel it was
 
     def take(self, part: LayerPart) -> int:
         """Take a part of the layer that is being fetched; anything else is ignored (late or duplicate).
@@ -128,6 +240,7 @@ class Download:
         if part.offset and part.base != self._base:
             self._begin_again()  # the centre no longer has the delta that was under way
             return 0
+        self._intake = None  # this is for this gateway alone; what follows may be a parcel again
         self._base = part.base
         self._append(part)
         return len(part.data)
@@ -146,7 +259,7 @@ class Download:
             return
         layer = self._missing[0]
         self._base, self._offset, self._asked_at_s = "", 0, float("-inf")
-        self._resumed = False
+        self._intake, self._resumed = None, False
         for base, size in self._folder.parts(layer):
             usable = not base or (self._folder.path(base).is_file() and layer.hash not in self._whole)
             if usable and self._offset < size <= layer.size_bytes:
@@ -156,22 +269,31 @@ class Download:
         layer = self._missing[0]
         if part.total_bytes == 0:
             raise WireError(f"the centre does not hold layer {layer.hash[:12]}")
-        if part.base and part.base not in self._folder.held():
-            raise WireError(f"layer {layer.hash[:12]} came as a delta of {part.base[:12]!r}, which is not here")
-        fits = 0 < part.total_bytes <= layer.size_bytes if part.base else part.total_bytes == layer.size_bytes
+        self._check(part.base, part.total_bytes)
         ends = part.offset + len(part.data)
-        if not fits or ends > part.total_bytes or (not part.data and ends < part.total_bytes):
+        if ends > part.total_bytes or (not part.data and ends < part.total_bytes):
             raise WireError(f"layer {layer.hash[:12]} came with another size than the manifest declares")
-        path = self._folder.part_path(layer, part.base)  # may be whole already: an earlier attempt went no further
-        try:
-            with path.open("ab") as file:
-                file.write(part.data)
-        except OSError as error:
-            raise disk_fault(path, error) from error
-        self._offset += len(part.data)
+        self._write(part.data)
         self._asked_at_s = float("-inf")
         if self._offset >= part.total_bytes:
-            self._end_layer(path, layer, part.base)
+            self._end_layer(self._folder.part_path(layer, part.base), layer, part.base)
+
+    def _check(self, base: str, total_bytes: int) -> None:
+        """Whether the layer that is being fetched can come as so many bytes, and as a delta of `base`."""
+        layer = self._missing[0]
+        if base and base not in self._folder.held():
+            raise WireError(f"layer {layer.hash[:12]} came as a delta of {base[:12]!r}, which is not here")
+        if not (0 < total_bytes <= layer.size_bytes if base else total_bytes == layer.size_bytes):
+            raise WireError(f"layer {layer.hash[:12]} came with another size than the manifest declares")
+
+    def _write(self, data: bytes) -> None:
+        path = self._folder.part_path(self._missing[0], self._base)  # may be whole: an earlier attempt went no further
+        try:
+            with path.open("ab") as file:
+                file.write(data)
+        except OSError as error:
+            raise disk_fault(path, error) from error
+        self._offset += len(data)
 
     def _end_layer(self, path: Path, layer: Layer, base: str) -> None:
         """All of a layer has come into `path`: it is the layer, or it is fetched again, or the centre is wrong."""
@@ -214,3 +336,11 @@ class Download:
             os.fsync(file.fileno())
         path.replace(self._folder.path(layer.hash))
         sync_folder(self._folder.folder)
+
+
+def _pieces_in(path: Path) -> Iterator[bytes]:
+    """What is in a file, cut as a parcel is."""
+    if path.is_file():
+        with path.open("rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                yield piece

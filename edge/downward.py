@@ -6,9 +6,10 @@ Decides nothing about contents; a message that cannot be used is logged and coun
 import logging
 from collections.abc import Callable
 
-from common import codec
+from common import codec, topics
 from common.errors import HeadframeError
-from common.messages import Certificate, Desired, FlowerFrame, LayerPart, Message, Receipt, Want
+from common.frames import Frame
+from common.messages import Certificate, Chunk, Desired, FlowerFrame, LayerPart, Message, Receipt, Shelved, Want
 
 log = logging.getLogger(__name__)
 
@@ -22,16 +23,23 @@ class Downward:
         on_receipt: Callable[[Receipt], None] | None = None,
         on_desired: Callable[[Desired], None] | None = None,
         on_layer: Callable[[LayerPart], None] | None = None,
-        on_flower: Callable[[bytes], None] | None = None,
+        on_flower: Callable[[Frame], None] | None = None,
         on_certificate: Callable[[Certificate], None] | None = None,
         on_want: Callable[[Want], None] | None = None,
+        on_shelved: Callable[[Shelved], None] | None = None,
+        on_piece: Callable[[str, bytes], None] | None = None,
     ) -> None:
         self._on_receipt, self._on_desired, self._on_layer = on_receipt, on_desired, on_layer
         self._on_flower, self._on_certificate, self._on_want = on_flower, on_certificate, on_want
+        self._on_shelved, self._on_piece = on_shelved, on_piece
         self.refused = 0
 
     def take(self, topic: str, payload: bytes) -> str:
         """One message, on the link's thread; returns why it was refused, empty when it was not."""
+        piece = topics.parse_release(topic)
+        if piece and self._on_piece:
+            self._on_piece(piece, payload)  # its name is its hash: there is nothing to decode
+            return ""
         try:
             message = codec.decode(payload)
             if not self._hand_over(message):
@@ -48,8 +56,10 @@ class Downward:
                 self._on_desired(message)
             case LayerPart() if self._on_layer:
                 self._on_layer(message)
-            case FlowerFrame() if self._on_flower:
-                self._on_flower(message.message)
+            case Shelved() if self._on_shelved:
+                self._on_shelved(message)
+            case FlowerFrame() | Chunk() if self._on_flower:
+                self._on_flower(message)
             case Certificate() if self._on_certificate:
                 self._on_certificate(message)
             case Want() if self._on_want:

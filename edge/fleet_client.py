@@ -1,4 +1,4 @@
-"""The ClientApp that `flwr run` names: the gateway's own learner over a file of labelled embeddings.
+"""The ClientApp that `flwr run` names: the gateway's own contributor over a file of labelled embeddings.
 
 Which file: `data` in the node config (a SuperNode's own: `flower-supernode --node-config 'data="/srv/mine.npz"'`), or
 in the run config a folder in which the node's partition is `<partition-id>.npz` (Flower's simulation engine numbers
@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 
 from common.errors import ConfigError
 from common.flower import Context, Message
-from edge.learner import answer
+from edge.contributor import Policy, answer
 from edge.partition import Partition
 
 app = ClientApp()  # Flower finds it by reading this line's text: it must carry no type annotation
@@ -20,7 +20,7 @@ app = ClientApp()  # Flower finds it by reading this line's text: it must carry 
 @app.train()  # type: ignore[untyped-decorator]
 def train(message: Message, context: Context) -> Message:
     """Answer a round from the node's file."""
-    return answer(message, Partition.open(partition_file(context)), shares_updates=True)
+    return answer(message, Partition.open(partition_file(context)), Policy(shares_updates=True))
 
 
 def partition_file(context: Context) -> Path:

@@ -21,7 +21,7 @@ from common.backbone import Opener, open_session
 from common.clock import Clock
 from common.errors import EnvironmentFault, HeadframeError
 from common.manifest import Manifest, release_id
-from common.messages import Desired, LayerPart, ReleaseHealth
+from common.messages import Desired, LayerPart, ReleaseHealth, Shelved
 from edge.download import Download, LayerFolder, Request
 from edge.fit import check_fit, check_room
 from edge.loading import Loaded, Loader
@@ -144,6 +144,7 @@ class Installer:
         self._probation: _Probation | None = None
         self._owed: GoneBack | None = None
         """A roll-back that the disk has not taken yet."""
+        self._began_s = clock.monotonic_s()
         self._starts = 0
         self._boot_again_s: float | None = None
         self._boot_delay_s = BOOT_AGAIN_S[0]
@@ -192,12 +193,35 @@ class Installer:
 
     def on_layer(self, part: LayerPart) -> None:
         """Take a part of the layer that is being fetched; anything else is ignored (late or duplicate)."""
+        self._hand_on(lambda download: download.take(part))
+
+    def on_shelved(self, shelved: Shelved) -> None:
+        """The layer that is being fetched is published for all who need it."""
+        self._hand_on(lambda download: download.take_shelved(shelved))
+
+    def on_piece(self, name: str, data: bytes) -> None:
+        """Take a piece of what is published for all; one that is not needed is ignored."""
+        self._hand_on(lambda download: download.take_piece(name, data))
+
+    def pieces(self) -> frozenset[str]:
+        """Pieces that are needed now, of what is published for all."""
         with self._lock:
-            candidate = self._candidate
-            if self._stopped or candidate is None or candidate.phase is not Phase.FETCHING:
+            download = self._fetching()
+            return download.pieces() if download else frozenset()
+
+    def _fetching(self) -> Download | None:
+        candidate = self._candidate
+        fetching = not self._stopped and candidate is not None and candidate.phase is Phase.FETCHING
+        return candidate.download if candidate and fetching else None
+
+    def _hand_on(self, take: Callable[[Download], int]) -> None:
+        """Something came for the download that is under way; a fault refuses the release."""
+        with self._lock:
+            candidate, download = self._candidate, self._fetching()
+            if candidate is None or download is None:
                 return
             try:
-                self.bytes_down += candidate.download.take(part)
+                self.bytes_down += take(download)
             except (HeadframeError, OSError) as error:
                 self._refuse(candidate.name, error)
                 return
@@ -323,10 +347,30 @@ class Installer:
         gone_back = (*self._slots.gone_back(), *([self._owed] if self._owed else []))
         check_fit(manifest, self._site_id, running, gone_back)
         layers = manifest.layers_for(self._site_id)
-        download = Download(layers, self._layers, self._clock, self._request)
+        download = Download(layers, self._layers, self._clock, self._request, self._settings.bytes_per_s)
         check_room(manifest, download.bytes_needed, self._folder)
         self._drop_candidate()
+        if not download.done:
+            self._begin_fetch(release_id(manifest))
         self._candidate = _Candidate(desired, manifest, download, began_s=self._clock.monotonic_s())
+
+    def _begin_fetch(self, name: str) -> None:
+        """Mark it: what brings the agent down while it is fetched is left alone for a while. It may have been the
+        power, so that is not for ever; and a box without a clock can count it too.
+
+        Raises:
+            EnvironmentFault: it has come to an end here too often, or the disk does not take the mark.
+        """
+        ended = self._slots.fetches(name)
+        if ended >= self._settings.crashes_max:
+            left_s = self._settings.crash_window_s - (self._clock.monotonic_s() - self._began_s)
+            if left_s > 0:
+                raise EnvironmentFault(
+                    f"release {name} is not installed: the agent came to an end {ended} times while it was fetched",
+                    f"It is tried again in {left_s / 60:.0f} minutes, or after `systemctl restart`.",
+                )
+            self._slots.end_fetch()
+        self._slots.count_fetch(name)
 
     # A release on its way
 
@@ -348,6 +392,7 @@ class Installer:
     def _begin_test(self, candidate: _Candidate) -> bool:
         """Mark the attempt, then load and try aside: what brings the agent down is known after its start."""
         window_ns = round(self._settings.crash_window_s * 1e9)
+        self._slots.end_fetch()
         attempts = self._slots.count_attempt(candidate.name, self._believed_ns(self._slot), window_ns)
         if attempts > self._settings.crashes_max:
             self._go_back_before(candidate, f"the agent came to an end {attempts - 1} times while it was tried")
@@ -499,12 +544,15 @@ class Installer:
 
     def _drop_candidate(self) -> None:
         candidate, self._candidate = self._candidate, None
-        if candidate is None or candidate.phase is Phase.FETCHING:
+        if candidate is None:
             return
         if candidate.phase is Phase.SHADOW:
             self._stage.hand_over(self._model)
         try:
-            self._slots.end_attempt()
+            if candidate.phase is Phase.FETCHING:
+                self._slots.end_fetch()
+            else:
+                self._slots.end_attempt()
         except EnvironmentFault as error:
             log.warning("%s", error)
 

@@ -1,48 +1,67 @@
-"""The gateway as a Flower client: answers a round with the statistics of its own labelled samples.
+"""The gateway as a Flower client: runs a ClientApp over the link, ours (`edge.contributor`) or anybody's.
 
-The ClientApp is Flower's; how its messages travel is not its business. The policy of the site is enforced here for
-updates as `edge.uplink` does for samples: with `share = "samples"` the answer is empty, since the centre counts the
-uploaded samples itself.
+Decides nothing about what is answered. The same request has the same answer, from memory, so that one that was lost
+costs a message and no work.
 """
 
+import contextlib
 import logging
 import queue
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
-from common.contribution import Request, pack_reply, unpack_request
 from common.errors import HeadframeError
-from common.flower import Context, Message, RecordDict, message_from_bytes, message_to_bytes, node_id_of
-from common.packing import Packed, pack
+from common.flower import (
+    APP_FAILED,
+    Context,
+    Error,
+    Message,
+    RecordDict,
+    message_from_bytes,
+    message_to_bytes,
+    node_id_of,
+)
+from common.frames import Assembly, Frame, frames
+from common.messages import Chunk
 
 log = logging.getLogger(__name__)
 
 WAITING_MAX = 4
 ANSWERED_MAX = 8
+ANSWERED_BYTES_MAX = 64 * 2**20  # of all answers kept; the last one is, however large
+REQUEST_BYTES_MAX = 256 * 2**20  # a model of 64 M parameters in float32
 SEND_TRIES_S = (0.0, 0.5, 1.0, 2.0, 5.0)
+
+ClientAppCallable = Callable[[Message, Context], Message]
 
 
 class Learner:
-    """Runs the ClientApp in a thread of its own; a full queue drops the oldest request (its round has moved on)."""
+    """Runs a ClientApp in a thread of its own; a full queue drops the oldest request (its round has moved on).
+
+    Args:
+        app: Flower's ClientApp; its context keeps its state from message to message, as on Flower's own nodes, and
+            begins anew with another run and another start.
+        send: publishes a frame to the centre; False when the link is down or its window is full.
+        node_config: what the app finds in its context about this node.
+    """
 
     def __init__(
         self,
         gateway_id: str,
-        source: "Source",
-        send: Callable[[bytes], bool],
-        share: str = "samples",
-        bytes_max: int = 0,
+        app: ClientAppCallable,
+        send: Callable[[Frame], bool],
+        node_config: Mapping[str, bool | float | int | str] | None = None,
     ) -> None:
         self._node_id = node_id_of(gateway_id)
-        self._send = send
-        self._app = make_client_app(source, shares_updates=share in ("updates", "both"), bytes_max=bytes_max)
+        self._app, self._send = app, send
+        self._context = Context(0, self._node_id, dict(node_config or {}), RecordDict(), {})
+        self._joining = Assembly(REQUEST_BYTES_MAX, REQUEST_BYTES_MAX)
         self._waiting: queue.Queue[bytes] = queue.Queue(WAITING_MAX)
         self._answered: OrderedDict[str, bytes] = OrderedDict()
+        self.app_errors = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="learner", daemon=True)
 
@@ -53,12 +72,19 @@ class Learner:
     def stop(self, timeout_s: float) -> None:
         """End after the request under way."""
         self._stopping.set()
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait(b"")  # it need not wait for a request
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
-    def on_frame(self, data: bytes) -> None:
-        """Take a Flower message from the centre."""
-        while True:
+    def on_frame(self, frame: Frame) -> None:
+        """Take a Flower message from the centre, or a part of one.
+
+        Raises:
+            WireError: the parts contradict each other, or would be too large a message.
+        """
+        data = self._joining.add("", frame, time.monotonic()) if isinstance(frame, Chunk) else frame.message
+        while data is not None:
             try:
                 self._waiting.put_nowait(data)
             except queue.Full:
@@ -75,13 +101,27 @@ class Learner:
             return None
         name = message.metadata.message_id
         if name not in self._answered:
-            context = Context(
-                run_id=message.metadata.run_id, node_id=self._node_id, node_config={}, state=RecordDict(), run_config={}
-            )
-            self._answered[name] = message_to_bytes(self._app(message, context))
-            while len(self._answered) > ANSWERED_MAX:
+            if self._context.run_id != message.metadata.run_id:
+                self._context = replace(self._context, run_id=message.metadata.run_id, state=RecordDict())
+            self._answered[name] = message_to_bytes(self._run_app(message))
+            while len(self._answered) > 1 and (
+                len(self._answered) > ANSWERED_MAX or sum(map(len, self._answered.values())) > ANSWERED_BYTES_MAX
+            ):
                 self._answered.popitem(last=False)
         return self._answered[name]
+
+    def _run_app(self, message: Message) -> Message:
+        """The app's reply; when it fails, one that says so, as Flower's nodes do: the round need not wait for it."""
+        try:
+            return self._app(message, self._context)
+        except HeadframeError as error:
+            log.error("a round's request was refused: %s", error)
+            reason = str(error)
+        except Exception as error:  # a message handler: any app may run here
+            self.app_errors += 1
+            log.exception("the client app failed")
+            reason = f"{type(error).__name__}: {error}"
+        return Message(Error(APP_FAILED, reason), reply_to=message)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -89,6 +129,8 @@ class Learner:
                 data = self._waiting.get(timeout=0.5)
             except queue.Empty:
                 continue
+            if self._stopping.is_set():
+                return
             try:
                 reply = self.answer(data)
             except HeadframeError as error:
@@ -98,77 +140,10 @@ class Learner:
                 self._deliver(reply)
 
     def _deliver(self, reply: bytes) -> None:
-        for wait_s in SEND_TRIES_S:
-            if self._stopping.wait(wait_s):
+        for frame in frames(reply):
+            if not self._publish(frame):
+                log.warning("the reply to a round could not be sent; the centre uses what it had")
                 return
-            if self._send(reply):
-                return
-        log.warning("the reply to a round could not be sent; the centre uses what it had")
 
-
-class Source(Protocol):
-    """Where a client's labelled embeddings come from: a gateway's exemplars, or a file (`edge.partition`)."""
-
-    def label(self, labels: Mapping[bytes, Mapping[str, str]]) -> int: ...
-
-    def labelled(self, scenario: str, backbone: str) -> tuple[list[bytes], NDArray[np.float32], list[str]]: ...
-
-
-def answer(message: Message, source: Source, *, shares_updates: bool, bytes_max: int = 0) -> Message:
-    """A client's reply to a round, whatever carried the request: statistics, or nothing where the site says so.
-
-    Args:
-        bytes_max: the site's own bound on the statistics of a scenario; the smaller of it and the centre's holds.
-
-    Raises:
-        WireError: the request cannot be read.
-    """
-    request = unpack_request(message.content)
-    if not shares_updates:
-        return Message(content=pack_reply({}), reply_to=message)
-    apply_labels(source, request)
-    bounds = [bound for bound in (bytes_max, request.bytes_max) if bound]
-    parts, lost = contribute(source, request, min(bounds, default=0))
-    return Message(content=pack_reply(parts, lost), reply_to=message)
-
-
-def make_client_app(
-    source: Source, *, shares_updates: bool, bytes_max: int = 0
-) -> Callable[[Message, Context], Message]:
-    """A Flower ClientApp whose `train` takes the labels it is given and answers with statistics."""
-    from flwr.clientapp import ClientApp
-
-    app = ClientApp()
-
-    @app.train()  # type: ignore[untyped-decorator]
-    def train(message: Message, context: Context) -> Message:
-        del context
-        return answer(message, source, shares_updates=shares_updates, bytes_max=bytes_max)
-
-    called: Callable[[Message, Context], Message] = app
-    return called
-
-
-def apply_labels(source: Source, request: Request) -> None:
-    """Remember what people said about our samples at the centre."""
-    by_sample: dict[bytes, dict[str, str]] = {}
-    for scenario, given in request.labels.items():
-        for name, label in given.items():
-            by_sample.setdefault(bytes.fromhex(name), {})[scenario] = label
-    source.label(by_sample)
-
-
-def contribute(
-    source: Source, request: Request, bytes_max: int
-) -> tuple[dict[str, tuple[Packed, Sequence[bytes]]], dict[str, float]]:
-    """Per scenario: statistics of our labelled samples on the round's backbone, which samples they count, and the share
-    of their variance that the bound on bytes left to the diagonal."""
-    parts: dict[str, tuple[Packed, Sequence[bytes]]] = {}
-    lost: dict[str, float] = {}
-    for scenario, classes in request.scenarios.items():
-        names, embeddings, labels = source.labelled(scenario, request.backbone)
-        rows = [row for row, label in enumerate(labels) if label in classes]
-        if rows:
-            packed, lost[scenario] = pack(classes, embeddings[np.array(rows)], [labels[row] for row in rows], bytes_max)
-            parts[scenario] = packed, [names[row] for row in rows]
-    return parts, lost
+    def _publish(self, frame: Frame) -> bool:
+        return any(not self._stopping.wait(wait_s) and self._send(frame) for wait_s in SEND_TRIES_S)

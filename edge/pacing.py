@@ -1,4 +1,4 @@
-"""How fast samples may leave: a window that shrinks when receipts fail to come, a rate, and the bytes of a day. No I/O.
+"""How fast samples may leave: a window that shrinks when receipts fail to come, and the bytes of a day. No I/O.
 
 Decides when and how much; `edge.uplink` sends. A gateway that floods a slow centre with repetitions makes it slower for
 all, so silence halves the window and doubles the wait (as TCP does), each gateway with its own jitter.
@@ -57,26 +57,6 @@ class Pacer:
         """The centre asks for time."""
         if pause_s > 0:
             self._paused_until_s = now_s + min(pause_s, PAUSE_S_MAX) * (1 + JITTER * self._rng.random())
-
-
-class Rate:
-    """A bucket of tokens: on average at most so many bytes a second; 0 is without limit."""
-
-    def __init__(self, bytes_per_s: float, now_s: float) -> None:
-        self._bytes_per_s, self._at_s = bytes_per_s, now_s
-        self._owed = 0.0
-
-    def wait_s(self, now_s: float) -> float:
-        """How long until something may be sent; 0 when it may be now."""
-        if not self._bytes_per_s:
-            return 0.0
-        self._owed = max(0.0, self._owed - max(0.0, now_s - self._at_s) * self._bytes_per_s)
-        self._at_s = now_s
-        return self._owed / self._bytes_per_s
-
-    def spend(self, size: int) -> None:
-        """What was sent; the next waits until it would have gone at this rate."""
-        self._owed += size if self._bytes_per_s else 0
 
 
 class DayBytes:

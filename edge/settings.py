@@ -208,6 +208,9 @@ class InstallSettings(Section):
         le=1,
         description="How far a probability may be off what the release answers to its golden inputs at the centre.",
     )
+    bytes_per_s: float = Field(
+        0.0, ge=0, description="How fast a layer that is published for all may come; 0: no bound but the site's share."
+    )
     test_s: float = Field(300.0, gt=0, description="Loading and self-test must end within so long.")
     shadow_frames: int = Field(30, ge=0, description="Frames that the new release looks at beside the running one.")
     shadow_s: float = Field(10.0, ge=0, description="Shadow ends after so long, cameras silent or not.")
@@ -278,6 +281,13 @@ class UplinkSettings(Section):
         description="Bytes that a round's statistics of a scenario may have; 0: what the centre asks for. The"
         " smaller of the two bounds holds.",
     )
+    class_samples_min: int = Field(
+        0, ge=0, description="A class of which there are fewer labelled samples is not told of; the larger bound holds."
+    )
+    masked_only: bool = Field(
+        False, description="Statistics of this gateway leave only masked, in sums over several (docs/privacy.md)."
+    )
+    cohort_min: int = Field(5, ge=2, description="A masked sum over fewer gateways is refused.")
 
 
 class OfferSettings(Section):

@@ -16,6 +16,7 @@ from common.files import disk_fault, sync_folder, write_atomically
 
 CURRENT: Final = "current"
 PREVIOUS: Final = "previous"
+FETCH: Final = "fetch"
 ATTEMPT: Final = "attempt"
 GONE_BACK: Final = "gone-back"
 REMEMBERED_MAX: Final = 16
@@ -35,6 +36,14 @@ class Slot(msgspec.Struct, frozen=True):
     """It has not been committed yet."""
     starts_ns: tuple[int, ...] = ()
     """Of the agent on it while on trial, save those that ended in order."""
+
+
+class Fetching(msgspec.Struct, frozen=True):
+    """A release whose layers are being fetched; written before the first is asked for."""
+
+    release_id: str
+    starts: int
+    """How often that was begun and did not end in order."""
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -92,6 +101,19 @@ class Slots:
         self._write(CURRENT, msgspec.structs.replace(slot, starts_ns=starts_ns))
         return len(starts_ns)
 
+    def fetches(self, release_id: str) -> int:
+        """How often a release was begun to be fetched and the agent came to an end before it was there."""
+        before = self._read(FETCH, Fetching)
+        return before.starts if before and before.release_id == release_id else 0
+
+    def count_fetch(self, release_id: str) -> None:
+        """A release is about to be fetched."""
+        self._write(FETCH, Fetching(release_id, self.fetches(release_id) + 1))
+
+    def end_fetch(self) -> None:
+        """It is here, or not wanted any more."""
+        self._remove(FETCH)
+
     def count_attempt(self, release_id: str, at_ns: int, window_ns: int) -> int:
         """A release is about to be loaded and tried: how often it has been within the window."""
         before = self._read(ATTEMPT, Attempt)
@@ -105,10 +127,11 @@ class Slots:
         self._remove(ATTEMPT)
 
     def end_in_order(self) -> None:
-        """The agent stops because it was told to: neither start nor attempt counts as one that went wrong."""
+        """The agent stops because it was told to: neither start, fetch nor attempt counts as one that went wrong."""
         slot = self.read(CURRENT)
         if slot and slot.on_trial and slot.starts_ns:
             self._write(CURRENT, msgspec.structs.replace(slot, starts_ns=slot.starts_ns[:-1]))
+        self._remove(FETCH)
         self._remove(ATTEMPT)
 
     def remember(self, gone: GoneBack) -> None:

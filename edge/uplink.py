@@ -19,8 +19,9 @@ from common.clock import Clock
 from common.errors import EnvironmentFault
 from common.messages import Event, Ledger, Receipt, Want
 from common.mqtt import Link
+from common.rate import Rate
 from edge.offers import Offers
-from edge.pacing import DayBytes, Pacer, Rate
+from edge.pacing import DayBytes, Pacer
 from edge.settings import UplinkSettings
 from edge.spool import Queued, Spool
 from edge.transfer import Transfer

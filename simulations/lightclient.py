@@ -122,6 +122,18 @@ class LightClient(asyncio.Protocol):
         self._write(raw)
         return True
 
+    def subscribe(self, filters: Sequence[str]) -> None:
+        """Listen to more, now and at each connection to come."""
+        self.subscriptions = (*self.subscriptions, *filters)
+        if self.up:
+            self._write(packets.subscribe(self._take_id(), filters))
+
+    def unsubscribe(self, filters: Sequence[str]) -> None:
+        """Listen to these no more."""
+        self.subscriptions = tuple(item for item in self.subscriptions if item not in filters)
+        if self.up:
+            self._write(packets.unsubscribe(self._take_id(), filters))
+
     def ping(self) -> None:
         """Tell the broker that we live."""
         self._write(packets.PINGREQ)
@@ -178,9 +190,9 @@ class LightClient(asyncio.Protocol):
                 self._greeted(packet.body[1])
             case Kind.SUBACK if any(code & 0x80 for code in packet.body[2:]):
                 self._fail(ConnectionRefusedError("the broker refused a subscription"))
-            case Kind.SUBACK:
+            case Kind.SUBACK if not self.up:
                 self._ready()
-            case Kind.PINGRESP:
+            case Kind.SUBACK | Kind.UNSUBACK | Kind.PINGRESP:
                 pass
             case _:
                 raise WireError(f"a broker does not send {packet.kind.name}")

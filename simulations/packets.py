@@ -1,6 +1,6 @@
 """MQTT 3.1.1 packets as bytes: what a light client sends, and how a stream of bytes falls apart into packets.
 
-No I/O. Knows only what this project uses: no QoS 2, no UNSUBSCRIBE. The fault proxy cuts streams into packets by it,
+No I/O. Knows only what this project uses: no QoS 2. The fault proxy cuts streams into packets by it,
 the light client speaks it.
 """
 
@@ -174,6 +174,11 @@ def puback(packet_id: int) -> bytes:
 def subscribe(packet_id: int, filters: Iterable[str], qos: int = 1) -> bytes:
     """SUBSCRIBE to topic filters."""
     return _packet(Kind.SUBSCRIBE, 2, packet_id.to_bytes(2, "big"), *(_text(item) + bytes([qos]) for item in filters))
+
+
+def unsubscribe(packet_id: int, filters: Iterable[str]) -> bytes:
+    """UNSUBSCRIBE from topic filters."""
+    return _packet(Kind.UNSUBSCRIBE, 2, packet_id.to_bytes(2, "big"), *map(_text, filters))
 
 
 def as_duplicate(raw: bytes) -> bytes:

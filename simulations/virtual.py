@@ -16,15 +16,18 @@ import numpy as np
 
 from common import codec, topics
 from common.flower import node_id_of, take_identity
+from common.frames import Frame
 from common.ids import sample_id
-from common.messages import FlowerFrame, State
+from common.messages import Chunk, FlowerFrame, State
 from common.mqtt import Broker, MqttLink
 from common.statistics import Statistics
+from edge.contributor import Policy, make_client_app
 from edge.learner import Learner
 from edge.partition import Partition
 
 HEARTBEAT_S = 1.0
 SAMPLES = 12
+POLICY = Policy(shares_updates=True)
 
 
 def made_up(name: str, scenario: str, classes: Sequence[str], backbone: str, dimension: int) -> Partition:
@@ -49,7 +52,7 @@ class VirtualGateway:
     def __init__(self, name: str, broker: Broker, partition: Partition, slow_s: float) -> None:
         self.name, self._slow_s = name, slow_s
         self.link = MqttLink(broker, name, (topics.down_filter(name),), self._on_message)
-        self.learner = Learner(name, partition, self._send, "updates")
+        self.learner = Learner(name, make_client_app(partition, POLICY, node_id_of(name)), self._send)
 
     def start(self) -> None:
         """Connect."""
@@ -68,15 +71,15 @@ class VirtualGateway:
         )
         self.link.publish(topics.up(self.name, "state"), codec.encode(state))
 
-    def _send(self, data: bytes) -> bool:
+    def _send(self, frame: Frame) -> bool:
         time.sleep(self._slow_s)
-        return self.link.publish(topics.up(self.name, "flower"), codec.encode(FlowerFrame(message=data)))
+        return self.link.publish(topics.up(self.name, "flower"), codec.encode(frame))
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         if topic.endswith("/flower"):
             message = codec.decode(payload)
-            if isinstance(message, FlowerFrame):
-                self.learner.on_frame(message.message)
+            if isinstance(message, FlowerFrame | Chunk):
+                self.learner.on_frame(message)
 
 
 def main() -> None:

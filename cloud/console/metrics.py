@@ -1,4 +1,4 @@
-"""`/metrics` for Prometheus: what ingest has counted, and what was tried and refused."""
+"""`/metrics` for Prometheus: what ingest has counted, what was sent to gateways, what was tried and refused."""
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
@@ -21,6 +21,13 @@ def make_metrics(desk: Desk) -> APIRouter:
         )
         for figure, number in desk.counts()["ingest"].items():
             ingest.labels(figure).set(number)
+        sent = desk.sent()
+        bytes_out = Gauge("headframe_bytes_out", "Sent to the broker since the start.", ["kind"], registry=registry)
+        for kind, number in sent["bytes_out"].items():
+            bytes_out.labels(kind).set(number)
+        shelf = Gauge("headframe_shelf", "What is published once for all gateways.", ["figure"], registry=registry)
+        for figure, number in sent["shelf"].items():
+            shelf.labels(figure).set(number)
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return router

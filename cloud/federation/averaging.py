@@ -132,6 +132,8 @@ class StreamingFedAvg(FedAvg):  # type: ignore[misc]  # flwr is not typed for us
             else:
                 seen.add(node)
                 yield reply
+                continue
+            release(reply)
 
     def fold(self, reply: Message, mean: Mean, metrics: "MeanMetrics", scale: float = 1.0) -> bool:
         """Fold one reply with its weight times `scale`, and let go of its bytes; a wrong one is counted, and False."""

@@ -1,9 +1,9 @@
 """Flower's Grid over MQTT: gateways behind NAT need one outbound connection, and no SuperLink.
 
 Replies are yielded as they arrive, so a strategy can fold each at once; those that wait to be folded are bounded in
-bytes, and what comes faster waits in the broker. What is late, repeated, foreign, oversize or malformed is told apart
-and counted, and never reaches a strategy. A client that does not answer is asked again with the same message: it keeps
-its answers, so that a lost one costs a message and no work.
+bytes, and what comes faster waits in the broker. A reply too large for one MQTT message comes in chunks. What is late,
+repeated, foreign, oversize or malformed is told apart and counted, and never reaches a strategy. A client that does not
+answer is asked again with the same message: it keeps its answers, so that a lost one costs a message and no work.
 """
 
 import logging
@@ -22,17 +22,21 @@ from common.flower import (
     SERVER_NODE_ID,
     Message,
     RecordDict,
+    is_released,
     message_from_bytes,
     message_to_bytes,
     name_message,
     node_id_of,
     take_identity,
 )
+from common.frames import Assembly
+from common.messages import Chunk
 
 log = logging.getLogger(__name__)
 
 WAITING_BYTES_MAX = 64 * 2**20  # a few replies of a large model, thousands of statistics of a small one
-REPLY_BYTES_MAX = 64 * 2**20  # as `common.codec.PAYLOAD_BYTES_MAX`: what a link would carry at all
+REPLY_BYTES_MAX = 256 * 2**20  # 64 M parameters in float32
+JOINING_BYTES_MAX = 512 * 2**20  # replies that have come in part: two of the largest at a time
 ROOM_WAIT_S = 5.0  # how long a reply waits for room on the link's thread: less than the link's keepalive of 30 s
 SEND_TRY_S = 0.05
 SEND_FOR_S = 20.0
@@ -45,9 +49,11 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
     """Sends Flower messages to gateways and collects their replies.
 
     Args:
-        send: publishes a Flower message's bytes to a gateway; False when the link's window is full.
+        send: publishes a Flower message's bytes to a gateway (`common.frames.Courier`); False when the link's window is
+            full: it is called again with the same.
         online: ids of the gateways that can be asked now.
-        reply_bytes_max: a larger reply is not even parsed.
+        reply_bytes_max: a larger reply is not even parsed, nor joined.
+        joining_bytes_max: of the replies that have come in part.
         waiting_bytes_max: replies that may wait for the strategy; then `on_frame` blocks for a while.
         ask_again_s: how long a client that is online may be silent before it is asked again.
     """
@@ -58,12 +64,14 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
         online: Callable[[], Sequence[str]],
         *,
         reply_bytes_max: int = REPLY_BYTES_MAX,
+        joining_bytes_max: int = JOINING_BYTES_MAX,
         waiting_bytes_max: int = WAITING_BYTES_MAX,
         ask_again_s: float = ASK_AGAIN_S,
     ) -> None:
         self._send, self._online = send, online
         self._reply_bytes_max, self._waiting_bytes_max = reply_bytes_max, waiting_bytes_max
         self._ask_again_s = ask_again_s
+        self._joining = Assembly(reply_bytes_max, joining_bytes_max)
         self._lock = threading.Condition()
         self._gateways: dict[int, str] = {}
         self._asked: dict[str, int] = {}
@@ -74,6 +82,8 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
         """Replies that nobody took yet, and their bytes."""
         self._waiting_bytes = 0
         self._run: Run | None = None
+        self._unsent = "", b""
+        """Id and bytes of the message that the link did not take yet: a large one is not packed anew at each try."""
         self.counters: Counter[str] = Counter()
         take_identity(SERVER_NODE_ID)
 
@@ -120,11 +130,14 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
             self._lock.notify_all()
         return [reply for reply, _ in held if reply.metadata.reply_to_message_id in wanted]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Send, and yield replies as they arrive, until all have or `timeout` seconds are over.
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> "Replies":
+        """Send, and give replies as they arrive, until all have or `timeout` seconds are over; begins when it is looked
+        at."""
+        return Replies(self._converse(messages, timeout))
 
-        Sending goes on while replies come in: otherwise those that answered first would fill the queue before the last
-        was asked.
+    def _converse(self, messages: Iterable[Message], timeout: float | None) -> Iterator[Message]:
+        """Sending goes on while replies come in: otherwise those that answered first would fill the queue before the
+        last was asked.
         """
         outgoing, waiting = iter(messages), dict[str, Message]()
         deadline = time.monotonic() + (timeout if timeout is not None else WITHOUT_TIMEOUT_S)
@@ -184,6 +197,33 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
             self.counters["answered"] += 1
             self._lock.notify_all()
 
+    def on_chunk(self, gateway_id: str, chunk: Chunk) -> None:
+        """A part of a reply, on the link's thread. Nothing is held for who was not asked.
+
+        Raises:
+            BoundError: the whole is larger than a reply may be.
+            WireError: it is no part of a reply, or contradicts the others.
+            ForgeryError: it answers for another gateway.
+        """
+        node_id, now_s = node_id_of(gateway_id), time.monotonic()
+        with self._lock:
+            if node_id not in self._asked.values():
+                self.counters["stale"] += chunk.index == 0
+                return
+            if chunk.total_bytes <= self._reply_bytes_max and not self._joining.has_room(gateway_id, chunk, now_s):
+                self.counters["overflowed"] += chunk.index == 0
+                return
+            try:
+                whole = self._joining.add(gateway_id, chunk, now_s)
+            except BoundError:
+                self.counters["oversize"] += chunk.index == 0
+                raise
+            except HeadframeError:
+                self.counters["malformed"] += 1
+                raise
+        if whole is not None:
+            self.on_frame(gateway_id, whole)
+
     def _refusal(self, gateway_id: str, reply: Message) -> str:
         """Why a reply is not wanted; empty when it is."""
         name, node_id = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
@@ -214,7 +254,9 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
 
     def _ask_again(self, waiting: dict[str, Message]) -> None:
         """Send their message again to those that are online and silent. One that finds no room waits for next time."""
-        online = {node_id_of(gateway_id) for gateway_id in self._online()}
+        now_s = time.monotonic()
+        with self._lock:
+            online = {node_id_of(name) for name in self._online() if not self._joining.is_receiving(name, now_s)}
         for message in waiting.values():
             node_id = message.metadata.dst_node_id
             if node_id in online and self._send(self._gateways[node_id], message_to_bytes(message)):
@@ -225,10 +267,13 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
         if not message.metadata.message_id:
             name_message(message, uuid.uuid4().hex)
         name, node_id = message.metadata.message_id, message.metadata.dst_node_id
+        data = self._unsent[1] if self._unsent[0] == name else message_to_bytes(message)
         with self._lock:  # before it is sent: the reply may be faster than the return of `send`
             self._asked[name] = node_id
-        if self._send(self._gateways[node_id], message_to_bytes(message)):
+        if self._send(self._gateways[node_id], data):
+            self._unsent = "", b""
             return True
+        self._unsent = name, data
         with self._lock:
             del self._asked[name]
         return False
@@ -247,3 +292,22 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
         self._ended[name] = how
         while len(self._ended) > ENDED_MAX:
             del self._ended[next(iter(self._ended))]
+
+
+class Replies:
+    """Replies as they arrive, for strategies that fold each as it comes and for those that look twice.
+
+    Flower's own grids return a list, and some of its strategies rely on it (the adaptive wrapper checks all replies,
+    then begins anew). So a reply is kept until the strategy releases it (`common.flower.release`), which ours do.
+    """
+
+    def __init__(self, arriving: Iterator[Message]) -> None:
+        self._arriving, self._kept = arriving, list[Message]()
+
+    def __iter__(self) -> Iterator[Message]:
+        yield from self._kept[:]
+        for reply in self._arriving:
+            self._kept.append(reply)
+            yield reply
+            if is_released(reply):
+                self._kept.pop()

@@ -40,6 +40,7 @@ def run_round(
     on_answer: OnAnswer | None = None,
     answered: Collection[str] = (),
     bytes_max: int = 0,
+    class_samples_min: int = 0,
 ) -> RoundResult:
     """Ask every gateway that is online; close at the deadline with whoever answered.
 
@@ -48,6 +49,7 @@ def run_round(
         on_answer: keeps a gateway's answer for good; called before the next one is taken.
         answered: gateways whose answers were kept before a crash cut the round short: not asked again, and counted.
         bytes_max: bound on a gateway's statistics of a scenario; 0 loses nothing.
+        class_samples_min: a class of which a gateway has fewer is not told of.
 
     Raises:
         EnvironmentFault: fewer answered than the quorum; says how many.
@@ -62,6 +64,7 @@ def run_round(
         lambda node_id, parts: keep(grid.gateway_of(node_id), parts) if parts else None,
         skip=before,
         bytes_max=bytes_max,
+        class_samples_min=class_samples_min,
     )
     counted = Counter(grid.counters)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})

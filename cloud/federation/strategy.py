@@ -34,6 +34,7 @@ class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for
         on_answer: called for each good reply, also for one that contributes nothing; whoever needs it keeps it there.
         skip: nodes that are not asked.
         bytes_max: bound on the statistics of a scenario; 0 loses nothing.
+        class_samples_min: a class of which a client has fewer is not told of.
     """
 
     def __init__(
@@ -44,10 +45,11 @@ class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for
         on_answer: OnAnswer,
         skip: Collection[int] = (),
         bytes_max: int = 0,
+        class_samples_min: int = 0,
     ) -> None:
         self._backbone, self._scenarios, self._skip = backbone, scenarios, frozenset(skip)
         self._labels_for, self._on_answer = labels_for, on_answer
-        self._bytes_max = bytes_max
+        self._bytes_max, self._class_samples_min = bytes_max, class_samples_min
         self._request = unpack_request(pack_request(backbone, scenarios, {}))
         self.counters: Counter[str] = Counter()
 
@@ -60,7 +62,9 @@ class AnalyticStrategy(Strategy):  # type: ignore[misc]  # flwr is not typed for
         for node_id in grid.get_node_ids():
             if node_id in self._skip:
                 continue
-            content = pack_request(self._backbone, self._scenarios, self._labels_for(node_id), self._bytes_max)
+            content = pack_request(
+                self._backbone, self._scenarios, self._labels_for(node_id), self._bytes_max, self._class_samples_min
+            )
             messages.append(Message(content, node_id, "train", group_id=str(server_round)))
         self.counters["asked"] += len(messages)
         return messages

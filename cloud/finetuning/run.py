@@ -121,7 +121,7 @@ class Finetuner:
         record: dict[str, object] = {
             "author": author,
             "kind": "fine-tune",
-            "labels": int(self._store.counts()["labels"]),
+            "labels": self._store.label_count(),
             "parent": base.hash,
             "pictures": len(origin.taught),
             **origin.found,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cloud.learning.carrying import LinearMap, learn_map
 from cloud.learning.datasets import Catalogue
-from cloud.store import Contribution, Store
+from cloud.store import SUM, Contribution, Store
 from common.backbone import Backbone
 from common.errors import EnvironmentFault
 from common.files import write_atomically
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 CARRIED: Final = "carried_from"
 """Key in a contribution's record: the backbone on which the gateway counted it."""
+OF_A_ROUND: Final = ("round", "parts")
+"""Keys in it that say which round it answered: carried statistics answer none."""
 OWN_SHARE: Final = 0.9
 """A gateway's own statistics replace carried ones when they count at least this share of the samples: a gateway that is
 in the middle of counting again is not taken at a tenth of its word."""
@@ -111,25 +113,28 @@ class Clocks:
         which counts them itself.
         """
         there = self._store.contribution_records(scenario, backbone)
+        own = {m for client, meta in there.items() if CARRIED not in meta for m in meta.get("members", (client,))}
         carried = 0
         for old, found in self._maps(backbone):
             for row in self._store.contributions(scenario, old):
-                covered = [bytes.fromhex(name) for name in row.meta["covered"]]
-                known = there.get(row.client)
-                counted_itself = known is not None and CARRIED not in known
-                if counted_itself or not covered or self._store.known_ids(covered) >= set(covered):
+                if not own.isdisjoint(row.members) or self._counts_itself(row):
                     continue
-                packed = unpacked(row)
+                packed, known = unpacked(row), there.get(row.client)
                 if packed.dimension != len(found.matrix):
                     log.warning("the statistics of %s are of another size than its backbone's", row.client)
                     continue
                 carried += 1
                 if known is None or known["covered"] != row.meta["covered"]:
                     packed = found.carry(packed)
-                    meta = {"classes": list(packed.classes), "covered": row.meta["covered"]}
-                    meta[CARRIED] = row.meta.get(CARRIED, old)
+                    meta = {key: value for key, value in row.meta.items() if key not in OF_A_ROUND}
+                    meta |= {"classes": list(packed.classes), CARRIED: row.meta.get(CARRIED, old)}
                     self._store.put_contribution(scenario, backbone, row.client, packed.arrays(), meta, row.at_ns)
         return carried
+
+    def _counts_itself(self, row: Contribution) -> bool:
+        """Whether the centre has every sample that is counted there; what is in a masked sum nobody knows."""
+        covered = {bytes.fromhex(name) for name in row.meta["covered"]}
+        return not row.client.startswith(SUM) and self._store.known_ids(list(covered)) >= covered
 
     def forget(self, backbone: str) -> None:
         """Remove everything that was made for a backbone that no release has."""

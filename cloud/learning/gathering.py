@@ -2,7 +2,8 @@
 
 What counts: the datasets, what gateways contributed, and a gateway's labelled samples at the centre that its own
 contribution does not cover. What does not: who was unlearned (`cloud.learning.unlearning`), and contributions that are
-not to be believed (`cloud.learning.robustness`).
+not to be believed (`cloud.learning.robustness`). Of contributions that share a gateway (masked sums,
+`cloud.federation.masked`) the newest counts.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from cloud.learning.ledger import Ledger, Part
 from cloud.learning.parts import SiteParts
 from cloud.learning.robustness import Suspicion, Trusted, find_suspects
 from cloud.registry import Registry
-from cloud.store import Store
+from cloud.store import SUM, Store
 from common.manifest import Layer, Manifest
 from common.packing import Packed, pack
 from common.statistics import Statistics
@@ -59,6 +60,8 @@ class Gathering:
         by_site: dict[str, list[Packed]] = {}
         for key, part in parts.items():
             name = key.partition("/")[2]
+            if name.startswith(SUM):  # nobody's own: no personal head can come of it
+                continue
             by_site.setdefault(site_of.get(name, name), []).append(part.packed)
         dimension = next(
             (d.embeddings.shape[1] for d in datasets), next((part.packed.dimension for part in parts.values()), 0)
@@ -102,10 +105,16 @@ class Gathering:
     def brought_by(
         self, gateways: Collection[str], scenario: str, backbone: str, classes: tuple[str, ...]
     ) -> dict[str, Part]:
-        """The parts of these gateways, as `evidence` names them in the ledger."""
-        sent, covered = self._contributions(scenario, backbone, classes, gateways)
+        """The parts of these gateways, as `evidence` names them in the ledger; a sum that one is in goes whole."""
+        sums = self.sums_with(gateways, scenario, backbone)
+        sent, covered = self._contributions(scenario, backbone, classes, [*gateways, *sums])
         held = {name: own for name, own in self._held(scenario, backbone, classes).items() if name in gateways}
         return {f"gateway/{name}": part for name, part in sent.items()} | _uncovered(held, covered, classes)
+
+    def sums_with(self, gateways: Collection[str], scenario: str, backbone: str) -> list[str]:
+        """Names of the kept sums that one of these gateways is in."""
+        sums = self._store.sums(scenario, backbone)
+        return [name for name, members in sums.items() if not set(gateways).isdisjoint(members)]
 
     def _site_of(self) -> dict[str, str]:
         """gateway -> site, of every gateway that ever reported."""
@@ -118,13 +127,18 @@ class Gathering:
         found: dict[str, Part] = {}
         covered: dict[str, set[bytes]] = {}
         excluded, site_of = self._store.excluded(), self._site_of()
-        for contribution in self._store.contributions(scenario, backbone, only):
-            client = contribution.client
+        told: set[str] = set()
+        for contribution in sorted(self._store.contributions(scenario, backbone, only), key=lambda c: -c.at_ns):
+            client, members = contribution.client, contribution.members
+            if not told.isdisjoint(members):
+                continue
+            told.update(members)
             packed = unpacked(contribution).over(classes)
-            if packed.total and client not in excluded and site_of.get(client) not in excluded:
+            gone = any(name in excluded or site_of.get(name) in excluded for name in members)
+            if packed.total and not gone:
                 found[client] = Part(str(contribution.at_ns), packed)
                 covered[client] = {bytes.fromhex(name) for name in contribution.meta["covered"]}
-        return found, covered
+        return dict(sorted(found.items())), covered
 
     def _suspects(
         self, sent: Mapping[str, Part], datasets: list[Dataset], classes: tuple[str, ...], gold: Labelled

@@ -71,7 +71,8 @@ def unlearn(name: str, store: Store, registry: Registry, trainer: Trainer, autho
             shared = with_datasets(rest.over(classes), gathering.datasets(scenario, backbone.hash))
         if (shared.counts > 0).sum() >= 2:
             found.heads[scenario] = solve_shared(shared, trainer.rules.shrinkage, trainer.rules.dimension_max)
-    store.delete_contributions(gateways)
+    sums = [n for scenario in scenarios for n in gathering.sums_with(gateways, scenario, backbone.hash)]
+    store.delete_contributions([*gateways, *sums])
     found.seconds = time.perf_counter() - began_s
     store.audit(author, "unlearn", found.summary(), now_ns)
     return found

@@ -34,6 +34,8 @@ class Engine:
         self.rollouts: dict[str, Rollout] = {}
         self._orders: dict[str, tuple[int, list[str]]] = {}
         self._live: list[Rollout] | None = None
+        self.applied = 0
+        """Lines taken."""
         for entry in entries:
             self.apply(entry)
 
@@ -44,6 +46,7 @@ class Engine:
             OperatorError: it does not fit the state; nothing has changed.
         """
         self._live = None
+        self.applied += 1
         if isinstance(entry, Started):
             if entry.rollout_id in self.rollouts:
                 raise OperatorError(f"rollout {entry.rollout_id} has started already")

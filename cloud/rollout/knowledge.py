@@ -35,7 +35,7 @@ class Knowledge:
 
     def look(self) -> None:
         """See whether there are new labels."""
-        self.labels = int(self._store.counts()["labels"])
+        self.labels = self._store.label_count()
 
     def tally(self, rollout: Rollout) -> LabelTally:
         """Of the labelled samples on which one of the releases is right and the other is not."""

@@ -76,12 +76,14 @@ class Rollouts:
         self.knowledge = Knowledge(store, registry)
         self._reports = Reports(settings)
         self._lock = threading.RLock()
+        self._opened = 0
         self.targets = Targets(store, registry)
         self.targets.refresh()
         self._open()
 
     def _open(self) -> None:
         """The engine of the ledger as it is on disk."""
+        self._opened += 1
         self._ledger = Ledger(self._store)
         self.engine = Engine(self._ledger.news())
 
@@ -109,6 +111,12 @@ class Rollouts:
                 log.info("rollout %s: %s %s", entry.rollout_id, type(entry).__name__.lower(), entry.why)
             if made:
                 self.targets.refresh()
+
+    @property
+    def generation(self) -> tuple[object, ...]:
+        """Changes whenever `wanted` may have changed for a gateway that has reported nothing new."""
+        with self._lock:
+            return self._opened, self.engine.applied, self.targets.active
 
     def wanted(self, gateway_id: str) -> str | None:
         """The release that this gateway is to run; None before the first release."""

@@ -2,6 +2,7 @@
 
 from cloud.store.delivery import Gap
 from cloud.store.records import (
+    SUM,
     Assignment,
     Contribution,
     LabelledSet,
@@ -14,6 +15,7 @@ from cloud.store.records import (
 from cloud.store.store import Store
 
 __all__ = [
+    "SUM",
     "Assignment",
     "Contribution",
     "Gap",

@@ -16,7 +16,7 @@ class SampleRow(Base):
     __tablename__ = "samples"
     sample_id: Mapped[bytes] = mapped_column(LargeBinary(16), primary_key=True)
     gateway_id: Mapped[str] = mapped_column(String(63))
-    site_id: Mapped[str] = mapped_column(String(63), index=True)
+    site_id: Mapped[str] = mapped_column(String(63))
     camera_id: Mapped[str] = mapped_column(String(63))
     captured_at_ns: Mapped[int] = mapped_column(BigInteger)
     received_at_ns: Mapped[int] = mapped_column(BigInteger)
@@ -28,7 +28,7 @@ class SampleRow(Base):
     embedding: Mapped[bytes] = mapped_column(LargeBinary)
     predictions: Mapped[list[dict[str, object]]] = mapped_column(JSON)
     scores: Mapped[dict[str, float]] = mapped_column(JSON)
-    value: Mapped[float] = mapped_column(Float, index=True)
+    value: Mapped[float] = mapped_column(Float)
     reason: Mapped[str] = mapped_column(String(20))
     pixel_path: Mapped[str] = mapped_column(String(120))
     boxes: Mapped[list[dict[str, object]] | None] = mapped_column(JSON)
@@ -38,6 +38,7 @@ class SampleRow(Base):
     __table_args__ = (
         Index("samples_by_sequence", "gateway_id", "epoch", "sequence"),
         Index("samples_by_arrival", received_at_ns.desc(), sample_id),
+        Index("samples_by_value", site_id, value.desc(), sample_id),
     )
 
 

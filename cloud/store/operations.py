@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from cloud.store.models import AuditRow, ContributionRow, ExclusionRow, QuarantineRow, ReleaseRow, RunRow, StateRow
-from cloud.store.records import Contribution, Release, Run
+from cloud.store.records import SUM, Contribution, Release, Run
 from cloud.store.sessions import Sessions
 from common.errors import OperatorError
 from common.messages import State
@@ -113,10 +113,24 @@ class OperationTables(Sessions):
         with self._read() as session:
             return sorted(session.scalars(select(ContributionRow.client).distinct()))
 
-    def delete_contributions(self, clients: Collection[str]) -> None:
-        """Forget the statistics of these gateways, of all scenarios and backbones."""
+    def sums(self, scenario: str, backbone: str) -> dict[str, tuple[str, ...]]:
+        """The masked sums that are kept, with the gateways that are in each."""
+        query = select(ContributionRow.client, ContributionRow.meta).where(
+            ContributionRow.scenario == scenario,
+            ContributionRow.backbone == backbone,
+            ContributionRow.client.like(f"{SUM}%"),
+        )
+        with self._read() as session:
+            rows: list[tuple[str, Any]] = [(client, meta) for client, meta in session.execute(query)]
+        return {client: tuple(meta.get("members", ())) for client, meta in rows}
+
+    def delete_contributions(self, clients: Collection[str], scenario: str = "", backbone: str = "") -> None:
+        """Forget the statistics of these gateways, of all scenarios and backbones or of one."""
+        query = delete(ContributionRow).where(ContributionRow.client.in_(clients))
+        if scenario:
+            query = query.where(ContributionRow.scenario == scenario, ContributionRow.backbone == backbone)
         with self._write() as session:
-            session.execute(delete(ContributionRow).where(ContributionRow.client.in_(clients)))
+            session.execute(query)
 
     def exclude(self, name: str, author: str, at_ns: int) -> None:
         """Let nothing of a site or gateway count from now on."""
@@ -146,8 +160,8 @@ class OperationTables(Sessions):
         with self._write() as session:
             session.merge(RunRow(**_fields(run)))
 
-    def runs(self, limit: int = 200) -> list[Run]:
-        """Runs, newest first."""
+    def runs(self, limit: int | None = 200) -> list[Run]:
+        """Runs, newest first; all of them with a limit of None."""
         with self._read() as session:
             rows = session.scalars(select(RunRow).order_by(RunRow.started_ns.desc()).limit(limit))
             return [Run(row.run_id, row.started_ns, row.finished_ns, row.status, row.record) for row in rows]

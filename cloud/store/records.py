@@ -45,14 +45,23 @@ class LabelledSet:
     labels: list[str]
 
 
+SUM = "sum/"
+"""Begin of the name under which a masked sum is kept; no gateway id has a slash. `members` of its meta are in it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """A gateway's statistics."""
+    """A gateway's statistics, or those of several in one masked sum."""
 
     client: str
     arrays: dict[str, NDArray[np.generic]]
     meta: dict[str, Any]
     at_ns: int
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The gateways whose statistics these are."""
+        return tuple(self.meta.get("members", (self.client,)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,6 +230,11 @@ class SampleTables(Sessions):
         with self._read() as session:
             return [(row[0], row[1], row[2]) for row in session.execute(query)]
 
+    def label_count(self) -> int:
+        """Labels that count."""
+        with self._read() as session:
+            return session.scalar(select(func.count()).select_from(current_labels().subquery())) or 0
+
     def counts(self) -> dict[str, Any]:
         """Samples, labels that count, refused messages that are kept, and samples by site."""
         with self._read() as session:

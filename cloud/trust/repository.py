@@ -4,6 +4,7 @@ What online keys may sign is signed at once; what needs offline keys is staged f
 Leaves the files to `cloud.trust.sets`, and to `cloud.registry` what a release is.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,16 @@ class Repository(SignedSet):
                 names += [file_name(role, meta.version) for role, meta in found if meta]
             files = {name: (self.folder / name).read_bytes() for name in names}
             return files | {"timestamp.json": (self.folder / "timestamp.json").read_bytes()}
+
+    def epoch(self) -> int:
+        """Changes when a gateway that runs what it should has to hear of the metadata all the same: other keys, or a
+        day has passed since the timestamp that it knows."""
+        with self._alone():
+            root, top, timestamp = self._root().signed, self._top().signed, self._timestamp().signed
+        keys = sorted((role, *delegated.keyids) for role, delegated in delegated_by(top).items())
+        day = int(timestamp.unrecognized_fields.get(trust.SIGNED_AT, 0)) // RENEW_S[trust.TIMESTAMP]
+        said = repr((root.version, keys, day)).encode()
+        return int.from_bytes(hashlib.sha256(said).digest()[:8], "big")
 
     def assign(self, gateway_id: str, data: bytes, sequence: int) -> bytes:
         """The signed word that a gateway is to run a manifest; it holds until a higher sequence comes."""

@@ -5,18 +5,25 @@ its link are turned by hand.
 """
 
 import hashlib
+import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import msgspec
+import zstandard
+
 from cloud.trust import Repository
+from common import codec
 from common.ids import layer_hash
 from common.manifest import SHARED, Layer, Manifest, Scenario, encode_manifest, release_id
 from common.messages import Desired, Fetch, LayerPart
 from common.metadata import TrustedMetadata
+from common.parcels import cut, pack
 from edge.installer import LAYERS, Installer
 from edge.perception import Model
+from edge.proofs import Proofs
 from edge.settings import InstallSettings
 from edge.tally import Observation
 from simulations.bench._yard_models import tiny_backbone, tiny_head
@@ -158,6 +165,18 @@ class Gateway:
         self.asked.clear()
         self.installer.outcome = ""
         self.installer.on_desired(desired)
+
+    def tell_by_proof(self, desired: Desired) -> None:
+        """The same message as the centre sends it to most: an assignment here, the proof published for all."""
+        data = zstandard.compress(codec.encode(msgspec.structs.replace(desired, assignment=b"")))
+        parcel = pack(cut(data)).parcel
+        self.clock.now_s += PAUSE_S
+        self.asked.clear()
+        self.installer.outcome = ""
+        proofs = Proofs(self.clock, self._ask, self.installer.on_desired, lambda: self.runs, random.Random(1))
+        proofs.on_desired(Desired(manifest=b"", assignment=desired.assignment, proof=parcel, release_id="r0"))
+        for piece in (piece for name in proofs.pieces() for piece in cut(data) if layer_hash(piece) == name):
+            proofs.on_piece(layer_hash(piece), piece)
 
     def serve(self, centre: Centre, parts_max: int = 2000) -> None:
         """Whatever it asks for is answered, until it asks for no more."""

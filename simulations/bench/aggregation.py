@@ -12,7 +12,7 @@ Then 12,000 analytic contributions are summed and solved.
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -170,11 +170,12 @@ def _streamed(folder: Path, updates: int, nbytes: int, progress: Progress, bar: 
     }
 
 
-def _paused(replies: Iterator[Message], spent: Spent) -> Iterator[Message]:
+def _paused(replies: Iterable[Message], spent: Spent) -> Iterator[Message]:
     """Asking, and making what comes back, is not the aggregation's time."""
+    arriving = iter(replies)
     while True:
         spent.__exit__()
-        reply = next(replies, None)
+        reply = next(arriving, None)
         spent.__enter__()
         if reply is None:
             return

@@ -26,7 +26,8 @@ from rich.progress import Progress
 
 from common.errors import EnvironmentFault
 from common.manifest import release_id
-from common.messages import Desired, Fetch
+from common.messages import Desired, Fetch, Shelved
+from simulations.bench import _parcels
 from simulations.bench._forgery import SERVING, THEFTS, Forger, Theft, reaches, tries
 from simulations.bench._replays import (
     DAY_NS,
@@ -40,11 +41,13 @@ from simulations.bench._replays import (
     thresholds,
 )
 from simulations.bench._tampering import Wire, kinds, tamper
-from simulations.bench._yard import BEGIN_NS, SCENARIOS, Centre, Gateway, HandClock
+from simulations.bench._yard import BEGIN_NS, PAUSE_S, SCENARIOS, Centre, Gateway, HandClock
 
 ROUNDS, QUICK_ROUNDS = 40, 8
 """Honest releases between which attacks are played."""
-MUTATIONS, MIXTURES, TAMPERS_EACH = 30, 10, 4  # in each round
+MUTATIONS, MIXTURES, TAMPERS_EACH, SHARED_EACH, PROOFS = 30, 10, 4, 3, 4  # in each round
+RECOVERY_STEPS: Final = 12
+"""Of a minute each: a gateway waits ten minutes for what the centre says takes long."""
 REASONS_MAX: Final = 6
 ROTATED: Final = ("timestamp", "snapshot", "assignments", "scenario-belt", "targets", "root")
 FORWARDED: Final[dict[str, tuple[str, ...]]] = {
@@ -72,6 +75,11 @@ class Figures:
     """All that is counted."""
 
     kinds: dict[str, Kind] = field(default_factory=dict)
+    wedged: dict[str, int] = field(default_factory=dict)
+    """By kind: gateways on which, after an attack where releases are published for all, the honest release could not be
+    installed any more."""
+    unharmed: int = 0
+    """Those on which it could."""
     harmless: int = 0
     """A change that touched nothing of what was signed: the honest release was installed."""
     honest: int = 0
@@ -259,6 +267,44 @@ class Siege:
             self.gateway.installer.step()
             self._judge(kind, self.gateway, before)
 
+    def share(self, kind: str, cases: int) -> None:
+        """The message is honest; where releases are published for all, somebody else writes. Each on a copy, which must
+        get the honest release all the same, by itself, soon after."""
+        for _ in range(cases):
+            victim = self.spare()
+            victim.tell(self.honest)
+            before, self._said.last = victim.fingerprint(), ""
+            if victim.asked:
+                fetch = victim.asked.pop(0)
+                broker = _parcels.Broker(fetch, self.centre.layers[fetch.layer], self._old(fetch))
+                for came in _parcels.attack(kind, broker, self._rng):
+                    if isinstance(came, Shelved):
+                        victim.installer.on_shelved(came)
+                    else:
+                        victim.installer.on_piece(*came)
+            victim.installer.step()
+            self._judge(kind, victim, before)
+            self._must_recover(kind, victim)
+
+    def _must_recover(self, kind: str, victim: Gateway) -> None:
+        for _ in range(RECOVERY_STEPS):
+            self._clock.now_s += PAUSE_S
+            victim.installer.step()
+            victim.serve(self.centre)
+        if victim.runs == release_id(self.centre.manifests[-1]) and victim.intact():
+            self.figures.unharmed += 1
+        else:
+            self.figures.wedged[kind] = self.figures.wedged.get(kind, 0) + 1
+
+    def by_proof(self, mutated: int) -> None:
+        """Damaged proofs, each named by its own hash: what is verified is what was verified before."""
+        for _ in range(mutated):
+            target, self._said.last = self.gateway, ""
+            before = target.fingerprint()
+            target.tell_by_proof(next(mutations(self.honest, self._rng))[1])
+            target.serve(self.centre)
+            self._judge("shared: damaged proof", target, before)
+
     def _old(self, fetch: Fetch) -> bytes:
         names = [name for name in self.centre.layers if name not in (fetch.layer, self.centre.backbone.hash)]
         return self.centre.layers[self._rng.choice(names)]
@@ -294,6 +340,8 @@ def bench_attacks(*, quick: bool) -> dict[str, Any]:
         "accepted": sum(kind.accepted for kind in figures.kinds.values()),
         "refused": sum(kind.refused for kind in figures.kinds.values()),
         "ignored": sum(kind.ignored for kind in figures.kinds.values()),
+        "wedged": sum(figures.wedged.values()),
+        "unharmed": figures.unharmed,
         "harmless": figures.harmless,
         "honest": figures.honest,
         "honest_installed": figures.honest_installed,
@@ -354,6 +402,9 @@ def _round(siege: Siege, number: int) -> None:
         siege.freeze()
     for kind in kinds():
         siege.tamper(kind, TAMPERS_EACH)
+    for kind in _parcels.ATTACKS:
+        siege.share(kind, SHARED_EACH)
+    siege.by_proof(PROOFS)
     siege.advance()
 
 

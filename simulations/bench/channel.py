@@ -27,6 +27,7 @@ from common import codec, compression, topics
 from common.certificates import ask_renewal, new_key, read_identity
 from common.chunks import split
 from common.errors import EnvironmentFault, WireError
+from common.ids import layer_hash
 from common.messages import Certificate, Sample
 from common.mqtt import MqttLink
 from simulations.bench._messages import made_sample, made_state
@@ -197,6 +198,27 @@ def _others_subscription(attack: Attack) -> None:
         attack.come_back()
 
 
+def _shared_topics(attack: Attack) -> None:
+    """Writes where what the whole fleet needs is published; a piece that is not what its name says would not be taken
+    either, but it must not even lie there."""
+    piece = b"a piece that the centre has published"
+    topic = topics.release(layer_hash(piece))
+    with attack.row("puts a forged piece on a topic for all", Kind.TOPIC, "broker", "north-1") as outcome:
+        attack.south.subscribe([topic])
+        attack.centre.service.link.publish(topic, piece, retain=True)
+        heard = attack.until(lambda: (topic, piece) in attack.south_got)
+        for forged in (b"forged", b""):
+            attack.north.publish(topic, forged, retain=True)
+        time.sleep(QUIET_S)
+        again, got = attack.centre.connect(attack.south_file, "headframe-south-1", topic)
+        lies = attack.until(lambda: bool(got))
+        outcome.refused = (
+            heard and lies and {payload for name, payload in attack.south_got + got if name == topic} == {piece}
+        )
+        again.stop()
+        attack.come_back()
+
+
 def _others_identity(attack: Attack) -> None:
     sample = made_sample(3, "south-1")
     with attack.row("a sample of another gateway on its own topic", Kind.IDENTITY, "centre", "north-1") as outcome:
@@ -325,6 +347,7 @@ def _broken(attack: Attack) -> None:
 ATTEMPTS: tuple[Callable[[Attack], None], ...] = (
     _others_topic,
     _others_subscription,
+    _shared_topics,
     _others_identity,
     _too_large,
     _bombs,

@@ -28,8 +28,9 @@ from common.delta import make_delta
 from common.errors import HeadframeError
 from common.ids import layer_hash
 from common.manifest import decode_manifest, encode_manifest
-from common.messages import Desired, Fetch, LayerPart, Message
+from common.messages import Desired, Fetch, LayerPart, Message, Shelved
 from common.mqtt import Broker
+from common.parcels import cut, pack
 from common.weights import find_weights
 from edge.downward import Downward
 from edge.installer import Installer
@@ -187,6 +188,7 @@ class _Gateway:
         self._sequence = 0
         self._heads: dict[str, bytes] = {}
         self._asked: list[Fetch] = []
+        self._pieces: dict[str, bytes] = {}
         self._stage = _Stage()
         self.installer = Installer(
             folder / "releases",
@@ -198,13 +200,21 @@ class _Gateway:
             InstallSettings(shadow_s=0.0, probation_s=0.0),
             aside=lambda work: work(),
         )
-        self.downward = Downward(on_desired=self.installer.on_desired, on_layer=self.installer.on_layer)
+        self.downward = Downward(
+            on_desired=self.installer.on_desired,
+            on_layer=self.installer.on_layer,
+            on_shelved=self.installer.on_shelved,
+            on_piece=self.installer.on_piece,
+        )
         self._release()
 
     def next_payload(self, rng: random.Random, number: int) -> bytes:
         """What the centre says next, mostly spoiled."""
         if number % 40 == 0:
             return codec.encode(self._release())
+        if number % 5 == 0 and self._asked:
+            shelved = self._shelve(self._asked[0], rng)
+            return shelved if rng.random() < 0.5 else mutate(shelved, rng)
         if number % 3 == 0 and self._asked:
             part = codec.encode(self._answer(self._asked.pop(0)))
             return part if rng.random() < 0.5 else mutate(part, rng)
@@ -214,11 +224,13 @@ class _Gateway:
         return mutate(codec.encode(rng.choice(kinds)), rng)
 
     def take(self, payload: bytes) -> None:
-        """As the agent does."""
+        """As the agent does; pieces that it listens to come too, some of them spoiled."""
 
         def act() -> str | None:
             self.installer.outcome = ""
             reason = self.downward.take(topics.down(GATEWAY, "desired"), payload)
+            for name in sorted(self.installer.pieces() & self._pieces.keys()):
+                self.downward.take(topics.release(name), self._pieces[name])
             return reason or (self.installer.outcome if "refused" in self.installer.outcome else None)
 
         self._tally.note(act)
@@ -262,6 +274,16 @@ class _Gateway:
         except (HeadframeError, OverflowError):
             pass
         return self._desired(spoiled)
+
+    def _shelve(self, fetch: Fetch, rng: random.Random) -> bytes:
+        """Where a layer is published for all, and what lies there."""
+        files = {layer_hash(data): data for data in (self._backbone, *self._heads.values())}
+        data = files.get(fetch.layer, b"nothing of ours")
+        packed = pack(cut(data))
+        self._pieces = dict(zip(packed.names, cut(data), strict=True))
+        if rng.random() < 0.5:
+            self._pieces = {name: mutate(piece, rng) for name, piece in self._pieces.items()}
+        return codec.encode(Shelved(layer=fetch.layer, parcel=packed.parcel))
 
     def _answer(self, fetch: Fetch) -> LayerPart:
         files = {layer_hash(data): data for data in (self._backbone, *self._heads.values())}

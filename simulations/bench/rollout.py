@@ -2,14 +2,16 @@
 
 The broker is mosquitto, the centre `headframe cloud run` as its own process with an external broker; thousands of
 light gateways (`simulations.bench._rolling`) run the first release, then the head is replaced. A tenth of them is
-offline at the start and comes back later, one in fifty goes back from the new release by itself. The centre's own
-engine takes the release through its waves. Measured: the time from the order until 99 % of the gateways that can run
-it do, and the bytes that the gateways received (metadata and repetitions too), against one whole copy of the new
-layers for each.
+offline at the start and comes back later, one in fifty goes back from the new release by itself: half of those at the
+self-test, half after it has run. The centre's own engine takes the release through its waves. Measured: the time from
+the order until 99 % of the gateways that can run it do; the bytes that the centre gave to the broker (everything:
+tellings, answers, pieces, repetitions), and those that the gateways received, each against one whole copy of the new
+layers for every gateway that fetched them.
 """
 
 import asyncio
 import heapq
+import re
 import tempfile
 import time
 from collections import Counter
@@ -18,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import numpy as np
+import psutil
 from rich.console import Console
 
 from cloud.learning.export import export_head
@@ -31,7 +35,7 @@ from common.manifest import SHARED, Layer, Manifest, Scenario, decode_manifest
 from common.mqtt import Broker
 from common.settings import load_settings
 from common.statistics import Statistics
-from simulations.bench._rolling import RollingGateway, Shared, trust_of
+from simulations.bench._rolling import Fails, RollingGateway, Shared, trust_of
 from simulations.lightclient import Crowd
 from simulations.mosquitto import raise_open_files, running_mosquitto
 from simulations.processes import Centre
@@ -39,6 +43,8 @@ from simulations.processes import Centre
 SITE_GATEWAYS: Final = 4
 OFFLINE_SHARE: Final = 0.1
 FAIL_SHARE: Final = 0.02
+"""Half of them refuse it at its self-test, half go back after it has run: 1 % is what may fail after the swap
+(`rollout.limits.failed_ok`)."""
 CHECKED_EVERY: Final = 50
 CLASSES: Final = ("normal", "tear", "spillage", "foreign-object")
 TICK_S: Final = 0.05
@@ -104,6 +110,7 @@ class Heads:
     """The centre's registry, opened beside the running centre as a person's command does."""
 
     def __init__(self, centre: Centre) -> None:
+        self.centre = centre
         self._config = centre.config
         self._open()
 
@@ -158,7 +165,8 @@ class Fleet:
         self._first = set(self._shared.layers)
         rng = np.random.default_rng(1)
         order = rng.permutation(size.gateways)
-        failing = set(order[: round(FAIL_SHARE * size.gateways)].tolist())
+        failing = dict.fromkeys(order[: round(FAIL_SHARE * size.gateways)].tolist(), Fails.AT_TEST)
+        failing |= dict.fromkeys(list(failing)[::2], Fails.AFTER_SWAP)
         absent = set(order[-round(OFFLINE_SHARE * size.gateways) :].tolist())
         self._known_offline = 0
         root = heads.service.repository.root()
@@ -170,7 +178,7 @@ class Fleet:
                 active,
                 self._shared,
                 self._urgent.append,
-                fails=n in failing,
+                fails=failing.get(n, Fails.NEVER),
                 trust=trust_of(folder / str(n), root, f"roll-{n:05d}") if n % CHECKED_EVERY == 0 else None,
             )
             for n in range(size.gateways)
@@ -190,12 +198,14 @@ class Fleet:
             await self._see_once(broker)
             await asyncio.sleep(1.5 * size.heartbeat_s)
             before = Counter(self._shared.bytes_down), Counter(self._shared.messages_down)
+            sent = await asyncio.to_thread(self._sent)
             name = await asyncio.to_thread(self._heads.publish_to_the_fleet, 1)
             self._known_offline = sum(not state.online for state in self._heads.service.store.states())
-            began_s = time.monotonic()
+            began_s, cpu_s = time.monotonic(), self._centre_cpu_s()
             found = await self._watch(name, late, tasks, began_s)
+            found["centre_cpu_cores"] = round((self._centre_cpu_s() - cpu_s) / (time.monotonic() - began_s), 3)
             await asyncio.sleep(SETTLE_HEARTBEATS * size.heartbeat_s)
-            return found | self._bytes(name, *before)
+            return found | self._bytes(name, *before, await asyncio.to_thread(self._sent) - sent)
         finally:
             for task in tasks:
                 task.cancel()
@@ -220,7 +230,7 @@ class Fleet:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _watch(self, name: str, late: Crowd, tasks: list[asyncio.Task[None]], began_s: float) -> dict[str, Any]:
-        able = [gateway for gateway in self.gateways if not gateway.fails]
+        able = [gateway for gateway in self.gateways if gateway.fails is Fails.NEVER]
         to_99_s: float | None = None
         waves: dict[int, float] = {}
         back = False
@@ -238,7 +248,9 @@ class Fleet:
             if running == len(able) and row["phase"] in ("completed", "aborted"):
                 break
             await asyncio.sleep(LOOK_S)
-        failed = {gateway.gateway_id for gateway in self.gateways if gateway.gone_back}
+        refused = {g.gateway_id for g in self.gateways if g.gone_back and g.fails is Fails.AT_TEST}
+        hurt = {g.gateway_id for g in self.gateways if g.gone_back and g.fails is Fails.AFTER_SWAP}
+        failed = refused | hurt
         shown = await asyncio.to_thread(self._heads.service.rollouts.show, row["rollout_id"])
         named = {item["gateway_id"] for item in row["failed"]} | _named(shown)
         return {
@@ -251,32 +263,55 @@ class Fleet:
             "offline_at_start": len(self._absent),
             "back_after_s": self._size.offline_s,
             "failed": len(failed),
+            "failed_at_test": len(refused),
+            "failed_after_swap": len(hurt),
             "failed_named": len(failed & named),
+            "failed_after_swap_named": len(hurt & named),
             "named_wrongly": len(named - failed),
             "wave_began_s": waves,
             "checked_by_the_products_trust": sum(gateway.trust is not None for gateway in self.gateways),
             "refused_by_trust": len(self._shared.refused),
         }
 
-    def _bytes(self, name: str, bytes_before: Counter[str], messages_before: Counter[str]) -> dict[str, Any]:
+    def _centre_cpu_s(self) -> float:
+        """CPU that the centre's process has used so far."""
+        process = self._heads.centre.managed.process
+        if process is None:
+            raise EnvironmentFault("the centre has not been started", "This is a defect; please report it.")
+        times = psutil.Process(process.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def _sent(self) -> Counter[str]:
+        """Bytes that the centre has given to the broker, by kind, as it says itself at `/metrics`."""
+        text = httpx.get(f"{self._heads.centre.url}/metrics", timeout=20).raise_for_status().text
+        found = re.findall(r'^headframe_bytes_out\{kind="([^"]+)"\} (\S+)$', text, re.MULTILINE)
+        return Counter({kind: int(float(number)) for kind, number in found})
+
+    def _bytes(
+        self, name: str, bytes_before: Counter[str], messages_before: Counter[str], sent: Counter[str]
+    ) -> dict[str, Any]:
         layers = list(self._heads.manifest(name).layers_for(""))
         head = sum(layer.size_bytes for layer in layers if layer.hash not in self._first)
         whole = head * sum(name in (gateway.runs, gateway.gone_back) for gateway in self.gateways)  # all that fetched
-        by_kind = self._shared.bytes_down - bytes_before
-        received = by_kind.total()
+        received = self._shared.bytes_down - bytes_before
+        told = self._shared.messages_down - messages_before
+
+        def ratio(size: int) -> float | None:
+            return round(size / whole, 4) if whole else None
+
         return {
             "known_offline_at_start": self._known_offline,
-            "bytes_received": received,
             "bytes_of_copies": whole,
-            "bytes_ratio_to_copies": received / whole if whole else None,
-            "bytes_by_kind": dict(by_kind),
-            "tellings_a_gateway": round(
-                (self._shared.messages_down - messages_before)["desired"] / len(self.gateways), 2
-            ),
-            "delta_bytes": self._shared.delta_bytes,
-            "delta_ratio_to_copies": self._shared.delta_bytes / whole if whole else None,
+            "bytes_published": sent.total(),
+            "bytes_ratio_to_copies": ratio(sent.total()),
+            "bytes_published_by_kind": dict(sent),
+            "bytes_received": received.total(),
+            "received_ratio_to_copies": ratio(received.total()),
+            "bytes_received_by_kind": dict(received),
+            "delta_ratio_to_copies": ratio(self._shared.delta_bytes),
+            "tellings_a_gateway": round(told["desired"] / len(self.gateways), 2),
             "head_bytes": head,
-            "bytes_ratio_to_models": received / (whole + self._backbone_bytes(layers)) if whole else None,
+            "bytes_ratio_to_models": sent.total() / (whole + self._backbone_bytes(layers)) if whole else None,
         }
 
     def _backbone_bytes(self, layers: list[Layer]) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from cloud.learning.clocks import CARRIED, Clocks, supersedes
 from cloud.learning.datasets import Catalogue
-from cloud.store import Store
+from cloud.store import SUM, Store
 from common.backbone import Backbone
 from common.messages import Sample
 from common.packing import pack
@@ -120,6 +120,24 @@ def test_only_what_stays_at_its_site_is_carried_until_it_was_counted_again(
     contribute(store, "deep-1", new.hash, [bytes([n]) * 16 for n in range(8)])
     assert clocks.carry(SCENARIO, new.hash) == 0
     assert CARRIED not in store.contribution_records(SCENARIO, new.hash)["deep-1"]
+
+
+def test_a_masked_sum_is_carried_whole_until_one_of_its_members_is_told_of_anew(
+    clocks: Clocks, store: Store, make_sample: MakeSample, backbones: tuple[Backbone, Backbone], tmp_path: Path
+) -> None:
+    old, new = backbones
+    upload(store, make_sample, old.hash, count=12)
+    clocks.bring(new.hash, tmp_path / "1.onnx", unlabelled=100)
+    clocks.learn(old.hash, new.hash)
+    packed, _ = pack(CLASSES, np.random.default_rng(0).normal(size=(8, 12)), ["normal", "tear"] * 4)
+    meta = {"classes": list(packed.classes), "covered": [], "round": "run-1", "parts": 1, "members": ["a-1", "b-1"]}
+    store.put_contribution(SCENARIO, old.hash, f"{SUM}run-1", packed.arrays(), meta, 3)
+    assert clocks.carry(SCENARIO, new.hash) == 1
+    (carried,) = store.contributions(SCENARIO, new.hash)
+    assert carried.members == ("a-1", "b-1")
+    assert "round" not in carried.meta, "it answers no round"
+    contribute(store, "b-1", new.hash, [bytes([n]) * 16 for n in range(4)])
+    assert clocks.carry(SCENARIO, new.hash) == 0
 
 
 @pytest.mark.parametrize(("own", "replaces"), [(10, True), (9, True), (8, False), (1, False)])

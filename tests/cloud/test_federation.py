@@ -6,18 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord as FlowerArrays
-from flwr.app import Context as FlowerContext
-from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedProx, Krum, Strategy
 
 from cloud.federation.grid import MqttGrid
 from cloud.federation.server_app import RoundResult, run_round
 from cloud.learning.heads import solve_lda
 from common import codec, topics
-from common.errors import EnvironmentFault
+from common.chunks import split
+from common.errors import BoundError, EnvironmentFault, WireError
 from common.flower import (
     Array,
     ArrayRecord,
@@ -30,10 +28,12 @@ from common.flower import (
     message_to_bytes,
     node_id_of,
 )
+from common.frames import Courier, Frame, frames
 from common.ids import sample_id
-from common.messages import FlowerFrame, Sample, Scores
+from common.messages import Chunk, FlowerFrame, Sample, Scores
 from common.mqtt import Broker, MqttLink
 from common.statistics import Statistics
+from edge.contributor import Policy, make_client_app
 from edge.exemplars import Exemplars
 from edge.learner import Learner
 
@@ -58,7 +58,10 @@ class Site:
 
     def __post_init__(self) -> None:
         self.exemplars = Exemplars.open(self.folder / f"{self.gateway_id}.db")
-        self.learner = Learner(self.gateway_id, self.exemplars, self.send, self.share)
+        policy = Policy(shares_updates=self.share in ("updates", "both"))
+        self.learner = Learner(
+            self.gateway_id, make_client_app(self.exemplars, policy, node_id_of(self.gateway_id)), self.publish
+        )
         self.link = MqttLink(self.broker, self.gateway_id, (topics.down_filter(self.gateway_id),), self._on)
         self.link.start()
         self.link.wait_connected(15)
@@ -78,8 +81,12 @@ class Site:
         return np.array(rows), labels, by_id
 
     def send(self, data: bytes) -> bool:
-        self.replies.append(data)
-        return self.link.publish(topics.up(self.gateway_id, "flower"), codec.encode(FlowerFrame(message=data)))
+        return all(self.publish(frame) for frame in frames(data))
+
+    def publish(self, frame: Frame) -> bool:
+        if isinstance(frame, FlowerFrame):
+            self.replies.append(frame.message)
+        return self.link.publish(topics.up(self.gateway_id, "flower"), codec.encode(frame))
 
     def stop(self) -> None:
         self.learner.stop(5)
@@ -88,9 +95,9 @@ class Site:
 
     def _on(self, _topic: str, payload: bytes) -> None:
         message = codec.decode(payload)
-        assert isinstance(message, FlowerFrame)
-        if self.on_request is None or self.on_request(message.message):
-            self.learner.on_frame(message.message)
+        assert isinstance(message, FlowerFrame | Chunk)
+        if isinstance(message, Chunk) or self.on_request is None or self.on_request(message.message):
+            self.learner.on_frame(message)
 
 
 def remembered(name: bytes, embedding: np.ndarray) -> Sample:
@@ -121,7 +128,7 @@ class Fleet:
         self.link = MqttLink(broker, "centre", (topics.up_filter(),), self._on, window=256)
         self.link.start()
         self.link.wait_connected(15)
-        self.grid = MqttGrid(self._send, lambda: sorted(self.sites))
+        self.grid = MqttGrid(Courier(self._publish).send, lambda: sorted(self.sites))
 
     def add(self, gateway_id: str, share: str = "updates") -> Site:
         self.sites[gateway_id] = Site(gateway_id, self.broker, self.folder, share)
@@ -138,14 +145,16 @@ class Fleet:
             site.stop()
         self.link.stop()
 
-    def _send(self, gateway_id: str, data: bytes) -> bool:
-        return self.link.publish(topics.down(gateway_id, "flower"), codec.encode(FlowerFrame(message=data)))
+    def _publish(self, gateway_id: str, frame: Frame) -> bool:
+        return self.link.publish(topics.down(gateway_id, "flower"), codec.encode(frame))
 
     def _on(self, topic: str, payload: bytes) -> None:
         gateway_id, _ = topics.parse_up(topic)
         message = codec.decode(payload)
-        assert isinstance(message, FlowerFrame)
-        self.grid.on_frame(gateway_id, message.message)
+        if isinstance(message, Chunk):
+            self.grid.on_chunk(gateway_id, message)
+        elif isinstance(message, FlowerFrame):
+            self.grid.on_frame(gateway_id, message.message)
 
 
 @pytest.fixture
@@ -277,65 +286,55 @@ def test_too_few_answers_fail_the_round_with_a_sentence(fleet: Fleet) -> None:
         fleet.round(deadline_s=1.0, quorum=0.5)
 
 
-class VirtualNode:
-    """A client of an ordinary Flower ClientApp, answering over the broker."""
-
-    def __init__(self, gateway_id: str, broker: Broker, target: float) -> None:
-        self.gateway_id = gateway_id
-        app = ClientApp()
-
-        @app.train()
-        def train(message: Message, context: FlowerContext) -> Message:
-            (weights,) = message.content["arrays"].to_numpy_ndarrays()
-            content = RecordDict(
-                {
-                    "arrays": FlowerArrays([weights + 0.5 * (target - weights)]),
-                    "metrics": MetricRecord({"num-examples": 10, "loss": float(abs(target - weights).mean())}),
-                }
-            )
-            return Message(content=content, reply_to=message)
-
-        self._app = app
-        self.link = MqttLink(broker, gateway_id, (topics.down_filter(gateway_id),), self._on)
-        self.link.start()
-        self.link.wait_connected(15)
-
-    def _on(self, _topic: str, payload: bytes) -> None:
-        frame = codec.decode(payload)
-        assert isinstance(frame, FlowerFrame)
-        request = message_from_bytes(frame.message)
-        context = Context(
-            run_id=1, node_id=node_id_of(self.gateway_id), node_config={}, state=RecordDict(), run_config={}
-        )
-        reply = message_to_bytes(self._app(request, context))
-        self.link.publish(topics.up(self.gateway_id, "flower"), codec.encode(FlowerFrame(message=reply)))
+def large_reply(request: Message, megabytes: int) -> bytes:
+    arrays = ArrayRecord({"w": Array(np.random.default_rng(0).integers(0, 255, megabytes << 20, dtype=np.uint8))})
+    return message_to_bytes(Message(content=RecordDict({"arrays": arrays}), reply_to=request))
 
 
-STRATEGIES: dict[str, Callable[[], Strategy]] = {
-    "FedAvg": lambda: FedAvg(fraction_evaluate=0.0, min_available_nodes=8),
-    "FedProx": lambda: FedProx(fraction_evaluate=0.0, min_available_nodes=8, proximal_mu=0.1),
-    "FedAdam": lambda: FedAdam(fraction_evaluate=0.0, min_available_nodes=8, eta=0.5),
-    "FedMedian": lambda: FedMedian(fraction_evaluate=0.0, min_available_nodes=8),
-    "Krum": lambda: Krum(fraction_evaluate=0.0, min_available_nodes=8, num_malicious_nodes=1),
-}
+def ask(fleet: Fleet, gateway_id: str, timeout_s: float, content: RecordDict | None = None) -> list[Message]:
+    list(fleet.grid.get_node_ids())
+    message = Message(content or RecordDict(), node_id_of(gateway_id), "train", group_id="1")
+    return list(fleet.grid.send_and_receive([message], timeout=timeout_s))
 
 
-def test_unmodified_flower_strategies_run_on_the_grid(broker: Broker, tmp_path: Path) -> None:
-    fleet = Fleet(broker, tmp_path)
-    nodes = [VirtualNode(f"node-{number}", broker, 4.0) for number in range(8)]
-    fleet.grid = MqttGrid(fleet._send, lambda: [node.gateway_id for node in nodes])
-    try:
-        for name, make in STRATEGIES.items():
-            strategy = make()
-            result = strategy.start(
-                grid=fleet.grid, initial_arrays=FlowerArrays([np.zeros(5)]), num_rounds=3, timeout=20
-            )
-            (weights,) = result.arrays.to_numpy_ndarrays()
-            assert abs(4.0 - weights).max() < 4.0, f"{name} did not move towards what all clients want"
-            if name in ("FedAvg", "FedMedian", "Krum"):
-                np.testing.assert_allclose(weights, 3.5, err_msg=name)
-        assert fleet.grid.counters["answered"] == 3 * 8 * len(STRATEGIES)
-    finally:
-        for node in nodes:
-            node.link.stop()
-        fleet.stop()
+def test_a_reply_and_a_request_too_large_for_one_message_travel_in_chunks(fleet: Fleet) -> None:
+    site = fleet.add("north-1")
+    asked: list[bytes] = []
+
+    def echo(message: Message, context: Context) -> Message:
+        asked.append(message.content["arrays"]["w"].data)
+        return message_from_bytes(large_reply(message, 66))
+
+    site.learner._app = echo
+    model = ArrayRecord({"w": Array(np.arange(66 << 20, dtype=np.uint8))})
+    (reply,) = ask(fleet, "north-1", 60, RecordDict({"arrays": model}))
+    assert bytes(asked[0]) == model["w"].data
+    assert reply.content["arrays"]["w"].data == message_from_bytes(large_reply(reply, 66)).content["arrays"]["w"].data
+    assert site.replies == [], "no frame carried it whole"
+    assert not fleet.grid._joining.is_receiving("north-1", time.monotonic())
+
+
+def test_chunks_that_were_not_asked_for_or_are_too_many_or_wrong_are_told_apart(fleet: Fleet) -> None:
+    site = fleet.add("north-1")
+    fleet.grid = MqttGrid(Courier(fleet._publish).send, lambda: ["north-1"], reply_bytes_max=3 << 20)
+    counters = fleet.grid.counters
+    held: list[Message] = []
+    site.on_request = lambda data: held.append(message_from_bytes(data)) is not None  # swallows it
+    asking = threading.Thread(target=ask, args=(fleet, "north-1", 6.0))
+    asking.start()
+    wait_until(lambda: bool(held))
+    good, *rest = split(large_reply(held[0], 1))
+    with pytest.raises(WireError):
+        fleet.grid.on_chunk("north-1", msgspec.structs.replace(good, count=0))
+    assert counters["malformed"] == 1
+    with pytest.raises(BoundError):
+        fleet.grid.on_chunk("north-1", next(iter(split(bytes(4 << 20)))))
+    assert counters["oversize"] == 1
+    fleet.grid.on_chunk("south-1", good)
+    assert counters["stale"] == 1, "nobody asked it: nothing is held"
+    for chunk in (good, good, *rest):
+        fleet.grid.on_chunk("north-1", chunk)
+    asking.join(10)
+    assert counters["answered"] == 1
+    fleet.grid.on_chunk("north-1", good)
+    assert counters["stale"] == 2

@@ -136,6 +136,26 @@ def test_the_queue_takes_the_sites_in_turn_and_the_most_valuable_first(store: St
     assert done.sample_id in {s.sample_id for s in store.queue("helmet", 10)}, "a label is of one scenario"
 
 
+def test_a_grown_store_is_not_sorted_for_a_page(store: Store, make_sample: MakeSample) -> None:
+    """The plan of SQLite for the newest, and for the queue, of which only the ids are numbered from an index."""
+    store.add_samples([make_sample(number) for number in range(3)], 1)
+    asked: list[tuple[str, object]] = []
+    event.listen(
+        store._engine, "before_cursor_execute", lambda _c, _cu, statement, given, *_: asked.append((statement, given))
+    )
+    store.samples(limit=2)
+    store.queue("belt", 2)
+    plans = []
+    with store._engine.connect() as connection:
+        for statement, given in [pair for pair in asked if "FROM samples" in pair[0]]:
+            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", given).all()
+            plans.append(" / ".join(row[3] for row in rows))
+    newest, *others = plans
+    assert "USING INDEX samples_by_arrival" in newest
+    assert "TEMP B-TREE" not in newest
+    assert any("COVERING INDEX samples_by_value" in plan for plan in others)
+
+
 def test_counts_are_of_samples_labels_refusals_and_sites(store: Store, make_sample: MakeSample) -> None:
     assert store.counts() == {"samples": 0, "labels": 0, "quarantined": 0, "by_site": {}}
     samples = [make_sample(0), make_sample(1), make_sample(2, site_id="south")]

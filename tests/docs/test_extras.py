@@ -59,7 +59,7 @@ class Wall:
             raise ImportError(f"{name} is not on an edge box")
 sys.meta_path.insert(0, Wall())
 import edge.app, edge.doctor, edge.learner
-from edge.learner import make_client_app
+from edge.contributor import make_client_app
 from simulations.__main__ import main
 sys.argv = ["headframe", "edge", "config", "keys", "--json"]
 main()

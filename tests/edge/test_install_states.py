@@ -242,6 +242,49 @@ def test_a_release_that_brings_the_agent_down_while_it_is_tried_is_left(
     assert again.phases[release_id(second[0])] == "rolled-back"
 
 
+def test_what_brings_the_agent_down_while_it_is_fetched_is_left_for_a_while(
+    gateway: Gateway, depot: Depot, second: tuple[Manifest, Desired], start_gateway: StartGateway
+) -> None:
+    manifest, desired = second
+    for _ in range(RULES.crashes_max):
+        box = start_gateway()
+        box.installer.boot()
+        box.installer.on_desired(desired)
+        assert box.asked, "and now the power is cut"
+    box = start_gateway()
+    box.installer.boot()
+    for _ in range(3):
+        box.installer.on_desired(desired)
+        assert box.asked == []
+    assert "while it was fetched" in box.installer.outcome
+    assert box.runs.startswith("r1-")
+    box.clock.now_s += RULES.crash_window_s
+    box.install(depot, desired)
+    assert box.runs == release_id(manifest)
+
+
+def test_an_orderly_stop_while_fetching_is_no_crash(
+    gateway: Gateway, depot: Depot, second: tuple[Manifest, Desired], start_gateway: StartGateway
+) -> None:
+    for _ in range(RULES.crashes_max + 2):
+        box = start_gateway()
+        box.installer.boot()
+        box.installer.on_desired(second[1])
+        assert box.asked
+        box.installer.stop()
+
+
+def test_a_fetch_that_ends_is_not_counted_against_the_next(
+    gateway: Gateway, depot: Depot, second: tuple[Manifest, Desired]
+) -> None:
+    for _ in range(RULES.crashes_max + 2):
+        gateway.asked.clear()
+        gateway.installer.on_desired(second[1])
+        fetch = gateway.asked.pop(0)
+        gateway.installer.on_layer(msgspec.structs.replace(depot.answer(fetch), total_bytes=0))  # it has none just now
+    assert "while it was fetched" not in gateway.installer.outcome
+
+
 def test_without_room_on_the_disk_nothing_is_fetched_and_it_is_said_how_much_is_missing(
     gateway: Gateway, depot: Depot, second: tuple[Manifest, Desired], monkeypatch: pytest.MonkeyPatch
 ) -> None:

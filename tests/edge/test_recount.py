@@ -10,8 +10,8 @@ from common.backbone import Backbone
 from common.contribution import Request
 from common.manifest import Layer, Manifest
 from common.messages import Sample
+from edge.contributor import contribute
 from edge.exemplars import Exemplars
-from edge.learner import contribute
 from edge.perception import Model
 from edge.recount import AT_ONCE, recount
 

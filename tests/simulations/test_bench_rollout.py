@@ -14,7 +14,10 @@ def test_a_fleet_converges_without_a_person_and_names_what_failed() -> None:
     assert (found["failed"], found["failed_named"], found["named_wrongly"]) == (1, 1, 0)
     assert found["known_offline_at_start"] == found["offline_at_start"] == 3
     assert found["bytes_of_copies"] == 30 * found["head_bytes"], "also those that went back fetched it"
-    assert found["bytes_received"] == sum(found["bytes_by_kind"].values())
+    assert found["bytes_received"] == sum(found["bytes_received_by_kind"].values())
     assert found["refused_by_trust"] == 0
-    assert found["delta_bytes"] > 0
+    published, received = found["bytes_published_by_kind"]["release"], found["bytes_received_by_kind"]["release"]
+    assert published < received / 10, "one publish serves all"
+    assert found["bytes_ratio_to_copies"] < found["received_ratio_to_copies"] / 5
+    assert "layer" not in found["bytes_received_by_kind"]
     assert next(iter(found["wave_began_s"])) == 0, "a canary first"
