@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from cloud import keys_cli
+from cloud.datasets_cli import add_dataset_commands
 from cloud.enrolment_cli import add_enrolment
 from cloud.finetuning.cli import finetune
 from cloud.releases_cli import add_release_commands
@@ -41,6 +42,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(labels_app, name="labels")
 app.add_typer(dataset_app, name="dataset")
+add_dataset_commands(dataset_app)
 add_release_commands(app)
 add_enrolment(app)
 app.command()(finetune)

@@ -1,16 +1,20 @@
 """What people at the console may see and do; each method is one call of the store, the registry or the service."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from cloud.learning.datasets import read_as_jpeg
 from cloud.service import Service
 from cloud.store import Gap, Run, StoredSample
 from common.errors import OperatorError
 from common.ids import layer_hash
 from common.manifest import Manifest, decode_manifest
 from common.messages import State
+
+CONFLICTS_SHOWN = 50
 
 
 def content_of(manifest: Manifest) -> str:
@@ -94,8 +98,8 @@ class Desk:
         return {name: list(classes) for name, classes in self._service.trainer.scenarios().items()}
 
     def queue(self, scenario: str, limit: int) -> list[StoredSample]:
-        """What waits for a label."""
-        return self._store.queue(scenario, limit)
+        """What waits for a label, what would teach most first."""
+        return self._service.review.queue(scenario, limit)
 
     def samples(self, labelled: bool | None, limit: int) -> list[StoredSample]:
         """Samples, newest first."""
@@ -115,6 +119,37 @@ class Desk:
         if new:
             self._store.audit(author, "label", {"labels": new}, now_ns)
         return new
+
+    def datasets(self, scenario: str, limit: int) -> dict[str, Any]:
+        """Versions of a scenario's dataset, newest first, and of the newest the balance and the conflicts."""
+        versions = self._store.versions(scenario, limit)
+        found = versions[0].conflicts if versions else []
+        return {
+            "versions": [
+                {"version": v.number, "hash": v.hash, "at_ns": v.at_ns, "counts": v.summary["counts"]} for v in versions
+            ],
+            "balance": versions[0].summary["balance"] if versions else {},
+            "conflicts": found[:CONFLICTS_SHOWN],
+            "more": max(0, len(found) - CONFLICTS_SHOWN),
+        }
+
+    def picture(self, scenario: str, name: bytes) -> bytes | None:
+        """A picture in conflict: an uploaded sample's, or one of a dataset, whose file is still where it was."""
+        found = self.jpeg(name)
+        if found is not None:
+            return found
+        conflicts = (conflict for version in self._store.versions(scenario, 1) for conflict in version.conflicts)
+        known = (picture for conflict in conflicts for picture in conflict["pictures"])
+        file = next((picture["file"] for picture in known if picture["id"] == name.hex() and picture["file"]), "")
+        return read_as_jpeg(Path(file)) if file else None
+
+    def decide(self, scenario: str, labels: Sequence[tuple[bytes, str]], author: str) -> None:
+        """Decide about labels in conflict; counts from the next version on.
+
+        Raises:
+            OperatorError: no such scenario, class or picture; nothing was stored.
+        """
+        self._service.trainer.decide(scenario, labels, author)
 
     def start_round(self, author: str) -> str:
         """Queue a round; returns its run id."""

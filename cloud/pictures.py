@@ -130,3 +130,27 @@ def _decode(jpeg: bytes, width: int, height: int) -> None:
         raise WireError(f"the picture does not decode: {error}") from error
     if image is None or image.shape[:2] != (height, width):
         raise WireError("the picture does not decode")
+
+
+HASH_SIDE = 16
+"""256 bits. With the 64 of the library's default, four pairs in a million of different pictures are copies."""
+
+
+def perceptual_hash(picture: bytes) -> bytes:
+    """What stays when a picture is compressed, scaled or brightened: 32 bytes to be compared bit by bit
+    (`cloud.curation.folding`).
+
+    Args:
+        picture: a file in memory that OpenCV reads.
+
+    Raises:
+        WireError: it does not decode.
+    """
+    import imagehash
+    from PIL import Image
+
+    grey = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_GRAYSCALE) if picture else None
+    if grey is None:
+        raise WireError("the picture does not decode")
+    bits = imagehash.phash(Image.fromarray(grey), hash_size=HASH_SIDE).hash
+    return np.packbits(bits).tobytes()

@@ -109,6 +109,10 @@ class Registry:
         name, path = default_backbone(self._folder)
         return Layer(name, path.stat().st_size), path
 
+    def now_ns(self) -> int:
+        """The time that is written beside what is made."""
+        return self._clock.wall_ns()
+
     def note(self, layer: Layer, kind: str, **known: Any) -> None:
         """Record where a layer comes from (`cloud.lineage.note_layer`); the first record stays."""
         note_layer(self._store, layer.hash, kind, self._clock.wall_ns(), **known)

@@ -30,6 +30,7 @@ from cloud.link import CentreLink
 from cloud.offers import Offers
 from cloud.registry import Registry
 from cloud.reported import Reported
+from cloud.review import Review
 from cloud.rollout.service import Rollouts
 from cloud.settings import CloudSettings, parse_shards
 from cloud.shelf import Shelf
@@ -87,6 +88,7 @@ class Service:
         self.registry = Registry(folder / "layers", self.store, self.repository, self.clock)
         self.catalogue = Catalogue(folder / "datasets")
         self.trainer = Trainer(self.store, self.catalogue, self.registry, settings.learning)
+        self.review = Review(self.store, self.catalogue, self.registry, self.trainer, self.clock)
         self.guard = Guard(folder / "ca", settings.broker_log(), self.store, self.clock)
         self.offers = Offers(settings.offers, self.store, self.clock, self._publish)
         self.ingest = Ingest(
@@ -409,7 +411,7 @@ class Service:
         if not plan.scenarios:
             return {}
         backbone, _ = self.registry.backbone()
-        known = {name: self.trainer.gathering.datasets(name, backbone.hash) for name in plan.scenarios}
+        known = {name: self.trainer.gathering.datasets(name, scenarios[name], backbone.hash) for name in plan.scenarios}
         asking = Round(
             run.run_id,
             backbone.hash,

@@ -139,14 +139,24 @@ class LimitSettings(Section):
     """[rollout.limits]: what a new release may do before it is stopped."""
 
     false_alarm: float = Field(0.01, gt=0, le=0.5, description="Chance that a release within its limits is stopped.")
-    failed_ok: float = Field(0.01, gt=0, lt=0.5, description="Gateways that may fail after it has begun to run.")
+    failed_ok: float = Field(0.02, gt=0, lt=0.5, description="Gateways that may fail after it ran, and say so.")
     failed_bad: float = Field(0.05, gt=0, lt=1, description="The failure rate that must be found.")
+    silent_ok: float = Field(
+        0.004, gt=0, lt=0.5, description="Gateways that may fall silent under it, beyond those that do without it."
+    )
+    silent_bad: float = Field(0.04, gt=0, lt=1, description="The rate of silence that must be found.")
     refused_ok: float = Field(0.05, gt=0, lt=0.5, description="Gateways that may refuse it before it runs.")
     refused_bad: float = Field(0.20, gt=0, lt=1, description="The rate of refusals that must be found.")
     errors_max: float = Field(0.01, ge=0, le=1, description="Errors per look from which a gateway has failed.")
     restarts_max: int = Field(2, ge=0, description="Starts of the agent from which on a gateway has failed.")
     disagreement_max: float = Field(
         0.20, ge=0, le=1, description="Looks named otherwise than by the release before, beyond measured improvement."
+    )
+    moved_max: float = Field(
+        0.6,
+        gt=0,
+        lt=1,
+        description="Of the frames that the release before names a class on, those it may name otherwise.",
     )
     flags_change_max: float = Field(0.15, ge=0, le=1, description="Change of the share of striking looks.")
     scores_change_max: float = Field(0.10, ge=0, le=1, description="Change of the mean top probability.")

@@ -230,9 +230,12 @@ class ReleaseHealth(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float = 0.0
     """Median of the recent looks."""
     compared: int = 0
-    """Frames seen by the old release too (shadow)."""
+    """Frames seen by the old release too (shadow, probation)."""
     disagreed: int = 0
     """Of `compared`, those on which the two named another class."""
+    moved: dict[str, tuple[int, int]] = {}
+    """Per `scenario/class`: of `compared`, frames on which the release before named it, and those of them on which this
+    one names another. Frames on which it names what the one before could not are left out."""
 
 
 class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):

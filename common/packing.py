@@ -281,5 +281,5 @@ def _upper(dimension: int) -> NDArray[np.integer]:
 
 def _diagonal(dimension: int) -> NDArray[np.integer]:
     """Where the diagonal lies in a packed upper triangle."""
-    places: NDArray[np.integer] = np.concatenate([[0], np.cumsum(np.arange(dimension, 1, -1))])
+    places: NDArray[np.integer] = np.concatenate([[0], np.cumsum(np.arange(dimension, 1, -1))])[:dimension]
     return places

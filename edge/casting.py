@@ -149,7 +149,7 @@ class Casting:
             failed = "" if self._next else self._failed
         pair, beside_stuck_s = Pair(), 0.0
         if shadow and shadow.model is cast.beside:
-            pair, beside_stuck_s = msgspec.structs.replace(shadow.pair), shadow.stuck_s
+            pair, beside_stuck_s = shadow.pair.copy(), shadow.stuck_s
             tallies.setdefault(shadow.model.release_id, msgspec.structs.replace(shadow.tally))
         return Observation(
             running=running.release_id if running else "",

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 LAYERS: Final = "layers"
 """Folder of the layers within the installer's own."""
 BUILT_AT_NS: Final = 1_767_225_600 * 10**9  # 2026-01-01: no clock of a working box is earlier
+MOVED_MAX: Final = 64
+"""Classes of which it is told how they moved, those named most often: each heartbeat carries them."""
 BOOT_AGAIN_S: Final = (1.0, 60.0)
 """A slot that could not be read at the start is tried again after so long, and then ever less often."""
 
@@ -102,6 +104,8 @@ class _Probation:
     began_s: float
     before: Before
     old: Model | None
+    shadow: Pair
+    """What the two said before, as if they had had the places that they have now."""
 
 
 class Installer:
@@ -149,6 +153,8 @@ class Installer:
         self._boot_again_s: float | None = None
         self._boot_delay_s = BOOT_AGAIN_S[0]
         self._start_is_counted = self._stopped = False
+        self._compared = Pair()
+        """What the running release and the one before it, then beside it, said while it was on trial."""
         self._gone: ReleaseHealth | None = None
         """The release that went back last, as it was then."""
         self.outcome = ""
@@ -261,10 +267,10 @@ class Installer:
         model, candidate, found = self._model, self._candidate, []
         if model:
             phase = Phase.PROBATION if self._probation else Phase.COMMITTED
-            pair = seen.pair if self._probation else None
+            pair = self._probation.shadow.plus(seen.pair) if self._probation else self._compared
             found.append(_health(model.release_id, phase, seen.of(model.release_id), pair, restarts=self._starts))
         if candidate:
-            pair = seen.pair if candidate.phase is Phase.SHADOW else None
+            pair = seen.pair.turned() if candidate.phase is Phase.SHADOW else Pair()
             tally = seen.of(candidate.name) if candidate.phase is Phase.SHADOW else Tally()
             found.append(_health(candidate.name, candidate.phase, tally, pair))
         if self._gone:
@@ -290,7 +296,7 @@ class Installer:
             known = GoneBack(name, manifest.sequence, why, now_ns)
             self._slots.remember(known)
         self._slots.go_back()
-        self._gone = _health(name, Phase.ROLLED_BACK, Tally(), None, reason=known.reason, restarts=self._starts)
+        self._gone = _health(name, Phase.ROLLED_BACK, Tally(), Pair(), reason=known.reason, restarts=self._starts)
         self._starts = 0
         self._say(f"rolled back {name}: {known.reason}")
 
@@ -305,7 +311,7 @@ class Installer:
                 committed = self._loaded(PREVIOUS)
                 old = committed[1].model if committed else None
                 before = Before(old.release_id if old else "")
-                self._probation = _Probation(self._clock.monotonic_s(), before, old)
+                self._probation = _Probation(self._clock.monotonic_s(), before, old, Pair())
             self._stage.hand_over(self._model, old, on_trial=slot.on_trial)
             return self._model
         return None
@@ -423,7 +429,7 @@ class Installer:
                 self._go_back_before(candidate, f"it has not loaded within {self._settings.test_s:.0f} s")
             return False
         if self._model is None:
-            self._swap(candidate, loaded, Before(""))
+            self._swap(candidate, loaded, Before(""), Pair())
             return False
         candidate.phase, candidate.began_s = Phase.SHADOW, self._clock.monotonic_s()
         self._stage.hand_over(self._model, beside=loaded.model)
@@ -440,17 +446,17 @@ class Installer:
         elif judged.outcome is Outcome.GO:
             old = seen.of(running.release_id)
             before = Before(running.release_id, old.median_ms, old.frames, seen.pair.shift, seen.pair.compared)
-            self._swap(candidate, loaded, before)
+            self._swap(candidate, loaded, before, seen.pair.turned())
         return False
 
-    def _swap(self, candidate: _Candidate, loaded: Loaded, before: Before) -> None:
+    def _swap(self, candidate: _Candidate, loaded: Loaded, before: Before, shadow: Pair) -> None:
         """First on disk, on trial, then between two frames. Nothing changes when the disk does not take it."""
         old, now_ns = self._model, self._believed_ns(self._slot)
         slot = Slot(candidate.desired.manifest, candidate.desired.signature, now_ns)
         self._slots.install(slot, self._slot)
         self._candidate, self._model, self._slot, self.variant = None, loaded.model, slot, loaded.variant
         self._starts, self._gone, self._boot_again_s = 0, None, None
-        self._probation = _Probation(self._clock.monotonic_s(), before, old)
+        self._probation = _Probation(self._clock.monotonic_s(), before, old, shadow)
         self.outcome = f"installed {candidate.name}, on probation"
         log.info("%s", self.outcome)
         self._stage.hand_over(loaded.model, beside=old, on_trial=True)
@@ -469,16 +475,16 @@ class Installer:
         if judged.outcome is Outcome.BACK:
             self._roll_back(probation, model, judged.reason, seen)
         elif judged.outcome is Outcome.GO:
-            self._commit(model)
+            self._commit(model, probation.shadow.plus(seen.pair))
 
-    def _commit(self, model: Model) -> None:
+    def _commit(self, model: Model, compared: Pair) -> None:
         try:
             self._slots.commit()
         except EnvironmentFault as error:  # it stays on probation until the disk takes it
             log.error("release %s cannot be committed yet: %s", model.release_id, error)
             return
         self._probation = None
-        self._starts = 0
+        self._starts, self._compared = 0, compared
         self._stage.hand_over(model)
         self.outcome = f"committed {model.release_id}"
         log.info("%s", self.outcome)
@@ -487,14 +493,12 @@ class Installer:
     def _roll_back(self, probation: _Probation, model: Model, reason: str, seen: Observation) -> None:
         """At once in memory, whatever the disk does; then on disk, again and again until it takes it."""
         self._stage.hand_over(probation.old, rescue=seen.stuck_s > self._settings.hang_s)
-        tally = seen.of(model.release_id)
-        self._gone = _health(
-            model.release_id, Phase.ROLLED_BACK, tally, seen.pair, reason=reason, restarts=self._starts
-        )
+        tally, compared = seen.of(model.release_id), probation.shadow.plus(seen.pair)
+        self._gone = _health(model.release_id, Phase.ROLLED_BACK, tally, compared, reason, self._starts)
         self._say(f"rolled back {model.release_id}: {reason}")
         at_ns = self._believed_ns(self._slot)
         self._owed = GoneBack(model.release_id, model.manifest.sequence, reason, at_ns)
-        self._model, self._probation, self._starts = probation.old, None, 0
+        self._model, self._probation, self._starts, self._compared = probation.old, None, 0, Pair()
         self._slot = None
         self._write_roll_back(self._owed)
         if self._model is None:  # there is nothing to go back to, or it could not be loaded when the agent started
@@ -532,7 +536,7 @@ class Installer:
             candidate.name,
             Phase.ROLLED_BACK,
             seen.of(candidate.name),
-            seen.pair if seen.pair.compared else None,
+            seen.pair.turned(),
             reason,
         )
         self._say(f"refused {candidate.name}: {reason}")
@@ -573,9 +577,12 @@ class Installer:
         return self._trust.recall(Desired(manifest=slot.manifest, signature=slot.signature))
 
 
-def _health(
-    name: str, phase: Phase, tally: Tally, pair: Pair | None, reason: str = "", restarts: int = 0
-) -> ReleaseHealth:
+def _health(name: str, phase: Phase, tally: Tally, pair: Pair, reason: str = "", restarts: int = 0) -> ReleaseHealth:
+    """What is told of a release.
+
+    Args:
+        pair: it runs, and the one before looks beside it.
+    """
     return ReleaseHealth(
         release_id=name,
         phase=phase.value,
@@ -587,8 +594,9 @@ def _health(
         score_sum=tally.score_sum,
         score_squares=tally.score_squares,
         latency_ms=tally.median_ms,
-        compared=pair.compared if pair else 0,
-        disagreed=pair.disagreed if pair else 0,
+        compared=pair.compared,
+        disagreed=pair.disagreed,
+        moved=dict(sorted(pair.moves_beside.items(), key=lambda item: -item[1][0])[:MOVED_MAX]),
     )
 
 

@@ -5,6 +5,7 @@ A `Tally` counts what one release said, a `Pair` what two said of the same frame
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from statistics import median
 from typing import Final
 
@@ -47,6 +48,11 @@ class Tally(msgspec.Struct):
         self.took_ms = [*self.took_ms[-RECENT + 1 :], took_ms]
 
 
+Moves = dict[str, tuple[int, int]]
+"""Per `scenario/class` of one release: frames on which it named it, and those of them on which the other named another.
+Frames on which the other names a class that it does not know are left out: they say nothing of the classes it knows."""
+
+
 class Pair(msgspec.Struct):
     """Frames that the running release and the one beside it have both looked at."""
 
@@ -55,6 +61,10 @@ class Pair(msgspec.Struct):
     """The two named another class in some scenario that both watch for."""
     flagged_running: int = 0
     flagged_beside: int = 0
+    moves_running: Moves = {}
+    """Of what the running release named."""
+    moves_beside: Moves = {}
+    """Of what the one beside named."""
 
     @property
     def shift(self) -> float:
@@ -70,11 +80,49 @@ class Pair(msgspec.Struct):
         flagged_beside: bool,
     ) -> None:
         """Both have looked at a frame."""
-        tops = {item.scenario: item.top for item in running}
+        said, differ = {item.scenario: item for item in running}, False
+        for other in beside:
+            one = said.get(other.scenario)
+            if one is None:
+                continue
+            mine, yours = one.top, other.top
+            differ = differ or mine != yours
+            if yours in one.classes:
+                _note_move(self.moves_running, f"{one.scenario}/{mine}", moved=mine != yours)
+            if mine in other.classes:
+                _note_move(self.moves_beside, f"{one.scenario}/{yours}", moved=mine != yours)
         self.compared += 1
-        self.disagreed += any(tops.get(item.scenario, item.top) != item.top for item in beside)
+        self.disagreed += differ
         self.flagged_running += flagged_running
         self.flagged_beside += flagged_beside
+
+    def copy(self) -> "Pair":
+        """As it is now; this one may go on counting."""
+        return msgspec.structs.replace(
+            self, moves_running=dict(self.moves_running), moves_beside=dict(self.moves_beside)
+        )
+
+    def turned(self) -> "Pair":
+        """The same, had the two changed places."""
+        return Pair(
+            self.compared,
+            self.disagreed,
+            self.flagged_beside,
+            self.flagged_running,
+            self.moves_beside,
+            self.moves_running,
+        )
+
+    def plus(self, other: "Pair") -> "Pair":
+        """Both together."""
+        return Pair(
+            self.compared + other.compared,
+            self.disagreed + other.disagreed,
+            self.flagged_running + other.flagged_running,
+            self.flagged_beside + other.flagged_beside,
+            _sum_moves(self.moves_running, other.moves_running),
+            _sum_moves(self.moves_beside, other.moves_beside),
+        )
 
 
 class Observation(msgspec.Struct, frozen=True):
@@ -107,9 +155,7 @@ def add_up(observations: Iterable[Observation]) -> Observation:
     return Observation(
         running=running.pop() if len(running) == 1 else "",
         tallies={name: _sum_tallies([item.of(name) for item in items]) for name in names},
-        pair=Pair(
-            *(sum(values) for values in zip(*(msgspec.structs.astuple(item.pair) for item in items), strict=True))
-        ),
+        pair=reduce(Pair.plus, (item.pair for item in items), Pair()),
         stuck_s=max((item.stuck_s for item in items), default=0.0),
         beside_stuck_s=max((item.beside_stuck_s for item in items), default=0.0),
         failed=next((item.failed for item in items if item.failed), ""),
@@ -126,6 +172,19 @@ def _sum_tallies(tallies: Sequence[Tally]) -> Tally:
         score_squares=sum(item.score_squares for item in tallies),
         took_ms=[took_ms for item in tallies for took_ms in item.took_ms],
     )
+
+
+def _note_move(moves: Moves, key: str, *, moved: bool) -> None:
+    before = moves.get(key, (0, 0))
+    moves[key] = before[0] + 1, before[1] + moved
+
+
+def _sum_moves(one: Moves, other: Moves) -> Moves:
+    total = dict(one)
+    for key, (named, moved) in other.items():
+        before = total.get(key, (0, 0))
+        total[key] = before[0] + named, before[1] + moved
+    return total
 
 
 def asks_attention(manifest: Manifest, predictions: Sequence[Prediction], sightings: Sequence[Seen] = ()) -> bool:

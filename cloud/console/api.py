@@ -87,7 +87,7 @@ def make_api(desk: Desk) -> APIRouter:
 
     @api.post("/offers/{name}/want", dependencies=writer)
     def want(name: Annotated[str, PathParameter(pattern="^[0-9a-f]{32}$")], who: Author) -> dict[str, str]:
-        _or_refuse(lambda: desk.want(bytes.fromhex(name), who.author))
+        or_refuse(lambda: desk.want(bytes.fromhex(name), who.author))
         return {"sample_id": name}
 
     @api.get("/attempts")
@@ -142,12 +142,12 @@ def make_api(desk: Desk) -> APIRouter:
         new = 0
         for author in dict.fromkeys(item.author for item in labels):
             rows = [(bytes.fromhex(x.sample_id), x.scenario, x.label) for x in labels if x.author == author]
-            new += _or_refuse(lambda rows=rows, author=author: desk.label(rows, author))
+            new += or_refuse(lambda rows=rows, author=author: desk.label(rows, author))
         return {"new": new}
 
     @api.post("/rounds", dependencies=writer)
     def start_round(who: Author) -> dict[str, str]:
-        return {"run_id": _or_refuse(lambda: desk.start_round(who.author))}
+        return {"run_id": or_refuse(lambda: desk.start_round(who.author))}
 
     @api.get("/runs")
     def runs() -> Any:
@@ -159,7 +159,7 @@ def make_api(desk: Desk) -> APIRouter:
 
     @api.post("/releases/{release_id}/rollback", dependencies=writer)
     def roll_back(release_id: str, who: Author) -> dict[str, str]:
-        return {"release_id": _or_refuse(lambda: desk.roll_back(release_id, who.author))}
+        return {"release_id": or_refuse(lambda: desk.roll_back(release_id, who.author))}
 
     @api.get("/rollouts")
     def rollouts() -> list[dict[str, Any]]:
@@ -167,16 +167,16 @@ def make_api(desk: Desk) -> APIRouter:
 
     @api.get("/rollouts/{rollout_id}")
     def rollout(rollout_id: str) -> dict[str, Any]:
-        found: dict[str, Any] = _or_refuse(lambda: desk.rollout(rollout_id))
+        found: dict[str, Any] = or_refuse(lambda: desk.rollout(rollout_id))
         return found
 
     @api.post("/rollouts", dependencies=writer)
     def start_rollout(given: Launch) -> dict[str, str]:
-        return {"rollout_id": _or_refuse(lambda: desk.start_rollout(given.release_id, given.author, given.why))}
+        return {"rollout_id": or_refuse(lambda: desk.start_rollout(given.release_id, given.author, given.why))}
 
     @api.post("/rollouts/{rollout_id}/{kind}", dependencies=writer)
     def order_rollout(rollout_id: str, kind: str, given: Order) -> dict[str, str]:
-        _or_refuse(lambda: desk.order_rollout(kind, rollout_id, given.author, given.why))
+        or_refuse(lambda: desk.order_rollout(kind, rollout_id, given.author, given.why))
         return {"rollout_id": rollout_id}
 
     @api.get("/audits")
@@ -186,7 +186,7 @@ def make_api(desk: Desk) -> APIRouter:
     return api
 
 
-def _or_refuse(act: Any) -> Any:
+def or_refuse(act: Any) -> Any:
     """Our errors become 409 with their sentence."""
     try:
         return act()

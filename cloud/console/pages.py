@@ -10,11 +10,11 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from cloud.console.texts import choose_language, texts
 from cloud.desk import Desk
 
-PAGES = {"/": "fleet", "/review": "review", "/releases": "releases"}
+PAGES = {"/": "fleet", "/review": "review", "/datasets": "datasets", "/releases": "releases"}
 
 
 def make_pages(desk: Desk) -> APIRouter:
-    """The routes `/`, `/review` and `/releases`."""
+    """The routes `/`, `/review`, `/datasets` and `/releases`."""
     router = APIRouter()
     folder = Path(__file__).with_name("templates")
     templates = Environment(loader=FileSystemLoader(folder), autoescape=select_autoescape(["html"]))
@@ -43,6 +43,10 @@ def make_pages(desk: Desk) -> APIRouter:
     @router.get("/review")
     def review(request: Request) -> HTMLResponse:
         return show(request, "review")
+
+    @router.get("/datasets")
+    def datasets(request: Request) -> HTMLResponse:
+        return show(request, "datasets")
 
     @router.get("/releases")
     def releases(request: Request) -> HTMLResponse:

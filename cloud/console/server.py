@@ -10,6 +10,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.base import RequestResponseEndpoint
 
 from cloud.console.api import make_api
+from cloud.console.datasets import make_datasets
 from cloud.console.metrics import make_metrics
 from cloud.console.pages import make_pages
 from cloud.desk import Desk
@@ -34,6 +35,7 @@ def make_console(desk: Desk) -> FastAPI:
         return reply
 
     app.include_router(make_api(desk))
+    app.include_router(make_datasets(desk))
     app.include_router(make_metrics(desk))
     app.include_router(make_pages(desk))
     app.mount("/static", StaticFiles(directory=Path(__file__).with_name("static")), name="static")

@@ -162,20 +162,18 @@ class Finetuner:
         self._store.update_run(replace(run, status=status, record=record, finished_ns=self._clock.wall_ns()))
 
     def examples(self) -> list[Example]:
-        """Every labelled picture at the centre but gold, without those of sites that were unlearned."""
-        excluded, found = self._store.excluded(), []
+        """Every labelled picture at the centre that is learnt from: no gold, no near-duplicates, nobody unlearned."""
+        found: list[Example] = []
         backbone, _ = self._registry.backbone()
         for scenario, classes in self._trainer.scenarios().items():
-            for dataset in self._trainer.gathering.datasets(scenario, backbone.hash):
+            look = self._trainer.gathering.curator.look(scenario, classes, backbone.hash, judge=False)
+            for dataset in look.datasets:
                 found += [
                     Example(dataset.ids[row], scenario, dataset.labels[row], dataset.sites[row], _of(dataset, row))
                     for row in np.flatnonzero(~dataset.is_gold).tolist()
                 ]
-            for sample in self._store.samples(scenario=scenario, labelled=True, limit=None):
-                label = sample.labels.get(scenario, "")
-                if label in classes and not excluded & {sample.gateway_id, sample.site_id}:
-                    read = partial(self._read, sample.sample_id)
-                    found.append(Example(sample.sample_id, scenario, label, sample.site_id, read))
+            samples = zip(look.samples.sample_ids, look.samples.labels, look.samples.sites, strict=True)
+            found += [Example(name, scenario, label, site, partial(self._read, name)) for name, label, site in samples]
         return sorted(found, key=lambda example: (example.scenario, example.id))
 
     def _read(self, sample_id: bytes) -> Picture:

@@ -6,12 +6,21 @@ saw the fold. The released heads are then solved from everything.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.learning.gates import Comparison, GateReport, choose_head, compare, compare_classes, pool_undecided
+from cloud.learning.gates import (
+    Comparison,
+    GateReport,
+    Move,
+    choose_head,
+    compare,
+    compare_classes,
+    compare_moves,
+    pool_undecided,
+)
 from cloud.learning.heads import HeadWeights, calibrate, lift, principal_basis, solve_lda
 from cloud.learning.parts import project_all
 from cloud.learning.robustness import Suspicion
@@ -64,6 +73,8 @@ class Evidence:
     """Ids of every sample and picture in `shared`."""
     datasets: tuple[str, ...] = ()
     """Names of the datasets in it."""
+    dataset: Mapping[str, object] = field(default_factory=dict)
+    """Which version of the scenario's dataset this is: number, hash, pictures by role, open conflicts."""
     before: Mapping[bytes, NDArray[np.floating]] | None = None
     """By id, what the running backbone says of labelled samples and gold, where the heads stand on another one."""
 
@@ -120,7 +131,7 @@ def make_candidates(full: Evidence, rules: Rules) -> Candidates:
     shared = solve_lda(evidence.shared, rules.shrinkage)
     heads = {SHARED: calibrate(shared, gold.embeddings, list(gold.labels))}
     choices: dict[str, str] = {}
-    comparisons = list(_gold_comparisons(full, lift(shared, basis), rules))
+    comparisons, moves = _compare_on_gold(full, lift(shared, basis), rules)
     at_sites: list[Comparison] = []
     for site in sorted(evidence.by_site):
         running = full.running_at(site)
@@ -134,7 +145,7 @@ def make_candidates(full: Evidence, rules: Rules) -> Candidates:
     comparisons += [*at_sites, *pool_undecided("sites/undecided", at_sites, rules.tolerance)]
     kept = tuple(site for site, choice in choices.items() if choice == "kept")
     lifted = {key: lift(weights, basis) for key, weights in heads.items()}
-    return Candidates(lifted, kept, GateReport(tuple(comparisons), choices))
+    return Candidates(lifted, kept, GateReport(tuple(comparisons), choices, moves))
 
 
 def _personal(shared: Statistics, site: Statistics, rules: Rules) -> Statistics:
@@ -142,18 +153,13 @@ def _personal(shared: Statistics, site: Statistics, rules: Rules) -> Statistics:
     return shared + site * (rules.personal_weight - 1)
 
 
-def _gold_comparisons(evidence: Evidence, shared: HeadWeights, rules: Rules) -> tuple[Comparison, ...]:
-    running = evidence.running.get(SHARED)
-    if running is None or not evidence.gold.labels:
-        return ()
-    gold = evidence.gold
-    return compare_classes(
-        "gold",
-        gold.labels,
-        evidence.said(running, gold),
-        shared.predict(gold.embeddings),
-        rules.tolerance,
-    )
+def _compare_on_gold(evidence: Evidence, shared: HeadWeights, rules: Rules) -> tuple[list[Comparison], dict[str, Move]]:
+    running, gold = evidence.running.get(SHARED), evidence.gold
+    if running is None or not gold.labels:
+        return [], {}
+    before, after = evidence.said(running, gold), shared.predict(gold.embeddings)
+    comparisons = compare_classes("gold", gold.labels, before, after, rules.tolerance)
+    return list(comparisons), compare_moves(gold.labels, before, after)
 
 
 def _judge_site(
@@ -200,6 +206,7 @@ def summarise(gate: GateReport) -> dict[str, object]:
     return {
         "passed": gate.passed,
         "sites": gate.sites,
+        "moves": {label: asdict(move) for label, move in gate.moves.items()},
         "comparisons": [
             {
                 "name": comparison.name,

@@ -10,15 +10,18 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud.curation.rows import HASH_BYTES
 from cloud.learning.candidates import Labelled
+from cloud.pictures import perceptual_hash
 from common.backbone import Backbone
 from common.errors import OperatorError
 from common.files import write_atomically
@@ -52,8 +55,10 @@ class Dataset:
     sites: tuple[str, ...]
     ids: tuple[bytes, ...]
     is_gold: NDArray[np.bool_]
+    hashes: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, HASH_BYTES), np.uint8))
+    """Perceptual hashes (n, 32); none of a dataset that was added before there were any."""
     files: tuple[str, ...] = ()
-    """Where the pictures lay when they were added; none of datasets that are older than that."""
+    """Where the pictures lay when they were added; empty as `hashes`."""
 
     @property
     def gold(self) -> Labelled:
@@ -67,16 +72,22 @@ class Dataset:
     def without(self, sites: Collection[str]) -> "Dataset":
         """The pictures of the other sites."""
         rows = np.array([row for row, site in enumerate(self.sites) if site not in sites], dtype=np.int64)
-        if len(rows) == len(self.sites):
-            return self
-        return replace(
-            self,
-            embeddings=self.embeddings[rows],
-            labels=tuple(self.labels[row] for row in rows),
-            sites=tuple(self.sites[row] for row in rows),
-            ids=tuple(self.ids[row] for row in rows),
-            is_gold=self.is_gold[rows],
-            files=tuple(self.files[row] for row in rows) if self.files else (),
+        return self if len(rows) == len(self.sites) else self.pick(rows)
+
+    def pick(self, rows: NDArray[np.integer]) -> "Dataset":
+        """Some of the pictures, in this order."""
+        return Dataset(
+            self.name,
+            self.scenario,
+            self.backbone,
+            self.classes,
+            self.embeddings[rows],
+            tuple(self.labels[row] for row in rows),
+            tuple(self.sites[row] for row in rows),
+            tuple(self.ids[row] for row in rows),
+            self.is_gold[rows],
+            self.hashes[rows] if len(self.hashes) else self.hashes,
+            tuple(self.files[row] for row in rows) if self.files else (),
         )
 
     def picture(self, row: int) -> NDArray[np.uint8]:
@@ -86,7 +97,7 @@ class Dataset:
             OperatorError: it is not there any more, or another one is.
         """
         path = Path(self.files[row]) if self.files else None
-        if path is None or not path.is_file() or _id_of(path) != self.ids[row]:
+        if path is None or not path.is_file() or _id_of(path.read_bytes()) != self.ids[row]:
             what = f"is not at {path} any more" if path else "was added before their places were noted"
             raise OperatorError(
                 f"a picture of dataset {self.name} {what}",
@@ -147,6 +158,14 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     return np.asarray(image, dtype=np.uint8)
 
 
+def read_as_jpeg(path: Path) -> bytes | None:
+    """A picture for a browser; None where it is not there any more."""
+    if not path.is_file():
+        return None
+    data: bytes = cv2.imencode(".jpg", read_picture(path))[1].tobytes()
+    return data
+
+
 def choose_gold(ids: Sequence[bytes], labels: Sequence[str], scenes: Sequence[str]) -> NDArray[np.bool_]:
     """Which pictures are never trained on (n,).
 
@@ -166,8 +185,8 @@ def choose_gold(ids: Sequence[bytes], labels: Sequence[str], scenes: Sequence[st
     return np.array([name in chosen for name in scenes], dtype=bool)
 
 
-def _id_of(path: Path) -> bytes:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+def _id_of(picture: bytes) -> bytes:
+    return hashlib.blake2b(picture, digest_size=16).digest()
 
 
 class Catalogue:
@@ -193,20 +212,26 @@ class Catalogue:
         check_name("scenario", scenario)
         classes = sorted({item.label for item in items}, key=lambda label: (label != "normal", label))
         embeddings, ids = np.zeros((len(items), backbone.dimension), np.float32), []
+        hashes = np.zeros((len(items), HASH_BYTES), np.uint8)
         for row, item in enumerate(items):
             embeddings[row] = backbone.embed(read_picture(item.path))
-            ids.append(_id_of(item.path))
+            data = item.path.read_bytes()
+            hashes[row] = np.frombuffer(perceptual_hash(data), np.uint8)
+            ids.append(_id_of(data))
             progress(row + 1)
         labels, sites = tuple(item.label for item in items), tuple(item.site for item in items)
         gold = choose_gold(ids, labels, sites)
         files = tuple(str(item.path.resolve()) for item in items)
-        dataset = Dataset(
-            name, scenario, backbone.hash, tuple(classes), embeddings, labels, sites, tuple(ids), gold, files
-        )
-        self._write(dataset)
-        for path in self.folder.glob(f"{name}.{scenario}.*.npz"):  # of pictures that are no longer those
-            path.unlink()
+        parts = embeddings, labels, sites, tuple(ids), gold, hashes, files
+        dataset = Dataset(name, scenario, backbone.hash, tuple(classes), *parts)
+        self.put(dataset)
         return dataset
+
+    def put(self, dataset: Dataset) -> None:
+        """Keep a dataset whose pictures are embedded already; one of the same name and scenario is replaced."""
+        self._write(dataset)
+        for path in self.folder.glob(f"{dataset.name}.{dataset.scenario}.*.npz"):  # of other pictures
+            path.unlink()
 
     def lacking(self, backbone: str) -> list[Dataset]:
         """Datasets that are there, but not on this backbone."""
@@ -248,6 +273,7 @@ class Catalogue:
             sites=np.array(dataset.sites),
             ids=np.frombuffer(b"".join(dataset.ids), np.uint8).reshape(-1, 16),
             is_gold=dataset.is_gold,
+            hashes=dataset.hashes,
             files=np.array(dataset.files, dtype=np.str_),
         )
         write_atomically(self.folder / f"{dataset.name}.{dataset.scenario}{ending}.npz", buffer.getvalue())
@@ -269,7 +295,7 @@ class Catalogue:
                         sites=tuple(str(site) for site in arrays["sites"]),
                         ids=tuple(row.tobytes() for row in arrays["ids"]),
                         is_gold=arrays["is_gold"],
-                        files=tuple(str(name) for name in arrays["files"]) if "files" in arrays else (),
+                        **_known_since(arrays),
                     )
                 )
         return found
@@ -277,3 +303,10 @@ class Catalogue:
     def scenarios(self) -> list[str]:
         """Names of the scenarios that have a dataset."""
         return sorted({dataset.scenario for dataset in self.datasets()})
+
+
+def _known_since(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """What files of before do not have."""
+    if "hashes" not in arrays:
+        return {}
+    return {"hashes": arrays["hashes"], "files": tuple(str(file) for file in arrays["files"])}

@@ -56,12 +56,30 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """What became of the samples that the running head names one class."""
+
+    named: int
+    rightly: int
+    """The candidate names them otherwise, and right"""
+    wrongly: int
+    """… and the running head was right"""
+
+    @property
+    def explained(self) -> float:
+        """Share of the class that is known to be named otherwise rightly, net; of few samples less (Laplace)."""
+        return max(0.0, (self.rightly - self.wrongly) / (self.named + 2))
+
+
+@dataclass(frozen=True, slots=True)
 class GateReport:
     """What was compared, and the verdict: it passes when every comparison does."""
 
     comparisons: tuple[Comparison, ...] = ()
     sites: dict[str, str] = field(default_factory=dict)
     """Per site which head it gets: shared, personal, or kept (its old one)."""
+    moves: dict[str, Move] = field(default_factory=dict)
+    """Per class that the running head names, on the gold set"""
 
     @property
     def passed(self) -> bool:
@@ -135,6 +153,19 @@ def compare_classes(
         for label in np.unique(t)
     ]
     return (whole, *classes, *pool_undecided(f"{name}/undecided", classes, tolerance))
+
+
+def compare_moves(truth: Sequence[str], running: Sequence[str], candidate: Sequence[str]) -> dict[str, Move]:
+    """Of each class that the running head names: a rollout's canary sees the same moves, and no labels."""
+    t, r, c = np.asarray(truth), np.asarray(running), np.asarray(candidate)
+    return {
+        str(label): Move(
+            int((r == label).sum()),
+            int(((r == label) & (c != label) & (c == t)).sum()),
+            int(((r == label) & (c != label) & (r == t)).sum()),
+        )
+        for label in np.unique(r)
+    }
 
 
 def pool_undecided(name: str, comparisons: Iterable[Comparison], tolerance: float) -> tuple[Comparison, ...]:

@@ -1,20 +1,22 @@
 """Gathers all that the centre knows about a scenario, so that each labelled sample counts once. Solves nothing.
 
 What counts: the datasets, what gateways contributed, and a gateway's labelled samples at the centre that its own
-contribution does not cover. What does not: who was unlearned (`cloud.learning.unlearning`), and contributions that are
-not to be believed (`cloud.learning.robustness`). Of contributions that share a gateway (masked sums,
-`cloud.federation.masked`) the newest counts.
+contribution does not cover. What does not: who was unlearned (`cloud.learning.unlearning`), contributions that are not
+to be believed (`cloud.learning.robustness`), and pictures that are near-duplicates (`cloud.learning.curator`). Of
+contributions that share a gateway (masked sums, `cloud.federation.masked`) the newest counts. What was gathered is kept
+as a version of the scenario's dataset.
 """
 
 import hashlib
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloud.learning.candidates import Evidence, Labelled
 from cloud.learning.clocks import unpacked
+from cloud.learning.curator import Curator
 from cloud.learning.datasets import Catalogue, Dataset
 from cloud.learning.export import read_head
 from cloud.learning.heads import HeadWeights
@@ -22,7 +24,7 @@ from cloud.learning.ledger import Ledger, Part
 from cloud.learning.parts import SiteParts
 from cloud.learning.robustness import Suspicion, Trusted, find_suspects
 from cloud.registry import Registry
-from cloud.store import SUM, Store
+from cloud.store import SUM, LabelledSet, Store
 from common.manifest import Layer, Manifest
 from common.packing import Packed, pack
 from common.statistics import Statistics
@@ -38,23 +40,25 @@ class Gathering:
 
     def __init__(self, store: Store, catalogue: Catalogue, registry: Registry, *, quarantine: bool) -> None:
         self._store, self._catalogue, self._registry, self._quarantine = store, catalogue, registry, quarantine
+        self.curator = Curator(store, catalogue)
         self.ledger = Ledger(catalogue.folder.parent / "totals")
 
-    def datasets(self, scenario: str, backbone: str) -> list[Dataset]:
-        """The datasets of a scenario on a backbone, without the pictures of sites that were unlearned."""
-        excluded = self._store.excluded()
-        found = [d.without(excluded) for d in self._catalogue.datasets(scenario) if d.backbone == backbone]
-        return [dataset for dataset in found if dataset.labels]
+    def datasets(self, scenario: str, classes: Sequence[str], backbone: str) -> tuple[Dataset, ...]:
+        """The datasets of a scenario on a backbone, with the pictures that count or are gold."""
+        return self.curator.look(scenario, classes, backbone, judge=False).datasets
 
     def evidence(self, scenario: str, classes: tuple[str, ...], backbone: str, active: Manifest | None) -> Evidence:
         """Everything about a scenario."""
-        datasets = self.datasets(scenario, backbone)
+        look = self.curator.look(scenario, classes, backbone)
+        datasets = look.datasets
         gold = join([d.gold for d in datasets], datasets[0].embeddings.shape[1] if datasets else 0)
         sent, covered = self._contributions(scenario, backbone, classes)
         suspects = self._suspects(sent, datasets, classes, gold)
         for suspect in suspects:  # what it uploaded and people labelled still counts
             del sent[suspect.site], covered[suspect.site]
-        held = self._held(scenario, backbone, classes)
+        held = _held(look.samples)
+        version = look.version(scenario, backbone, classes, {name: part.version for name, part in sent.items()})
+        kept = self.curator.keep(look, version, self._registry.now_ns())
         parts = {f"gateway/{name}": part for name, part in sent.items()} | _uncovered(held, covered, classes)
         site_of = self._site_of() | {name: site for name, (site, _) in held.items()}
         by_site: dict[str, list[Packed]] = {}
@@ -82,6 +86,7 @@ class Gathering:
                 *(own.ids for _, own in held.values()),
             ),
             tuple(dataset.name for dataset in datasets),
+            kept,
             before,
         )
 
@@ -89,8 +94,9 @@ class Gathering:
         """What the running backbone says of all that the gate may ask about."""
         samples = self._store.labelled(scenario, backbone)
         found = dict(zip(samples.sample_ids, samples.embeddings, strict=True))
-        for dataset in self.datasets(scenario, backbone):
-            found |= dict(zip(dataset.gold.ids, dataset.gold.embeddings.astype(np.float32), strict=True))
+        for dataset in self._catalogue.datasets(scenario):
+            if dataset.backbone == backbone:
+                found |= dict(zip(dataset.ids, dataset.embeddings, strict=True))
         return found
 
     def gateways_of(self, name: str) -> tuple[str, ...]:
@@ -108,7 +114,8 @@ class Gathering:
         """The parts of these gateways, as `evidence` names them in the ledger; a sum that one is in goes whole."""
         sums = self.sums_with(gateways, scenario, backbone)
         sent, covered = self._contributions(scenario, backbone, classes, [*gateways, *sums])
-        held = {name: own for name, own in self._held(scenario, backbone, classes).items() if name in gateways}
+        samples = self.curator.look(scenario, classes, backbone, judge=False).samples
+        held = {name: own for name, own in _held(samples).items() if name in gateways}
         return {f"gateway/{name}": part for name, part in sent.items()} | _uncovered(held, covered, classes)
 
     def sums_with(self, gateways: Collection[str], scenario: str, backbone: str) -> list[str]:
@@ -141,7 +148,7 @@ class Gathering:
         return dict(sorted(found.items())), covered
 
     def _suspects(
-        self, sent: Mapping[str, Part], datasets: list[Dataset], classes: tuple[str, ...], gold: Labelled
+        self, sent: Mapping[str, Part], datasets: Sequence[Dataset], classes: tuple[str, ...], gold: Labelled
     ) -> tuple[Suspicion, ...]:
         """Gateways whose statistics do not go into the sum. What people labelled at the centre is never judged here."""
         if not self._quarantine or not sent:
@@ -153,26 +160,6 @@ class Gathering:
         for suspect in suspects:
             log.warning("the statistics of %s are left out: %s", suspect.site, suspect.reason)
         return suspects
-
-    def _held(self, scenario: str, backbone: str, classes: tuple[str, ...]) -> Held:
-        """The labelled samples that the centre holds, per gateway, in order of id; without the unlearned."""
-        found, excluded = self._store.labelled(scenario, backbone), self._store.excluded()
-        by_gateway: dict[str, list[int]] = {}
-        for row in sorted(range(len(found.sample_ids)), key=found.sample_ids.__getitem__):
-            gone = found.gateways[row] in excluded or found.sites[row] in excluded
-            if found.labels[row] in classes and not gone:
-                by_gateway.setdefault(found.gateways[row], []).append(row)
-        return {
-            name: (
-                found.sites[rows[0]],
-                Labelled(
-                    tuple(found.sample_ids[row] for row in rows),
-                    found.embeddings[rows],
-                    tuple(found.labels[row] for row in rows),
-                ),
-            )
-            for name, rows in sorted(by_gateway.items())
-        }
 
     def _running(self, scenario: str, active: Manifest | None) -> dict[str, HeadWeights]:
         heads: dict[str, Layer] = next((s.heads for s in active.scenarios if s.name == scenario), {}) if active else {}
@@ -216,8 +203,22 @@ def _known(samples: Labelled, before: Mapping[bytes, object] | None) -> Labelled
     return samples if before is None else samples.pick(np.array([name in before for name in samples.ids], dtype=bool))
 
 
-def _ids(held: Held) -> Iterator[tuple[bytes, ...]]:
-    return (own.ids for _, own in held.values())
+def _held(found: LabelledSet) -> Held:
+    """The labelled samples that the centre learns from, per gateway, in order of id."""
+    by_gateway: dict[str, list[int]] = {}
+    for row in sorted(range(len(found.sample_ids)), key=found.sample_ids.__getitem__):
+        by_gateway.setdefault(found.gateways[row], []).append(row)
+    return {
+        name: (
+            found.sites[rows[0]],
+            Labelled(
+                tuple(found.sample_ids[row] for row in rows),
+                found.embeddings[rows],
+                tuple(found.labels[row] for row in rows),
+            ),
+        )
+        for name, rows in sorted(by_gateway.items())
+    }
 
 
 def _by_site(held: Held, dimension: int) -> dict[str, Labelled]:

@@ -79,12 +79,8 @@ def solve_lda(statistics: Statistics, shrinkage: float) -> HeadWeights:
             f"a head needs labelled samples of at least two classes, got {int(present.sum())}",
             "Label more samples, or add a dataset with `headframe cloud dataset add`.",
         )
-    counts, sums = statistics.counts[present], statistics.sums[present]
-    means = sums / counts[:, None]
-    within = statistics.moment - (sums / counts[:, None]).T @ sums
-    covariance = within / counts.sum()
-    covariance = (1 - shrinkage) * covariance
-    covariance.flat[:: len(covariance) + 1] += shrinkage * np.trace(within) / counts.sum() / len(covariance)
+    counts = statistics.counts[present]
+    means, covariance = within_covariance(statistics, shrinkage)
 
     centre = means.mean(axis=0)
     spread = means - centre
@@ -94,6 +90,18 @@ def solve_lda(statistics: Statistics, shrinkage: float) -> HeadWeights:
     gram = share * spread @ directions.T
     quadratic = share * np.linalg.inv(np.eye(len(counts)) + (gram + gram.T) / 2)
     return _over_all_classes(statistics.classes, present, directions, directions @ centre, constants, quadratic)
+
+
+def within_covariance(statistics: Statistics, shrinkage: float) -> tuple[Array, Array]:
+    """Means (k, d) of the classes with samples, and the covariance (d, d) within them, shrunk by `shrinkage` to the
+    scaled identity."""
+    present = statistics.counts > 0
+    counts, sums = statistics.counts[present], statistics.sums[present]
+    means = sums / counts[:, None]
+    within = statistics.moment - means.T @ sums
+    covariance = (1 - shrinkage) * (within / counts.sum())
+    covariance.flat[:: len(covariance) + 1] += shrinkage * np.trace(within) / counts.sum() / len(covariance)
+    return means, covariance
 
 
 def _over_all_classes(

@@ -4,10 +4,8 @@ Two witnesses, both from the statistics themselves, so no pixel is needed:
 
 - *Magnitude*: the mean square of a site's embeddings, and the norm of its class means, against the median site's.
   Frozen features have much the same length everywhere; statistics that were scaled do not.
-- *Labels*: a site's own class means against the classes of everybody else (and of the centre's datasets), sites
-  already accused left out. Where other classes fit the site's means several times better than the site's own labels do,
-  the labels were flipped. A ratio, because a site may look like nowhere else: its means are then far from every class,
-  and its labels no worse than any others. As long as they are the minority, sites that agree on a lie are found too.
+- *Labels*: how a site's classes differ from each other, against how they do everywhere else
+  (`cloud.learning.contrasts`). As long as they are the minority, sites that agree on a lie are found too.
 
 The influence on a small trusted set (accuracy with the site less accuracy without it) is measured for whoever is
 accused and goes into the record; alone it proves nothing: an honest site may cost a picture of the trusted set.
@@ -17,19 +15,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cloud.learning.contrasts import find_flips
 from cloud.learning.heads import HeadWeights, principal_basis, solve_lda
 from common.errors import OperatorError
 from common.statistics import Array, Statistics
 
 DIRECTIONS = 64  # of the head that judges: enough to tell classes apart, and a solve takes a millisecond
-SHRINKAGE = 0.3
-PASSES_MAX = 5
+SHRINKAGE = 0.3  # of the heads that measure influence
 SITES_MIN = 4  # fewer sites have no majority
 MAGNITUDE_MAX = 2.0  # of the embeddings' length; a small site of odd pictures reached 1.46
-BETTER_FIT_MAX = 0.35  # flipped sites stay below 0.16, honest sites at scenes that nobody else has above 0.58
-CLASS_SAMPLES_MIN = 3  # a mean of fewer samples says little
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +65,8 @@ def find_suspects(by_site: Mapping[str, Statistics], trusted: Trusted) -> tuple[
         return tuple(Suspicion(site, reason, int(by_site[site].total)) for site, reason in sorted(reasons.items()))
     basis = principal_basis(total, DIRECTIONS)
     small = {site: part.project(basis) for site, part in by_site.items() if site not in reasons}
-    reasons |= _flippers(small, trusted.statistics.project(basis))
+    vouched = Statistics.of(trusted.statistics.classes, trusted.embeddings @ basis, trusted.labels)
+    reasons |= find_flips(small, trusted.statistics.project(basis) + vouched)
     return _with_influence(reasons, by_site, trusted, basis)
 
 
@@ -92,60 +88,6 @@ def _lengths(part: Statistics) -> tuple[float, float]:
     counts = np.maximum(part.counts, 1.0)
     means = float(((part.sums**2).sum(axis=1) / counts).sum() / part.total)
     return float(np.sqrt(max(np.trace(part.moment), 0.0) / part.total)), float(np.sqrt(means))
-
-
-def _flippers(by_site: Mapping[str, Statistics], trusted: Statistics) -> dict[str, str]:
-    """Judge every site by the rest, leave the accused out of the rest, and judge again until nothing changes."""
-    accused: dict[str, str] = {}
-    for _ in range(PASSES_MAX):
-        reference = trusted
-        for site, part in by_site.items():
-            if site not in accused:
-                reference = reference + part
-        found = {}
-        for site, part in by_site.items():
-            rest = reference if site in accused else reference - part
-            if reason := _misplaced(part, rest):
-                found[site] = reason
-        if found.keys() == accused.keys():
-            break
-        accused = found
-    return accused
-
-
-def _misplaced(part: Statistics, rest: Statistics) -> str:
-    """Why the labels of a site are not believed; empty when they fit the rest."""
-    known = rest.counts > 0
-    rows = np.flatnonzero(known & (part.counts >= CLASS_SAMPLES_MIN))
-    if known.sum() < 2 or not len(rows):
-        return ""
-    counts = part.counts[rows]
-    distances = _distances(part.sums[rows] / counts[:, None], rest, known)
-    distances -= (part.dimension / counts)[:, None]  # what chance alone puts between a mean of n samples and its class
-    chance = np.sqrt(2 * part.dimension) / counts  # a standard deviation of it: nearer than that is all the same
-    own = np.maximum(distances[np.arange(len(rows)), rows], chance)
-    nearest = distances.argmin(axis=1)
-    best = np.maximum(distances.min(axis=1), chance)
-    ratio = float((counts * best).sum() / (counts * own).sum())
-    if ratio >= BETTER_FIT_MAX:
-        return ""
-    worst = int(np.argmax(counts * (own - best)))
-    return (
-        f"labels: other classes fit its samples {1 / ratio:.1f} times as well as its own labels do; "
-        f"its {part.classes[rows[worst]]} looks like {part.classes[nearest[worst]]} everywhere else"
-    )
-
-
-def _distances(points: Array, rest: Statistics, known: NDArray[np.bool_]) -> Array:
-    """Squared Mahalanobis distances (n, c) of points (n, d) to the class means; infinite for unknown classes."""
-    counts = rest.counts[known]
-    means = rest.sums[known] / counts[:, None]
-    within = (rest.moment - (means * counts[:, None]).T @ means) / counts.sum()
-    within.flat[:: len(within) + 1] += SHRINKAGE / (1 - SHRINKAGE) * np.trace(within) / len(within)
-    offsets = points[:, None] - means
-    found = np.full((len(points), len(known)), np.inf)
-    found[:, known] = np.einsum("nkd,nkd->nk", offsets @ np.linalg.inv(within), offsets)
-    return found
 
 
 def _solve(statistics: Statistics) -> HeadWeights | None:

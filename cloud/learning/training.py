@@ -5,16 +5,17 @@ what it was made from, what the gate said, which release came of it.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
-from cloud.learning.candidates import Candidates, Evidence, Rules, make_candidates, summarise
+from cloud.learning.candidates import Candidates, Evidence, Labelled, Rules, make_candidates, summarise
 from cloud.learning.clocks import Clocks
 from cloud.learning.datasets import Catalogue
 from cloud.learning.export import export_head, read_head
-from cloud.learning.gathering import Gathering, join
+from cloud.learning.gathering import Gathering
 from cloud.learning.golden import make_golden
 from cloud.learning.parts import totals
 from cloud.learning.quantise import judge_variant, read_gold
@@ -67,6 +68,36 @@ class Trainer:
                 found[name] = _append(found.get(name, ()), used)
         return found
 
+    def conflicts(self, scenario: str) -> list[dict[str, Any]]:
+        """Labels in conflict, looked for now, as plain values; the strongest first."""
+        backbone, _ = self._registry.backbone()
+        look = self.gathering.curator.look(scenario, self.scenarios()[scenario], backbone.hash)
+        return look.told(len(look.conflicts))
+
+    def decide(self, scenario: str, labels: Sequence[tuple[bytes, str]], author: str) -> None:
+        """What a person says about pictures in conflict, uploaded or of datasets; all or none.
+
+        Raises:
+            OperatorError: no such scenario, class or picture; nothing was stored.
+        """
+        classes = self.scenarios().get(scenario)
+        if classes is None:
+            raise OperatorError(f"there is no scenario {scenario!r}", "`headframe cloud dataset list` names them.")
+        wrong = sorted({label for _, label in labels if label not in classes})
+        if wrong:
+            raise OperatorError(f"{', '.join(wrong)}: no class of {scenario}", f"Its classes: {', '.join(classes)}.")
+        names = [name for name, _ in labels]
+        uploaded = self._store.known_ids(names)
+        rest = set(names) - uploaded
+        known = {name for dataset in self._catalogue.datasets(scenario) for name in dataset.ids} if rest else set()
+        if rest - known:
+            raise OperatorError(f"there is no picture {min(rest - known).hex()}", "Give an id that a conflict names.")
+        now_ns = self._registry.now_ns()
+        given = [(name, scenario, label) for name, label in labels if name in uploaded]
+        self._store.add_labels(given, author, now_ns)
+        self._store.add_decisions(scenario, labels, author, now_ns)  # after it: a crash between asks once more
+        self._store.audit(author, "decide labels", {"scenario": scenario, "pictures": len(labels)}, now_ns)
+
     def run(self, note: str, onto: Layer | None = None) -> Outcome:
         """Solve, judge, and publish when every scenario's gate passes.
 
@@ -93,6 +124,7 @@ class Trainer:
             record[name] = {
                 "classes": list(classes),
                 "data_version": _data_version(evidence),
+                "dataset": dict(evidence.dataset),
                 "samples": int(evidence.shared.total),
                 "by_site": totals(evidence.by_site),
                 "carried": carried,
@@ -108,7 +140,9 @@ class Trainer:
         released = tuple(self._scenario(name, scenarios[name], made[name], backbone, active) for name in scenarios)
         for scenario in released:
             self._note(scenario, known[scenario.name], record[scenario.name], active)
-        variants, record["variants"] = self._variants(backbone, released)
+        variants, record["variants"] = self._variants(
+            backbone, released, {name: evidence.gold for name, evidence in known.items()}
+        )
         golden = self._registry.put(make_golden(backbone, variants, released, self._registry.layer_path))
         release = self._registry.publish(released, backbone, gate, note, variants, golden)
         return Outcome(release, record | {"release_id": release})
@@ -125,12 +159,15 @@ class Trainer:
                 samples=evidence.samples,
                 data_version=_data_version(evidence),
                 datasets=list(evidence.datasets),
+                dataset_version={key: evidence.dataset.get(key) for key in ("version", "hash")},
                 parameters=asdict(self._rules),
                 evaluation=record,
                 licence="the group's own",
             )
 
-    def _variants(self, backbone: Layer, released: Sequence[Scenario]) -> tuple[tuple[Variant, ...], dict[str, object]]:
+    def _variants(
+        self, backbone: Layer, released: Sequence[Scenario], gold_of: Mapping[str, Labelled]
+    ) -> tuple[tuple[Variant, ...], dict[str, object]]:
         """The variants of the backbone on which every released head says the same, and what was found of all."""
         passed: list[Variant] = []
         record: dict[str, object] = {}
@@ -142,8 +179,7 @@ class Trainer:
                     key: read_head(self._registry.layer_path(layer.hash).read_bytes())
                     for key, layer in scenario.heads.items()
                 }
-                parts = [d.gold for d in self._catalogue.datasets(scenario.name) if d.backbone == backbone.hash]
-                known = join(parts, gold.embeddings.shape[1])
+                known = gold_of[scenario.name]
                 found = judge_variant(
                     gold, heads, scenario.normal, known.ids, known.labels, known.embeddings, self._rules.tolerance
                 )

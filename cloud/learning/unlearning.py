@@ -68,7 +68,7 @@ def unlearn(name: str, store: Store, registry: Registry, trainer: Trainer, autho
             found.anew.append(scenario)
             shared = gathering.evidence(scenario, classes, backbone.hash, active).shared
         else:
-            shared = with_datasets(rest.over(classes), gathering.datasets(scenario, backbone.hash))
+            shared = with_datasets(rest.over(classes), gathering.datasets(scenario, classes, backbone.hash))
         if (shared.counts > 0).sum() >= 2:
             found.heads[scenario] = solve_shared(shared, trainer.rules.shrinkage, trainer.rules.dimension_max)
     sums = [n for scenario in scenarios for n in gathering.sums_with(gateways, scenario, backbone.hash)]

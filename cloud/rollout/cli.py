@@ -143,7 +143,13 @@ def _print(row: dict[str, Any]) -> None:
     gates = Table("gate", "figure", "limit", "over", "closed at 100 %")
     for gate in row["gates"]:
         share = f"{100 * gate['evidence']:.0f} %"
-        gates.add_row(gate["gate"], f"{gate['figure']:.3f}", f"{gate['limit']:.3f}", str(gate["count"]), share)
+        gates.add_row(
+            f"{gate['gate']} {gate['about']}".rstrip(),
+            f"{gate['figure']:.3f}",
+            f"{gate['limit']:.3f}",
+            str(gate["count"]),
+            share,
+        )
     console.print(gates)
     for item in row["failed"]:
         console.print(f"{item['gateway_id']}: {item['outcome']}, {item['reason']}")

@@ -1,29 +1,37 @@
 """Is the release good? Sequential tests on what gateways report, with one stated chance of crying wolf. Pure.
 
-Every test is an e-value: a figure that is at most 1 in expectation while the release is within its limits, whenever
-one looks and however often (Ville's inequality: P(ever >= 1/a) <= a). A gate closes at 1/a for its share `a` of
-`Limits.false_alarm`; so a rollout that is looked at every second for weeks is stopped wrongly with that chance at most.
+Every test is an e-value (`cloud.rollout.evidence`). A gate closes at 1/a for its share `a` of `Limits.false_alarm`; so
+a rollout that is looked at every second for weeks is stopped wrongly with that chance at most.
 
-- Failures and refusals count by gateway: a mixture of likelihood ratios against the tolerated rate (Robbins 1970).
-  Gateways under way count as healthy, which can only lower the value: failures that are reported sooner than
-  successes do not look like more of them.
+- Failures, silence and refusals count by gateway, each against the rate that is tolerated of it. Gateways under way
+  count as healthy, which can only lower the value: failures that are reported sooner than successes do not look like
+  more of them. Who fails and goes back by itself has healed; who falls silent has not, so less of that is tolerated.
 - Behaviour (disagreement, flags, scores, latency) is averaged over gateways, each with the noise of its frames and a
-  usual spread between sites; the normal mixture of Robbins gives the e-value of its mean being over the limit.
+  usual spread between sites, and compared with its limit.
+- Classes: of the frames on which the release before names a class, on how many does the new one name another? Each
+  class by itself, a gateway being one observation however many frames it has seen: frames of a camera resemble each
+  other. So the loss of a class is found that is too rare to show in any mean, and without a label.
 - Labelled accuracy is paired: of the samples on which exactly one of the two releases is right, how many speak for the
-  old one? A bet against a coin that falls so a little more often than not; over all labels, and over each true class.
+  old one? Over all labels, and over each true class.
 
-The first two are exact, behaviour is exact up to the normal approximation.
+Rates, classes and labels are exact, behaviour is exact up to the normal approximation.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
-ALTERNATIVES: Final = ((1.0, 0.5), (2.0, 0.1), (4.0, 0.1), (6.0, 0.1), (10.0, 0.1), (16.0, 0.1))
-"""(multiple of the rate to be found, weight): half of the bet on it, the rest on worse ones, found sooner."""
-RATE_MAX: Final = 0.95
+from cloud.rollout.evidence import (
+    LOG_MAX,
+    log_label_evidence,
+    log_mean_evidence,
+    log_rate_evidence,
+    log_share_evidence,
+    log_sum,
+)
+
 CORRELATION: Final = 20.0
 """Frames of one camera resemble each other: so many count as one."""
 SPREAD: Final = 0.05
@@ -31,21 +39,27 @@ SPREAD: Final = 0.05
 LATENCY_NOISE: Final = 0.1
 """Of the logarithm of a median latency: between two measurements, and between boxes."""
 LATENCY_SCALE: Final = 0.3
-LABEL_BETS: Final = (0.25, 0.5, 0.75, 0.9)
-"""How far between the tolerated share and 1 the bets lie."""
 CLASS_AGAINST_MAX: Final = 0.75
 """Of the labels of one class that decide, those that may speak for the old release: classes trade a little."""
+CLASS_SHARE: Final = 0.05
+"""A class that the release before names on so many of the frames of a gateway counts there in full; one that it names
+more rarely counts less, for those are the doubtful frames, on which a good release differs too."""
+CLASS_FRAMES: Final = 4
+"""And on so many of them, where few were compared."""
+EXPLAINED_MAX: Final = 0.9
+"""However much of a class was measured to move rightly, losing all of it remains to be found."""
 SHARES: Final = {
-    "failures": 0.35,
-    "refusals": 0.1,
-    "disagreement": 0.1,
+    "failures": 0.15,
+    "silence": 0.3,
+    "refusals": 0.05,
+    "classes": 0.2,
+    "disagreement": 0.05,
     "flags": 0.05,
-    "scores": 0.1,
-    "latency": 0.1,
-    "labels": 0.2,
+    "scores": 0.05,
+    "latency": 0.05,
+    "labels": 0.1,
 }
 """How the false alarms are shared out among the gates."""
-_LOG_MAX: Final = 700.0
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,10 +67,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     false_alarm: float = 0.01
     """Chance that a release within all limits is ever stopped."""
-    failed_ok: float = 0.01
-    """Gateways that may fail after it has begun to run there: rolled back, erring, silent."""
+    failed_ok: float = 0.02
+    """Gateways that may fail after it has begun to run there, and say so: rolled back, erring."""
     failed_bad: float = 0.05
     """The rate that must be found."""
+    silent_ok: float = 0.004
+    """Gateways that may fall silent under it, beyond those that do so without it."""
+    silent_bad: float = 0.04
     refused_ok: float = 0.05
     """Gateways that may refuse it before it runs (full disk, other hardware): they lost nothing."""
     refused_bad: float = 0.20
@@ -65,6 +82,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     restarts_max: int = 2
     disagreement_max: float = 0.20
     """Looks on which it may name another class than the running release, beyond what it is known to do better."""
+    moved_max: float = 0.6
+    """Of the frames on which the release before names a class, those on which it may name another."""
     flags_change_max: float = 0.15
     """Change of the share of striking looks, either way."""
     scores_change_max: float = 0.10
@@ -103,6 +122,7 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
 
     told: int = 0
     failed: int = 0
+    silent: int = 0
     refused: int = 0
     usual_loss: float = 0.0
     """Share of gateways outside of the rollout that fell silent in the same time: links do that by themselves."""
@@ -117,6 +137,17 @@ class LabelTally(msgspec.Struct, frozen=True, kw_only=True):
     """(old right, new right) of every class there is, seen or not: one that is lost may hide behind others that win."""
 
 
+class ClassTally(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the classes that the release before can name."""
+
+    known: Mapping[str, float] = {}
+    """Every one of them (`scenario/class`), named by it or not, and the share of its frames that is known to be named
+    otherwise rightly."""
+    gateways: tuple[tuple[int, Mapping[str, tuple[int, int]]], ...] = ()
+    """Of each gateway that has tried the release: frames seen by both, and per class the frames on which the one before
+    named it, and those of them on which the new one names another."""
+
+
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What one gate says."""
 
@@ -128,15 +159,25 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the way to closing: 1 closes."""
     count: int
     """Gateways (or labels) it rests on."""
+    about: str = ""
+    """The class that speaks most against the release, where it is one."""
 
 
-def judge(tally: Tally, observations: Sequence[Observation], labels: LabelTally, limits: Limits) -> tuple[Verdict, ...]:
+def judge(
+    tally: Tally,
+    observations: Sequence[Observation],
+    labels: LabelTally,
+    limits: Limits,
+    classes: ClassTally | None = None,
+) -> tuple[Verdict, ...]:
     """All gates."""
-    ok = min(limits.failed_ok + tally.usual_loss, 0.5)
+    usual = min(tally.usual_loss, 0.5 - limits.silent_ok)
     ran = tally.told - tally.refused
     verdicts = [
-        _rate("failures", tally.failed, ran, ok, ok + limits.failed_bad - limits.failed_ok, limits),
+        _rate("failures", tally.failed, ran, limits.failed_ok, limits.failed_bad, limits),
+        _rate("silence", tally.silent, ran, limits.silent_ok + usual, limits.silent_bad + usual, limits),
         _rate("refusals", tally.refused, tally.told, limits.refused_ok, limits.refused_bad, limits),
+        _classes(classes or ClassTally(), limits),
         _disagreement(observations, limits),
         _change("flags", [_flags(o) for o in observations], limits.flags_change_max, SPREAD, limits),
         _change("scores", [_scores(o) for o in observations], limits.scores_change_max, SPREAD, limits),
@@ -151,42 +192,32 @@ def closed(verdicts: Iterable[Verdict]) -> tuple[Verdict, ...]:
     return tuple(verdict for verdict in verdicts if not verdict.passed)
 
 
-def log_rate_evidence(bad: int, count: int, ok: float, found: float) -> float:
-    """Logarithm of the e-value of `bad` in `count` against a rate of at most `ok`; `found` is the rate to be found."""
-    terms = []
-    for multiple, weight in ALTERNATIVES:
-        rate = min(multiple * found, RATE_MAX)
-        ratio = bad * math.log(rate / ok) + (count - bad) * math.log((1 - rate) / (1 - ok))
-        terms.append(math.log(weight) + ratio)
-    return _log_sum(terms)
-
-
-def log_mean_evidence(excess: float, variance: float, scale: float) -> float:
-    """Logarithm of the e-value of a mean being over its limit by `excess`, estimated with this variance.
-
-    The normal mixture: sqrt(t0 / (t + t0)) exp(S^2 / (2 (t + t0))) with t = 1 / variance, S = t excess, and
-    t0 = 1 / scale^2, where `scale` is an excess worth finding.
-    """
-    if excess <= 0 or not math.isfinite(excess):
-        return -_LOG_MAX if not math.isnan(excess) and excess <= 0 else _LOG_MAX
-    information, prior = 1.0 / variance, 1.0 / scale**2
-    drift = information * excess
-    return 0.5 * math.log(prior / (information + prior)) + drift**2 / (2 * (information + prior))
-
-
-def log_label_evidence(old_right: int, new_right: int, ok: float) -> float:
-    """Logarithm of the e-value against "at most a share `ok` of the labels that decide speak for the old release"."""
-    bets = []
-    for part in LABEL_BETS:
-        bet = ok + part * (1 - ok)
-        ratio = old_right * math.log(bet / ok) + new_right * math.log((1 - bet) / (1 - ok))
-        bets.append(ratio - math.log(len(LABEL_BETS)))
-    return _log_sum(bets)
-
-
 def _rate(gate: str, bad: int, count: int, ok: float, found: float, limits: Limits) -> Verdict:
-    evidence = log_rate_evidence(bad, count, ok, found) if count else -_LOG_MAX
+    evidence = log_rate_evidence(bad, count, ok, found) if count else -LOG_MAX
     return _verdict(gate, evidence, bad / count if count else 0.0, ok, count, limits)
+
+
+def _classes(tally: ClassTally, limits: Limits) -> Verdict:
+    """Whether a class has moved wholesale to others: a mean of e-values over all classes is one."""
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in tally.known}
+    for compared, classes in tally.gateways:
+        for name, (named, moved) in classes.items():
+            if named and name in seen:
+                weight = min(1.0, named / max(CLASS_SHARE * compared, CLASS_FRAMES))
+                seen[name].append((moved / named, weight))
+    bars = {
+        name: limits.moved_max + (1 - limits.moved_max) * min(explained, EXPLAINED_MAX)
+        for name, explained in tally.known.items()
+    }
+    terms = {name: log_share_evidence(shares, bars[name]) for name, shares in seen.items()}
+    if not terms:
+        return _verdict("classes", -LOG_MAX, 0.0, limits.moved_max, 0, limits)
+    worst = max(terms, key=terms.__getitem__)
+    stakes = sum(weight for _, weight in seen[worst])
+    mean = sum(share * weight for share, weight in seen[worst]) / stakes if stakes else 0.0
+    evidence = log_sum(list(terms.values())) - math.log(len(terms))
+    verdict = _verdict("classes", evidence, mean, bars[worst], len(seen[worst]), limits)
+    return msgspec.structs.replace(verdict, about=worst if stakes else "")
 
 
 def _disagreement(observations: Sequence[Observation], limits: Limits) -> Verdict:
@@ -200,7 +231,7 @@ def _disagreement(observations: Sequence[Observation], limits: Limits) -> Verdic
         if o.compared
     ]
     mean, variance = _pool(effects)
-    evidence = log_mean_evidence(mean - limits.disagreement_max, variance, SPREAD) if effects else -_LOG_MAX
+    evidence = log_mean_evidence(mean - limits.disagreement_max, variance, SPREAD) if effects else -LOG_MAX
     return _verdict("disagreement", evidence, mean, limits.disagreement_max, len(effects), limits)
 
 
@@ -210,7 +241,7 @@ def _change(
     found = [effect for effect in effects if effect is not None]
     mean, variance = _pool(found)
     # either way: half of the bet each
-    evidence = log_mean_evidence(abs(mean) - limit, variance, scale) - math.log(2) if found else -_LOG_MAX
+    evidence = log_mean_evidence(abs(mean) - limit, variance, scale) - math.log(2) if found else -LOG_MAX
     return _verdict(gate, evidence, mean, limit, len(found), limits)
 
 
@@ -239,7 +270,7 @@ def _latency(observations: Sequence[Observation], limits: Limits) -> Verdict:
     ]
     mean, variance = _pool(effects)
     limit = math.log(limits.latency_ratio_max)
-    evidence = log_mean_evidence(mean - limit, variance, LATENCY_SCALE) if effects else -_LOG_MAX
+    evidence = log_mean_evidence(mean - limit, variance, LATENCY_SCALE) if effects else -LOG_MAX
     return _verdict("latency", evidence, math.exp(min(mean, 20.0)), limits.latency_ratio_max, len(effects), limits)
 
 
@@ -249,7 +280,7 @@ def _labels(labels: LabelTally, limits: Limits) -> Verdict:
     evidence = log_label_evidence(labels.old_right, labels.new_right, ok)
     if labels.by_class:  # a mean of e-values is one: half of it over all labels, half over the classes
         classes = [log_label_evidence(old, new, CLASS_AGAINST_MAX) for old, new in labels.by_class]
-        evidence = _log_sum([evidence - math.log(2), *(one - math.log(2 * len(classes)) for one in classes)])
+        evidence = log_sum([evidence - math.log(2), *(one - math.log(2 * len(classes)) for one in classes)])
     return _verdict("labels", evidence, labels.old_right / count if count else 0.0, ok, count, limits)
 
 
@@ -275,8 +306,3 @@ def _pool(effects: Sequence[tuple[float, float]]) -> tuple[float, float]:
     weights = [1 / variance for _, variance in effects]
     total = sum(weights)
     return sum(w * x for w, (x, _) in zip(weights, effects, strict=True)) / total, 1 / total
-
-
-def _log_sum(terms: Sequence[float]) -> float:
-    top = max(terms)
-    return top + math.log(sum(math.exp(term - top) for term in terms))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cloud.learning.export import read_head
+from cloud.learning.gates import Move
 from cloud.learning.heads import HeadWeights
 from cloud.registry import Registry
 from cloud.rollout.assembly import SCENARIO
@@ -30,6 +31,7 @@ class Knowledge:
         self._store, self._registry = store, registry
         self._tallies: dict[str, tuple[int, int, LabelTally]] = {}
         self._gains: dict[str, tuple[float, dict[str, float]]] = {}
+        self._classes: dict[tuple[str, str], dict[str, float]] = {}
         self.labels = 0
         """In the store, as of the last `look`."""
 
@@ -54,6 +56,21 @@ class Knowledge:
             self._gains[name] = _gains(release.gate if release else {})
         gold, sites = self._gains[name]
         return sites.get(site_id, gold)
+
+    def classes(self, rollout: Rollout) -> dict[str, float]:
+        """`scenario/class` of what the release before could name in the parts that change, and which share of each the
+        gold set showed to be named otherwise rightly when the new one was made."""
+        key = rollout.started.release_id, rollout.before
+        if key not in self._classes:
+            before, release = self._registry.manifest(rollout.before), self._store.release(key[0])
+            gate: Mapping[str, Any] = release.gate if release else {}
+            self._classes[key] = {
+                f"{scenario.name}/{label}": _explained(gate, scenario.name, label)
+                for scenario in (before.scenarios if before else ())
+                if {f"{SCENARIO}{scenario.name}", EVERYTHING} & set(rollout.started.parts)
+                for label in scenario.classes
+            }
+        return self._classes[key]
 
     def _count(self, rollout: Rollout) -> LabelTally:
         after = self._registry.manifest(rollout.started.release_id)
@@ -89,6 +106,12 @@ class Knowledge:
             if item.name == scenario:
                 return read_head(self._registry.layer_path(item.head_for(site).hash).read_bytes())
         return None
+
+
+def _explained(gate: Mapping[str, Any], scenario: str, label: str) -> float:
+    part = gate.get(scenario)
+    moves = part.get("moves", {}) if isinstance(part, Mapping) else {}
+    return Move(**moves[label]).explained if label in moves else 0.0
 
 
 def _gains(gate: Mapping[str, Any]) -> tuple[float, dict[str, float]]:

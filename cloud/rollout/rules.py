@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from cloud.rollout.entries import Aborted, Completed, Filled, Opened, Settled, Told
-from cloud.rollout.gates import Baseline, LabelTally, Observation, Tally, Verdict, closed
+from cloud.rollout.gates import Baseline, ClassTally, LabelTally, Observation, Tally, Verdict, closed
 from cloud.rollout.gates import judge as judge_all
 from cloud.rollout.plan import Plan, in_flight_max
 from cloud.rollout.state import Member, Outcome, Rollout
@@ -18,7 +18,8 @@ from common.messages import ReleaseHealth
 ERRORS_FRAMES_MIN: Final = 50
 """Looks before the share of errors says anything."""
 OBSERVED_MAX: Final = 1000
-"""Gateways whose behaviour is looked at, the last told: more would not be judged any better."""
+"""Gateways whose behaviour is looked at, the last told, and whose classes are, the first told: more would not be judged
+any better."""
 CONTROLS_MIN: Final = 30
 """Gateways outside of the rollout before their usual loss is believed."""
 LOSS_MAX: Final = 0.1
@@ -78,6 +79,11 @@ class World(Protocol):
 
     def explained(self, rollout: Rollout, site_id: str) -> float:
         """How much it is known to be better there, 0..1."""
+        ...
+
+    def classes(self, rollout: Rollout) -> Mapping[str, float]:
+        """`scenario/class` of what the release before could name in the parts that change, and which share of each is
+        known to be named otherwise rightly by the new one."""
         ...
 
 
@@ -184,7 +190,8 @@ def verdicts_of(rollout: Rollout, world: World) -> tuple[Verdict, ...]:
     counts = rollout.counts()
     tally = Tally(
         told=len(rollout.members) - counts[Outcome.UNPROVEN],
-        failed=counts[Outcome.FAILED] + counts[Outcome.SILENT],
+        failed=counts[Outcome.FAILED],
+        silent=counts[Outcome.SILENT],
         refused=counts[Outcome.REFUSED],
         usual_loss=_usual_loss(rollout, world),
     )
@@ -207,7 +214,18 @@ def verdicts_of(rollout: Rollout, world: World) -> tuple[Verdict, ...]:
                 before=member.before,
             )
         )
-    return judge_all(tally, observed, world.labels(rollout), rollout.plan.limits)
+    return judge_all(tally, observed, world.labels(rollout), rollout.plan.limits, _classes(rollout, world))
+
+
+def _classes(rollout: Rollout, world: World) -> ClassTally:
+    """Of gateways that are done with trying it: what they compared is final, so each is one observation."""
+    found = []
+    for name in list(rollout.members)[:OBSERVED_MAX]:
+        report = world.fleet.get(name)
+        health = _health(rollout, report, world) if report else None
+        if health is not None and health.phase in (COMMITTED, ROLLED_BACK) and health.moved:
+            found.append((health.compared, health.moved))
+    return ClassTally(known=world.classes(rollout), gateways=tuple(found))
 
 
 def _usual_loss(rollout: Rollout, world: World) -> float:
@@ -224,7 +242,10 @@ def abort(rollout: Rollout, verdicts: tuple[Verdict, ...], world: World) -> Abor
     stopped = closed(verdicts)
     if not stopped:
         return None
-    why = "; ".join(f"gate {v.gate}: {v.figure:.3f}, limit {v.limit:.3f}, over {v.count}" for v in stopped)
+    why = "; ".join(
+        f"gate {v.gate}{f' ({v.about})' if v.about else ''}: {v.figure:.3f}, limit {v.limit:.3f}, over {v.count}"
+        for v in stopped
+    )
     return Aborted(rollout_id=rollout.rollout_id, at_ns=world.now_ns, actor="gate", why=why, verdicts=verdicts)
 
 

@@ -64,6 +64,9 @@ class _World:
     def explained(self, rollout: Rollout, site_id: str) -> float:
         return self._rollouts.knowledge.gain(rollout, site_id)
 
+    def classes(self, rollout: Rollout) -> Mapping[str, float]:
+        return self._rollouts.knowledge.classes(rollout)
+
 
 class Rollouts:
     """All rollouts of the centre. Any thread may call it."""

@@ -1,5 +1,7 @@
 """Tables of the centre. SQLite by default, PostgreSQL through the same code."""
 
+from typing import Any
+
 from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, LargeBinary, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -186,6 +188,32 @@ class SampleSetRow(Base):
     __tablename__ = "sample_sets"
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     ids: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class DatasetVersionRow(Base):
+    """A version of what is learnt from (`cloud.curation.versions`); only its conflicts are brought up to date."""
+
+    __tablename__ = "dataset_versions"
+    scenario: Mapped[str] = mapped_column(String(63), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    hash: Mapped[str] = mapped_column(String(64))
+    at_ns: Mapped[int] = mapped_column(BigInteger)
+    summary: Mapped[dict[str, object]] = mapped_column(JSON)
+    conflicts: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    content: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class LabelDecisionRow(Base):
+    """What a person decided about a picture in conflict, of a dataset or uploaded; the newest counts."""
+
+    __tablename__ = "label_decisions"
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    scenario: Mapped[str] = mapped_column(String(63))
+    picture_id: Mapped[bytes] = mapped_column(LargeBinary(16))
+    label: Mapped[str] = mapped_column(String(120))
+    author: Mapped[str] = mapped_column(String(120))
+    at_ns: Mapped[int] = mapped_column(BigInteger)
+    __table_args__ = (Index("label_decisions_by_scenario", "scenario", "picture_id", "number"),)
 
 
 class AuditRow(Base):

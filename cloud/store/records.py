@@ -120,6 +120,19 @@ class LayerRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class DatasetVersion:
+    """A version of a scenario's dataset, without its content."""
+
+    scenario: str
+    number: int
+    hash: str
+    at_ns: int
+    summary: dict[str, Any]
+    conflicts: list[dict[str, Any]]
+    """Open ones when it was last looked at, strongest first, at most as many as a console shows."""
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerLine:
     """A line of the rollouts' ledger."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Select, and_, func, or_, select
 from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Session
@@ -126,20 +127,49 @@ class SampleTables(Sessions):
 
     def queue(self, scenario: str, limit: int) -> list[StoredSample]:
         """What waits for a label of this scenario: most valuable first, the sites in turn."""
+        return self.by_ids([name for name, _ in self._in_turn(scenario, limit)])
+
+    def waiting(self, scenario: str, backbone: str, limit: int) -> tuple[list[bytes], NDArray[np.float32]]:
+        """Ids and embeddings (n, d) of the first of `queue` whose embedding is of this backbone."""
+        found = self._in_turn(scenario, limit, backbone)
+        sizes = Counter(len(data) for _, data in found)
+        size = max(sizes, key=lambda bytes_: (sizes[bytes_], bytes_), default=0)  # as in `labelled`
+        kept = [(name, np.frombuffer(data, "<f2")) for name, data in found if len(data) == size]
+        rows = np.array([row for _, row in kept], dtype=np.float32).reshape(len(kept), size // 2)
+        return [name for name, _ in kept], rows
+
+    def by_ids(self, names: Sequence[bytes]) -> list[StoredSample]:
+        """These samples, in this order; those that there are not are left out."""
+        found: dict[bytes, SampleRow] = {}
+        with self._read() as session:
+            for start in range(0, len(names), IN_MAX):
+                query = select(SampleRow).where(SampleRow.sample_id.in_(names[start : start + IN_MAX]))
+                found |= {row.sample_id: row for row in session.scalars(query)}
+            return list(self._stored(session, [found[name] for name in names if name in found]))
+
+    def newest_label(self) -> int:
+        """Number of the newest label, of any scenario: it changes with each label that is given or taken back."""
+        with self._read() as session:
+            return session.scalar(select(func.max(LabelRow.number))) or 0
+
+    def _in_turn(self, scenario: str, limit: int, backbone: str | None = None) -> list[tuple[bytes, bytes]]:
+        """Id and embedding of what waits for a label: most valuable first, the sites in turn."""
         done = current_labels(scenario).with_only_columns(LabelRow.sample_id)
         place = func.row_number().over(partition_by=SampleRow.site_id, order_by=SampleRow.value.desc())
         ranked = select(SampleRow.sample_id, SampleRow.value, place.label("place")).where(
             SampleRow.sample_id.not_in(done)
         )
-        inner = ranked.subquery()
+        inner = ranked.subquery()  # of an index alone (samples_by_value): a row is large, and only `limit` are read
         query = (
-            select(SampleRow)
+            select(SampleRow.sample_id, SampleRow.embedding)
             .join(inner, inner.c.sample_id == SampleRow.sample_id)
             .order_by(inner.c.place, inner.c.value.desc())
             .limit(limit)
         )
+        if backbone is not None:
+            query = query.where(SampleRow.backbone == backbone)
         with self._read() as session:
-            return list(self._stored(session, session.scalars(query).all()))
+            return [(row[0], row[1]) for row in session.execute(query)]
 
     def add_label(self, sample_id: bytes, scenario: str, label: str, author: str, at_ns: int) -> None:
         """Add to a sample's history; an empty label takes the last one back. Saying the same again changes nothing.

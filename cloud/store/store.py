@@ -8,6 +8,7 @@ from alembic.util import CommandError
 from sqlalchemy import Engine
 
 from cloud.store.blobs import Blobs
+from cloud.store.curation import CurationTables
 from cloud.store.delivery import DeliveryTables
 from cloud.store.embeddings import EmbeddingTables
 from cloud.store.lineage import LineageTables
@@ -17,7 +18,7 @@ from cloud.store.sessions import Sessions, begin_writing, connect, translate_fau
 from common.errors import HeadframeError, OperatorError
 
 
-class Store(EmbeddingTables, DeliveryTables, OperationTables, RolloutTables, LineageTables):
+class Store(EmbeddingTables, DeliveryTables, OperationTables, RolloutTables, LineageTables, CurationTables):
     """All that the centre remembers. Each method is a short session of its own; any thread may call it."""
 
     def __init__(self, engine: Engine, blobs: Path) -> None:

@@ -4,7 +4,7 @@ The engine and its gates are the product's; here are only the gateways and the c
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -40,6 +40,7 @@ class SimulatedFleet:
     since_ns: int = BEGIN_NS
     active: str = OLD
     label_tally: LabelTally = field(default_factory=LabelTally)
+    known_classes: dict[str, float] = field(default_factory=dict)
     _due: list[tuple[float, int, str, Callable[[Report], Report]]] = field(default_factory=list)
     _number: int = 0
 
@@ -56,6 +57,10 @@ class SimulatedFleet:
     def explained(self, rollout: Rollout, site_id: str) -> float:
         del rollout, site_id
         return 0.0
+
+    def classes(self, rollout: Rollout) -> Mapping[str, float]:
+        del rollout
+        return self.known_classes
 
     def size(self, offline_age_max_s: float) -> int:
         del offline_age_max_s

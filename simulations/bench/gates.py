@@ -43,12 +43,15 @@ class Case:
     """Share of those from which nothing is heard any more."""
     offline: tuple[float, float] = (0.05, 0.05)
     """Share of sites that are away at the start, from .. to; half of them come back."""
+    fails: float = FAILS_BY_ITSELF
+    """Share of sites on which it runs, fails and goes back, whatever the release."""
 
 
 CASES: Final = (
     Case("bad on 30 %, 80 % of them silent", 0.30),
     Case("bad on 5 %, 80 % of them silent", 0.05),
     Case("good, 12-30 % offline", offline=(0.12, 0.30)),
+    Case("good, 2 % fail and go back", fails=0.02),
 )
 ENGINES: Final = ("headframe", "hawkbit", "aws")
 
@@ -71,7 +74,7 @@ class Sites:
         self.offline = rng.random(SITES) < rng.uniform(*case.offline)
         bad = rng.random(SITES) < case.bad
         self.silent = (bad & (rng.random(SITES) < case.silent)) | (rng.random(SITES) < LOSES_LINK)
-        self.failing = (bad & ~self.silent) | (rng.random(SITES) < FAILS_BY_ITSELF)
+        self.failing = (bad & ~self.silent) | (rng.random(SITES) < case.fails)
         self.lost = self.silent & ~bad
         """Silent because of the link, not of the release: back later."""
         self.after_s = rng.uniform(*HEALTHY_S, SITES)
@@ -154,6 +157,8 @@ def bench_gates(*, quick: bool) -> dict[str, Any]:
         "bad5_exposed_p95": float(np.percentile([run.exposed for run in found[1, "headframe"]], 95)),
         "good_aborted": _share(found[2, "headframe"], "aborted"),
         "good_stuck": _share(found[2, "headframe"], "stuck"),
+        "failing_aborted": _share(found[3, "headframe"], "aborted"),
+        "failing_stuck": _share(found[3, "headframe"], "stuck"),
         "sites": SITES,
         "runs": runs,
         "table": table,

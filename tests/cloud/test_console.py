@@ -127,7 +127,7 @@ def test_a_wrong_label_is_refused(office: Office, label: dict[str, str], status:
 
 
 def test_only_json_from_our_own_pages_writes(office: Office) -> None:
-    for path in ("/labels", "/rounds", "/releases/r1/rollback"):
+    for path in ("/labels", "/decisions", "/rounds", "/releases/r1/rollback"):
         assert office.http.post(path, data={"x": "1"}).status_code == 415
         foreign = {"origin": "http://evil.example", "content-type": "application/json"}
         assert office.http.post(path, content="[]", headers=foreign).status_code == 403
@@ -247,6 +247,55 @@ def test_a_release_is_rolled_back_after_a_question(office: Office, page) -> None
 
 
 @pytest.mark.browser
+def test_a_label_in_conflict_is_shown_with_its_pictures_and_decided(
+    office: Office, page, make_sample: MakeSample
+) -> None:
+    backbone = office.service.registry.backbone()[0].hash
+    x = np.random.default_rng(5).normal(size=12).astype("<f2").tobytes()
+    copies = [
+        make_sample(
+            77, captured_at_ns=at, site_id=HOSTILE[:40], backbone=backbone, embedding=x, size=(120, 160), value=0.0
+        )
+        for at in (1, 2)
+    ]
+    office.service.store.add_samples(copies, 3)
+    labels = ("normal", "tear")
+    office.service.store.add_labels(
+        [(sample.sample_id, "belt", label) for sample, label in zip(copies, labels, strict=True)], "li", 3
+    )
+    office.service.trainer.run("second")
+    page.goto(f"{office.url}/datasets")
+    page.wait_for_selector(".conflict")
+    assert page.locator(".conflict").count() == 1
+    assert HOSTILE[:40] in page.inner_text(".conflict")
+    pictures = page.locator(".conflict img")
+    wait_until(lambda: all(pictures.nth(n).evaluate("i => i.naturalWidth") == 160 for n in range(2)))
+    selects = page.locator(".conflict select")
+    assert sorted(selects.nth(n).input_value() for n in range(2)) == ["normal", "tear"]
+    for number in range(2):
+        selects.nth(number).select_option("tear")
+    with page.expect_response(lambda reply: "/datasets?" in reply.url):
+        pass
+    assert [selects.nth(n).input_value() for n in range(2)] == ["tear"] * 2, "what was chosen stays"
+    page.click("[data-decide]")
+    wait_until(lambda: {office.service.store.labels("belt")[sample.sample_id] for sample in copies} == {"tear"})
+    wait_until(lambda: page.locator(".conflict").count() == 0)
+    assert office.service.trainer.conflicts("belt") == []
+    assert office.http.get("/audits").json()[0]["action"] == "decide labels"
+
+
+def test_a_decision_about_nothing_is_refused(office: Office) -> None:
+    given = {"scenario": "belt", "labels": {"f" * 32: "tear"}}
+    assert office.http.post("/decisions", json=given).status_code == 409
+    assert office.http.post("/decisions", json=given | {"labels": {}}).status_code == 422
+    assert office.http.post("/decisions", json=given | {"labels": {"zz": "tear"}}).status_code == 422
+    assert office.http.get(f"/pictures/{'f' * 32}.jpg", params={"scenario": "belt"}).status_code == 404
+    found = office.http.get("/datasets", params={"scenario": "belt"}).json()
+    assert [row["version"] for row in found["versions"]] == [1]
+    assert found["conflicts"] == []
+
+
+@pytest.mark.browser
 def test_the_language_is_switched_and_remembered(office: Office, page) -> None:
     page.goto(f"{office.url}/review")
     page.click(".language")
@@ -258,6 +307,9 @@ def test_the_language_is_switched_and_remembered(office: Office, page) -> None:
     english = {pair[0] for key, pair in TEXTS.items() if key not in ("language",) and len(pair[0]) > 6}
     page.wait_for_selector("tbody tr")
     assert [word for word in english if word in page.inner_text("body")] == []
+    page.goto(f"{office.url}/datasets")
+    page.wait_for_selector("tbody tr")
+    assert [word for word in english if word in page.inner_text("main").replace("headframe cloud dataset", "")] == []
     json.dumps(page.title())
 
 
@@ -266,7 +318,7 @@ def test_nothing_is_fetched_from_elsewhere_and_a_phone_shows_it(office: Office, 
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.set_viewport_size({"width": 390, "height": 844})
-    for path in ("/", "/review", "/releases"):
+    for path in ("/", "/review", "/datasets", "/releases"):
         page.goto(office.url + path)
         page.wait_for_selector("main > *")
         width = page.evaluate("document.documentElement.scrollWidth")

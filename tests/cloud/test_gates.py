@@ -12,6 +12,7 @@ from cloud.learning.gates import (
     choose_head,
     compare,
     compare_classes,
+    compare_moves,
     mcnemar_p,
     paired_interval,
     pool_undecided,
@@ -152,3 +153,12 @@ def test_the_first_release_has_nothing_to_be_compared_with_and_passes() -> None:
     made = make_candidates(evidence({}, running=False), RULES)
     assert made.gate.passed
     assert list(made.heads) == [SHARED]
+
+
+def test_moves_that_the_labels_call_right_explain_that_a_class_is_named_less() -> None:
+    truth, running = ["wear"] * 8 + ["tear"] * 2, ["tear"] * 10
+    better = compare_moves(truth, running, ["wear"] * 8 + ["tear"] * 2)["tear"]
+    assert (better.named, better.rightly, better.wrongly) == (10, 8, 0)
+    assert better.explained == pytest.approx(8 / 12)
+    lost = compare_moves(["tear"] * 10, running, ["wear"] * 10)["tear"]
+    assert lost.explained == 0.0

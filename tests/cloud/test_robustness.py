@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cloud.learning.robustness import Suspicion, Trusted, find_suspects
 from common.statistics import Statistics
@@ -76,3 +78,49 @@ def test_a_class_that_only_one_site_has_is_not_judged() -> None:
 
 def test_two_sites_are_no_majority() -> None:
     assert named({"a": site(1), "b": flipped(2)}) == {}
+
+
+# --- styles -----------------------------------------------------------------------------------
+
+
+def styled(seed: int, order: tuple[int, ...] = (0, 1, 2, 3), classes: int = 2, style: float = 3.0) -> Statistics:
+    """A site whose style moves everything as far as classes lie apart, with its labels put in another order."""
+    rng = np.random.default_rng(seed)
+    mine = rng.choice(len(CLASSES), classes, replace=False)
+    truth = mine[rng.integers(0, classes, 40)]
+    x = CENTRES[truth] + rng.normal(0, 1, (40, DIMENSION)) + rng.normal(0, style, DIMENSION)
+    return Statistics.of(CLASSES, x, [CLASSES[order[i]] for i in truth])
+
+
+def test_flipped_labels_are_named_where_every_site_has_a_style_of_its_own() -> None:
+    sites = {f"honest-{seed}": styled(seed, classes=2 + seed % 3) for seed in range(24)}
+    assert named(sites) == {}
+    liars = {f"liar-{seed}": styled(seed, (1, 2, 3, 0), 2 + seed % 2) for seed in range(100, 106)}
+    assert set(named(sites | liars)) == set(liars)
+
+
+def test_of_one_class_in_a_strong_style_nothing_is_said() -> None:
+    sites = {f"honest-{seed}": styled(seed, style=8.0) for seed in range(24)}
+    assert named(sites | {"one": styled(200, (1, 2, 3, 0), classes=1, style=8.0)}) == {}
+
+
+def test_one_odd_class_beside_an_ordinary_one_is_no_lie() -> None:
+    """Its tear looks a good deal like wear elsewhere; its normal is normal."""
+    rng = np.random.default_rng(5)
+    sites = {f"honest-{seed}": site(seed, shift=1.0) for seed in range(24)}
+    x = np.concatenate(
+        [CENTRES[0] + rng.normal(0, 1, (20, DIMENSION)), CENTRES[1:3].mean(0) + rng.normal(0, 1, (20, DIMENSION))]
+    )
+    odd = Statistics.of(CLASSES, x, ["normal"] * 20 + ["tear"] * 20)
+    assert named(sites | {"odd": odd}) == {}
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 2**32 - 1))
+def test_who_is_accused_does_not_hang_on_the_order_of_sites(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    start = int(rng.integers(0, 10_000))
+    sites = {f"honest-{n}": styled(start + n, classes=int(rng.integers(1, 4))) for n in range(12)}
+    sites |= {f"liar-{n}": styled(start + 100 + n, (1, 2, 3, 0)) for n in range(3)}
+    shuffled = {name: sites[name] for name in rng.permutation(sorted(sites)).tolist()}
+    assert set(named(sites)) == set(named(shuffled))

@@ -68,6 +68,9 @@ class Mine:
     def explained(self, rollout: Rollout, site_id: str) -> float:
         return 0.0
 
+    def classes(self, rollout: Rollout) -> Mapping[str, float]:
+        return {"belt/normal": 0.0, "belt/tear": 0.0}
+
     # --- what tests do ------------------------------------------------------------------------
 
     def write(self, entry: Entry) -> None:
@@ -195,7 +198,7 @@ def test_what_hurts_a_gateway_is_named(health: dict[str, object], outcome: Outco
     assert mine.engine.recipe(canary) == (), "it goes back to what the fleet runs"
 
 
-def test_a_bad_release_is_stopped_after_two_gateways_and_all_go_back() -> None:
+def test_a_bad_release_is_stopped_after_three_gateways_and_all_go_back() -> None:
     mine = Mine.of(200)
     rollout = mine.start()
     for _ in range(20):
@@ -203,7 +206,7 @@ def test_a_bad_release_is_stopped_after_two_gateways_and_all_go_back() -> None:
         for name in mine.told(rollout):
             mine.becomes(name, rollout, phase="rolled-back", frames=10, reason="errors")
     assert rollout.phase is Phase.ABORTED
-    assert len(rollout.members) == 2
+    assert len(rollout.members) == 3
     assert "gate failures" in rollout.why
     assert all(mine.engine.recipe(name) == () for name in mine.fleet)
     (last,) = [entry for entry in mine.ledger if isinstance(entry, Aborted)]
@@ -410,6 +413,18 @@ def test_two_rollouts_of_disjoint_scenarios_run_at_once_and_one_is_taken_back_al
     assert belt.phase is smoke.phase is Phase.COMPLETED
     mine.write(RolledBack(rollout_id="belt", at_ns=mine.now_ns, actor="li", why="false alarms", release_id="r1+smoke"))
     assert (belt.phase, smoke.phase) == (Phase.ROLLED_BACK, Phase.COMPLETED)
+
+
+def test_a_class_that_the_canary_no_longer_names_stops_it_there() -> None:
+    mine = Mine.of(200)
+    rollout = mine.start()
+    for _ in range(40):
+        mine.step(30)
+        for name in mine.told(rollout):
+            mine.becomes(name, rollout, compared=80, disagreed=8, moved={"belt/normal": (72, 0), "belt/tear": (8, 8)})
+    assert rollout.phase is Phase.ABORTED
+    assert len(rollout.members) <= 30
+    assert "gate classes (belt/tear): 1.000, limit 0.600" in rollout.why
 
 
 def test_a_rollout_of_the_same_scenario_waits_for_the_one_before() -> None:

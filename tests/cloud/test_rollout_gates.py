@@ -7,18 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloud.rollout.evidence import log_label_evidence, log_mean_evidence, log_rate_evidence, log_share_evidence
 from cloud.rollout.gates import (
     SHARES,
     Baseline,
+    ClassTally,
     LabelTally,
     Limits,
     Observation,
     Tally,
     closed,
     judge,
-    log_label_evidence,
-    log_mean_evidence,
-    log_rate_evidence,
 )
 
 LIMITS = Limits()
@@ -73,9 +72,10 @@ def test_five_times_slower_is_found_on_a_single_gateway() -> None:
     assert stops([behaves(latency_ms=100.0)], told=1) == ["latency"]
 
 
-def test_two_failures_of_two_are_enough_and_one_of_a_hundred_is_not() -> None:
-    assert stops([], told=2, failed=2) == ["failures"]
-    assert stops([], told=100, failed=1) == []
+def test_three_failures_of_three_are_enough_and_three_of_a_hundred_are_not() -> None:
+    assert stops([], told=3, failed=3) == ["failures"]
+    assert stops([], told=100, failed=3) == []
+    assert stops([], told=2, silent=2) == ["silence"], "what falls silent cannot heal itself: less of it is tolerated"
     assert stops([], told=100, refused=4) == [], "boxes that cannot take it have lost nothing"
     assert stops([], told=30, refused=15) == ["refusals"]
 
@@ -128,3 +128,50 @@ def test_a_class_that_is_lost_does_not_hide_behind_others_that_win() -> None:
     assert closed(judge(Tally(told=5), [], traded, LIMITS))
     even = LabelTally(old_right=50, new_right=50, by_class=((20, 30), (30, 20)))
     assert not closed(judge(Tally(told=5), [], even, LIMITS)), "classes trade a little"
+
+
+KNOWN = {"belt/normal": 0.0, "belt/tear": 0.0, "belt/wear": 0.0}
+
+
+def lost(moved: int, gateways: int, named: int = 8, **explained: float) -> list[str]:
+    """On each gateway the old release named `tear` so often, and the new one names that many of them otherwise."""
+    known = {**KNOWN, **{f"belt/{label}": share for label, share in explained.items()}}
+    seen = tuple((80, {"belt/normal": (80 - named, 0), "belt/tear": (named, moved)}) for _ in range(gateways))
+    verdicts = judge(Tally(told=30), [], LabelTally(), LIMITS, ClassTally(known=known, gateways=seen))
+    return [f"{verdict.gate} {verdict.about}" for verdict in closed(verdicts)]
+
+
+def test_a_class_that_the_new_release_never_names_any_more_is_missed_without_a_label() -> None:
+    assert lost(8, gateways=30) == ["classes belt/tear"], "a tenth of the frames: no mean of all shows it"
+    assert lost(8, gateways=5) == [], "five gateways may be alike by chance"
+    assert lost(1, gateways=30, named=1) == [], "on one frame of eighty it was a doubtful one"
+    assert lost(4, gateways=1000) == [], "half of it named otherwise is a matter of taste"
+
+
+def test_a_class_that_was_measured_to_be_named_rightly_now_may_move() -> None:
+    assert lost(7, gateways=30, tear=0.8) == []
+    assert lost(8, gateways=300, tear=1.0) == ["classes belt/tear"], "but it must not be lost whole"
+
+
+def test_a_class_that_is_not_of_the_release_before_is_not_judged() -> None:
+    seen = ((80, {"belt/mud": (80, 80)}),) * 30
+    assert not closed(judge(Tally(), [], LabelTally(), LIMITS, ClassTally(known=KNOWN, gateways=seen)))
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_classes_that_move_as_far_as_tolerated_stop_a_release_as_rarely_as_stated(alike: bool) -> None:
+    """Whatever the frames of one gateway have in common: also when all of them move, or none."""
+    rng, runs, needed = np.random.default_rng(7), 1000, -math.log(0.05)
+    alarms = 0
+    for _ in range(runs):
+        shares = (rng.random(60) < 0.6).astype(float) if alike else rng.binomial(8, 0.6, 60) / 8
+        weights = rng.random(60)
+        pairs = list(zip(shares.tolist(), weights.tolist(), strict=True))
+        alarms += any(log_share_evidence(pairs[:n], 0.6) >= needed for n in range(1, 61))
+    assert alarms / runs <= 0.05 + 3 * math.sqrt(0.05 / runs)
+
+
+def test_silence_that_happens_without_the_release_too_is_not_held_against_it() -> None:
+    assert stops([], told=100, silent=6) == ["silence"]
+    verdicts = judge(Tally(told=100, silent=6, usual_loss=0.05), [], LabelTally(), LIMITS)
+    assert not closed(verdicts)

@@ -144,7 +144,7 @@ def test_a_bad_release_comes_back_under_a_new_number_that_the_edge_takes(mine: M
     mine.go_on()
     (row,) = mine.rollouts.list()
     assert row["phase"] == "aborted"
-    assert row["told"] == 2
+    assert row["told"] == 3
     assert row["failed"][0]["reason"] == "hot"
     assert mine.status()[second] == "aborted"
     mine.broken = set()
@@ -404,3 +404,19 @@ def test_the_page_pauses_resumes_and_names_those_that_failed(mine: Mine, url: st
     page.wait_for_selector(".rollout .waves")
     assert TEXTS["take_back"][1] in page.inner_text(".rollout")
     assert TEXTS["gates"][1] in page.inner_text(".rollout")
+
+
+def test_the_classes_that_are_judged_are_those_of_the_release_before(mine: Mine) -> None:
+    gate = {
+        "passed": True,
+        "belt": {"moves": {"tear": {"named": 18, "rightly": 12, "wrongly": 2}}},
+        "smoke": {"comparisons": []},
+    }
+    named = Scenario("belt", ("normal", "tear", "hole"), "normal", {"*": Layer("3" * 64, 1000)})
+    mine.registry.layer_path("3" * 64).touch()
+    mine.registry.publish((named, scenario("smoke", "2")), BACKBONE, gate, "")
+    mine.go_on(1)
+    (rollout,) = mine.rollouts.engine.rollouts.values()
+    assert "belt/hole" in rollout.started.why
+    assert mine.rollouts.knowledge.classes(rollout) == {"belt/normal": 0.0, "belt/tear": 0.5}
+    assert rollout.plan.limits.moved_max < 1, "old classes are judged although new ones are named"

@@ -33,7 +33,7 @@ def full_database() -> Iterator[None]:
     """SQLite that says `database or disk is full` after its first pages."""
 
     def bound(connection: sqlite3.Connection, _record: object) -> None:
-        connection.execute("PRAGMA max_page_count = 40")
+        connection.execute("PRAGMA max_page_count = 48")
 
     event.listen(Engine, "connect", bound)
     yield

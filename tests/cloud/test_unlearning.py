@@ -56,7 +56,7 @@ class Centre:
         sites = tuple("south" if row % 4 == 0 else "archive" for row in range(60))
         ids = tuple(bytes([row]) * 16 for row in range(60))
         gold = np.arange(60) % 5 == 0
-        self.catalogue._write(
+        self.catalogue.put(
             Dataset("base", "belt", self.backbone, CLASSES, x.astype(np.float32), tuple(labels), sites, ids, gold)
         )
         self.trainer = Trainer(store, self.catalogue, self.registry, LearningSettings(quarantine=False, dimensions=8))

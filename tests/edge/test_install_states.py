@@ -15,7 +15,7 @@ from common.golden import Golden, decode_golden, encode_golden
 from common.manifest import SHARED, Layer, Manifest, Scenario, release_id
 from common.messages import Desired
 from edge.settings import InstallSettings
-from edge.tally import Tally
+from edge.tally import Pair, Tally
 
 Depot = Gateway = Any  # of conftest.py
 StartGateway = Callable[..., Gateway]
@@ -116,7 +116,7 @@ FAULTS: dict[str, tuple[Callable[[str], dict[str, object]], str]] = {
     "flags more": (
         lambda name: {
             "tallies": {name: Tally(frames=40, flagged=30)},
-            "pair": SimpleNamespace(compared=40, disagreed=30, shift=-0.7),
+            "pair": Pair(compared=40, disagreed=30, flagged_running=30, flagged_beside=2),
         },
         "flag rate is +70 points",
     ),
@@ -149,12 +149,29 @@ def test_what_fails_on_probation_goes_back_and_is_remembered(
     assert again.installer.outcome == f"committed {release_id(third)}"
 
 
+def test_what_the_two_said_of_the_same_frames_is_told_after_the_commit_too(
+    gateway: Gateway, depot: Depot, second: tuple[Manifest, Desired]
+) -> None:
+    manifest, desired = second
+    to_shadow(gateway, depot, desired)
+    # in shadow the old release runs and names what the new one, beside it, names otherwise
+    shadow = Pair(compared=30, disagreed=9, moves_running={"belt/tear": (10, 9)}, moves_beside={"belt/tear": (1, 0)})
+    gateway.stage.look(RULES.shadow_frames, pair=shadow)
+    gateway.installer.step()
+    probation = Pair(compared=50, disagreed=4, moves_running={"belt/mud": (4, 4)}, moves_beside={"belt/tear": (5, 4)})
+    gateway.stage.look(RULES.probation_frames, pair=probation)
+    gateway.installer.step()
+    (health,) = gateway.installer.health()
+    assert (health.release_id, health.phase) == (release_id(manifest), "committed")
+    assert (health.compared, health.disagreed, health.moved) == (80, 13, {"belt/tear": (15, 13)})
+
+
 def test_a_scene_that_changes_for_both_releases_is_no_reason_to_go_back(
     gateway: Gateway, depot: Depot, second: tuple[Manifest, Desired]
 ) -> None:
     manifest, desired = second
     to_probation(gateway, depot, desired)
-    pair = SimpleNamespace(compared=40, disagreed=0, shift=0.0)  # both now flag nearly every frame
+    pair = Pair(compared=40, flagged_running=37, flagged_beside=37)  # both now flag nearly every frame
     gateway.stage.look(0, tallies={release_id(manifest): Tally(frames=60, flagged=55)}, pair=pair)
     gateway.installer.step()
     assert gateway.installer.outcome.startswith("committed")

@@ -1,4 +1,5 @@
 // Fills the page from /api/v1 and keeps it live. No build step, no library.
+import { bindConflicts, drawDatasets } from "./datasets.js";
 import { bindRollouts, drawRollouts } from "./rollouts.js";
 
 const t = JSON.parse(document.getElementById("words").textContent);
@@ -74,6 +75,23 @@ async function releases() {
   main.querySelectorAll("[data-back]").forEach((b) => {
     b.onclick = () => confirm(t.confirm) && act(() => api(`releases/${b.dataset.back}/rollback`, { author: "console" }));
   });
+}
+
+// Labels in conflict: what a person has chosen and not saved stays, whatever is fetched meanwhile.
+const conflicts = { scenario: Object.keys(scenarios)[0], shown: "" };
+
+async function datasets() {
+  if (!conflicts.scenario) { main.innerHTML = `<div class="card">${t.no_versions}</div>`; return; }
+  const found = await api(`datasets?scenario=${encodeURIComponent(conflicts.scenario)}`);
+  const text = JSON.stringify(found);
+  if (text === conflicts.shown) return;
+  conflicts.shown = text;
+  const chosen = Object.fromEntries([...main.querySelectorAll("select[data-picture]")].map((s) => [s.dataset.picture, s.value]));
+  const pick = `<div class="row"><label>${t.scenario} <select id="scenario">${Object.keys(scenarios).map((s) =>
+    `<option ${s === conflicts.scenario ? "selected" : ""}>${esc(s)}</option>`).join("")}</select></label></div>`;
+  main.innerHTML = pick + drawDatasets(found, conflicts.scenario, scenarios[conflicts.scenario], chosen, t, esc, time, percent);
+  bindConflicts(main, conflicts.scenario, t, api, act);
+  document.getElementById("scenario").onchange = (e) => { Object.assign(conflicts, { scenario: e.target.value, shown: "" }); refresh(); };
 }
 
 async function act(what) {
@@ -172,7 +190,7 @@ document.addEventListener("keydown", (event) => {
   else if (event.key === "u") undo();
 });
 
-const draw = { fleet, releases, review: async () => {
+const draw = { fleet, releases, datasets, review: async () => {
   const shown = review.queue[0]?.sample_id;
   await fetchQueue();
   if (!main.innerHTML || review.queue[0]?.sample_id !== shown) drawReview();

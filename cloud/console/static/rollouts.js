@@ -18,7 +18,7 @@ function gates(row, t, esc) {
   if (!row.gates.length) return "";
   const figure = (x) => x.toFixed(3);
   return `<details data-key="${esc(row.rollout_id)}-gates"><summary>${t.gates}</summary><table><tr><th>${t.gate}<th>${t.figure}<th>${t.limit}<th>${t.over}
-    <th>${t.evidence}</tr>${row.gates.map((g) => `<tr><td>${esc(t["gate_" + g.gate] || g.gate)}<td class="number">${figure(g.figure)}
+    <th>${t.evidence}</tr>${row.gates.map((g) => `<tr><td>${esc(t["gate_" + g.gate] || g.gate)} ${esc(g.about)}<td class="number">${figure(g.figure)}
     <td class="number">${figure(g.limit)}<td class="number">${g.count}<td class="${g.passed ? "" : "bad"}"><div class="bar">
     <i class="${g.passed ? "" : "closed"}" style="width:${100 * Math.min(1, g.evidence)}%"></i></div>${percent(g.evidence)}</tr>`).join("")}</table></details>`;
 }

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0008_finetune"
-down_revision = "0007_arrival"
+revision = "0009_finetune"
+down_revision = "0008_curation"
 
 
 def upgrade() -> None:
