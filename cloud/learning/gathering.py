@@ -47,8 +47,14 @@ class Gathering:
         """The datasets of a scenario on a backbone, with the pictures that count or are gold."""
         return self.curator.look(scenario, classes, backbone, judge=False).datasets
 
-    def evidence(self, scenario: str, classes: tuple[str, ...], backbone: str, active: Manifest | None) -> Evidence:
-        """Everything about a scenario."""
+    def evidence(
+        self, scenario: str, classes: tuple[str, ...], backbone: str, active: Manifest | None, *, keep: bool = True
+    ) -> Evidence:
+        """Everything about a scenario.
+
+        Args:
+            keep: as a version of its dataset; not for who only looks.
+        """
         look = self.curator.look(scenario, classes, backbone)
         datasets = look.datasets
         gold = join([d.gold for d in datasets], datasets[0].embeddings.shape[1] if datasets else 0)
@@ -58,7 +64,7 @@ class Gathering:
             del sent[suspect.site], covered[suspect.site]
         held = _held(look.samples)
         version = look.version(scenario, backbone, classes, {name: part.version for name, part in sent.items()})
-        kept = self.curator.keep(look, version, self._registry.now_ns())
+        kept = self.curator.keep(look, version, self._registry.now_ns()) if keep else {}
         parts = {f"gateway/{name}": part for name, part in sent.items()} | _uncovered(held, covered, classes)
         site_of = self._site_of() | {name: site for name, (site, _) in held.items()}
         by_site: dict[str, list[Packed]] = {}
