@@ -30,6 +30,7 @@ from edge.offers import Offers
 from edge.outputs import SiteOutputs
 from edge.proofs import Proofs
 from edge.providers import COMPILED, Compute
+from edge.recount import recount
 from edge.roster import plan
 from edge.settings import EdgeSettings
 from edge.shared import Shared
@@ -251,12 +252,23 @@ class Agent:
             self.renewer.step()
         if self.outputs:
             self._announce(self.outputs)
+        self._recount()
         now_s = self._clock.monotonic_s()
         due = now_s - self._reported_at_s >= self.settings.heartbeat_s
         news = (self.release_id, self.proofs.shared) != (self._reported_release, self._reported_shared)
         if (due or news) and self._send("state", state := self.state()):
             self._reported_at_s, self._reported_release = now_s, state.release_id
             self._reported_shared = state.shared
+
+    def _recount(self) -> None:
+        """Where pictures stay at the site, the running backbone looks at them again after a change."""
+        model = self.lookout.model
+        if model is None or self.settings.share != "updates":
+            return
+        try:
+            recount(self.exemplars, model)
+        except EnvironmentFault as error:
+            log.error("%s", error)
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Stop in the order of the flow, so that what was accepted is on disk and what can leave has left."""
