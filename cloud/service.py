@@ -22,6 +22,7 @@ from cloud.federation.strategy import Parts
 from cloud.giving import Giving
 from cloud.guard import Guard
 from cloud.ingest import Ingest
+from cloud.learning.clocks import supersedes
 from cloud.learning.datasets import Catalogue
 from cloud.learning.training import Trainer
 from cloud.learning.triggers import DRIFT_LEVEL, Past, Trigger, TriggerRules, find_trigger
@@ -356,8 +357,13 @@ class Service:
         if not scenarios:
             return {"asked": len(asked), "answered": sums.get("summed", 0), "sums": sums}
 
+        there = {scenario: self.store.contribution_records(scenario, backbone.hash) for scenario in scenarios}
+
         def keep(gateway_id: str, parts: Parts) -> None:
             for scenario, (statistics, covered) in parts.items():
+                if not supersedes(len(covered), there[scenario].get(gateway_id)):
+                    log.info("%s is still counting %s on the new backbone", gateway_id, scenario)
+                    continue
                 self.store.put_contribution(
                     scenario,
                     backbone.hash,
