@@ -125,6 +125,8 @@ class Agent:
         """`camera/scenario` -> id of the event that is open there."""
         self._events = 0
         self._announced_release = ""
+        self._recounted = ""
+        """The backbone on which every sample that is kept here has been looked at."""
         self._reported_at_s = float("-inf")
         self._reported_release = ""
         self._reported_shared = True
@@ -263,10 +265,11 @@ class Agent:
     def _recount(self) -> None:
         """Where pictures stay at the site, the running backbone looks at them again after a change."""
         model = self.lookout.model
-        if model is None or self.settings.share != "updates":
+        if model is None or self.settings.share != "updates" or model.manifest.backbone.hash == self._recounted:
             return
         try:
-            recount(self.exemplars, model)
+            if not recount(self.exemplars, model):
+                self._recounted = model.manifest.backbone.hash  # looking for more would read the whole table each time
         except EnvironmentFault as error:
             log.error("%s", error)
 

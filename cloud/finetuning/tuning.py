@@ -54,7 +54,7 @@ class Recipe:
 
     @property
     def rate_used(self) -> float:
-        """Measured on belts: numbers that scale a whole channel bear larger steps than single weights."""
+        """Numbers that scale a whole channel bear larger steps than single weights; chosen, not searched for."""
         return self.rate or {Depth.ADAPTER: 2e-3, Depth.BLOCK: 5e-4, Depth.FULL: 2e-4}[self.depth]
 
 
