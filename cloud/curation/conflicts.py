@@ -1,6 +1,6 @@
 """Labels that contradict each other or what everything else says: found here, decided by a person. Pure.
 
-- *people*: two people gave the same sample different labels.
+- *people*: two people gave the same sample different labels, or its label is not the one that was decided on.
 - *twins*: near-duplicates with different labels, unless a head that saw none of them names each as it is labelled:
   then the difference is in the picture (a stone on a still belt), and both may stand.
 - *doubted*: confident learning (Northcutt et al. 2021, doi:10.1613/jair.1.12125): a head that did not see a picture,
@@ -76,11 +76,12 @@ def find_conflicts(
         decided: picture -> the label that a person decided on.
     """
     settled = np.array([decided.get(name) == label for name, label in zip(rows.ids, rows.labels, strict=True)])
-    people = [
-        Conflict(Kind.PEOPLE, (row,), next(label for label in by_person[name] if label != rows.labels[row]))
-        for row, name in enumerate(rows.ids)
-        if name in by_person and not settled[row] and len(set(by_person[name])) > 1
-    ]
+    people = []
+    for row, (name, label) in enumerate(zip(rows.ids, rows.labels, strict=True)):
+        said = (decided[name],) if name in decided else tuple(by_person.get(name, ()))
+        other = next((given for given in said if given != label), "")
+        if other:
+            people.append(Conflict(Kind.PEOPLE, (row,), other))
     twins = [
         Conflict(Kind.TWINS, members[:MEMBERS_MAX])
         for members in _twins(rows.labels, groups, near_gold)

@@ -57,13 +57,21 @@ def near_groups(
 
 
 def nearest_among(
-    hashes: NDArray[np.uint8], hashed: NDArray[np.bool_], embeddings: NDArray[np.floating], few: NDArray[np.integer]
+    hashes: NDArray[np.uint8],
+    hashed: NDArray[np.bool_],
+    embeddings: NDArray[np.floating],
+    few: NDArray[np.integer],
+    asked: NDArray[np.integer] | None = None,
 ) -> NDArray[np.int64]:
     """For each picture (n,) the first row of `few` that it is a near-duplicate of, whoever owns it; -1 where none is.
-    A row of `few` is near itself."""
+    A row of `few` is near itself.
+
+    Args:
+        asked: rows that are compared; by default all. The others get -1.
+    """
     found = np.full(len(hashes), len(hashes))
     few = np.sort(few[hashed[few]])
-    rows = np.flatnonzero(hashed)
+    rows = np.flatnonzero(hashed) if asked is None else asked[hashed[asked]]
     for left, right in _close(hashes, rows, few, GOLD_BITS):
         for start in range(0, len(left), PAIRS_MAX):
             a, b = left[start : start + PAIRS_MAX], right[start : start + PAIRS_MAX]

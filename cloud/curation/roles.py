@@ -4,8 +4,9 @@
   labels in a group count once each, until a person decides: a small stone on a still belt is a real difference.
 - No group straddles learning and gold. Whatever is a near-duplicate of a gold picture, and whatever is in a group with
   it, is not learnt from.
-- Gold is fixed. What was gold stays gold, what was learnt from never becomes gold, and only pictures (of datasets that
-  give whole scenes: scenes) that were neither join it as their dataset proposes.
+- Gold is fixed. What was gold stays gold; what was learnt from, and what is like it, never becomes gold; only pictures
+  (of datasets that give whole scenes: scenes) that were neither join it as their dataset proposes. A picture of a gold
+  scene that may not be gold is in neither.
 """
 
 from collections.abc import Collection
@@ -15,6 +16,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud.curation.folding import nearest_among
 from cloud.curation.rows import Rows
 
 
@@ -58,6 +60,9 @@ def fix_gold(rows: Rows, past: Past) -> NDArray[np.bool_]:
             picks |= own & ~learnt
         else:
             picks[own] = bool(rows.flagged[own].any()) and not bool((learnt & own).any())
+    fresh, known = np.flatnonzero(picks & ~gold), np.flatnonzero(learnt)
+    if len(fresh) and len(known):
+        picks &= nearest_among(rows.hashes, rows.hashed, rows.embeddings, known, fresh) < 0
     return picks
 
 
@@ -74,7 +79,9 @@ def assign_roles(
     roles = np.full(len(rows), Role.LEARNT, np.uint8)
     touched = np.zeros(len(rows), dtype=bool)
     same = _members(rows, frozenset(rows.ids[row] for row in np.flatnonzero(gold)))
-    touched[groups[gold | same | (near_gold >= 0)]] = True
+    scenes = {rows.owners[row] for row in np.flatnonzero(gold & rows.by_scene)}
+    there = rows.by_scene & np.array([owner in scenes for owner in rows.owners], dtype=bool)
+    touched[groups[gold | same | there | (near_gold >= 0)]] = True
     roles[touched[groups]] = Role.NEAR_GOLD
     roles[gold] = Role.GOLD
     seen: set[tuple[int, str]] = set()

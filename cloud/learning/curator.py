@@ -57,6 +57,11 @@ class Look:
     def version(
         self, scenario: str, backbone: str, classes: Sequence[str], contributions: Mapping[str, str]
     ) -> Version:
+        """What was found, as a version.
+
+        Args:
+            contributions: gateways whose own statistics are in the sum -> which version of them.
+        """
         return make_version(scenario, backbone, classes, self.rows, self.groups, self.roles, contributions, self.past)
 
     def told(self, limit: int = CONFLICTS_MAX) -> list[dict[str, Any]]:

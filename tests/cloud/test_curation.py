@@ -1,6 +1,7 @@
 """The rules of curation: groups do not hang on the order, gold is fixed, conflicts are found, versions are bytes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,7 @@ from cloud.curation.folding import near_groups, nearest_among
 from cloud.curation.roles import Past, Role, assign_roles, doubt_gold, fix_gold
 from cloud.curation.rows import HASH_BYTES, Rows
 from cloud.curation.versions import balance, compare_versions, counts, decode_version, encode_version, make_version
-from common.errors import WireError
+from common.errors import EnvironmentFault
 
 D = 6
 
@@ -167,6 +168,7 @@ def test_gold_stays_and_what_was_learnt_from_never_becomes_gold(pictures, by_sce
     everything = make_rows(
         [0] * len(pictures), owners=scenes, flagged=[flag for _, flag, _ in pictures], by_scene=by_scene
     )
+    everything = replace(everything, hashed=np.zeros(len(pictures), dtype=bool))  # like no other
     before = everything.pick(np.array(first, dtype=np.int64))
     gold = fix_gold(before, Past())
     ids = np.array(before.ids, dtype=object)
@@ -177,6 +179,13 @@ def test_gold_stays_and_what_was_learnt_from_never_becomes_gold(pictures, by_sce
         for scene in set(scenes):
             own = np.array([name == scene for name in scenes])
             assert after[own].all() or not after[own].any(), "whole scenes"
+
+
+def test_a_copy_of_what_was_learnt_from_does_not_become_gold() -> None:
+    scenes = ["old", "new", "new", "new"]
+    rows = make_rows([0, 1, 120, 240], owners=scenes, flagged=[False, True, True, True], by_scene=True)
+    roles = curate(rows, Past(learnt=frozenset(rows.ids[:1])))
+    assert roles.tolist() == [Role.LEARNT, Role.NEAR_GOLD, Role.GOLD, Role.GOLD]
 
 
 # --- conflicts --------------------------------------------------------------------------------
@@ -265,9 +274,9 @@ def test_a_version_is_the_same_bytes_whatever_order_things_came_in(order: list[i
 
 def test_a_damaged_version_is_noticed() -> None:
     name, content = encode_version(version_of(make_rows([0, 100])))
-    with pytest.raises(WireError, match="damaged"):
+    with pytest.raises(EnvironmentFault, match="damaged"):
         decode_version(content, "0" * 64)
-    with pytest.raises(WireError, match="cannot be read"):
+    with pytest.raises(EnvironmentFault, match="cannot be read"):
         decode_version(content[:-3], name)
 
 

@@ -149,6 +149,26 @@ def test_a_conflicting_label_is_listed_decided_and_not_asked_again(centre: Centr
     assert centre.service.store.audits(1)[0]["actor"] == "li"
 
 
+def test_two_people_who_label_a_sample_differently_are_asked_until_one_decision(centre: Centre) -> None:
+    name = centre.upload(picture(900, "tear"), "tear", 1)
+    centre.service.store.add_labels([(name, "belt", "normal")], "wang", 2)
+    (found,) = [c for c in centre.service.trainer.conflicts("belt") if c["kind"] == "people"]
+    assert (found["pictures"][0]["label"], found["suggested"]) == ("normal", "tear")
+    centre.service.trainer.decide("belt", [(name, "normal")], "chief")  # the label that it has stands
+    assert [c for c in centre.service.trainer.conflicts("belt") if c["pictures"][0]["id"] == name.hex()] == []
+    centre.service.store.add_labels([(name, "belt", "tear")], "wang", 3)
+    assert [c["kind"] for c in centre.service.trainer.conflicts("belt") if c["pictures"][0]["id"] == name.hex()]
+
+
+def test_a_damaged_picture_is_compared_with_none_and_still_counts(centre: Centre) -> None:
+    name = centre.upload(picture(900, "tear"), "tear", 1)
+    for segment in (centre.config.parent / "centre" / "blobs").glob("**/*.seg"):
+        segment.write_bytes(b"\0" * segment.stat().st_size)
+    assert centre.role(name) == Role.LEARNT
+    look = centre.look()
+    assert not look.rows.hashed[look.rows.ids.index(name)]
+
+
 def test_a_wrong_label_of_a_gold_picture_is_doubted_left_out_until_decided_and_fixed(centre: Centre) -> None:
     name = min(n for n in centre.gold() if centre.dataset.labels[centre.dataset.ids.index(n)] == "tear")
     file = centre.file_of(name).name
