@@ -14,6 +14,7 @@ from rich.table import Table
 from cloud import keys_cli
 from cloud.datasets_cli import add_dataset_commands
 from cloud.enrolment_cli import add_enrolment
+from cloud.finetuning.cli import finetune
 from cloud.releases_cli import add_release_commands
 from cloud.rollout.cli import app as rollout_app
 from cloud.settings import CloudSettings
@@ -44,6 +45,7 @@ app.add_typer(dataset_app, name="dataset")
 add_dataset_commands(dataset_app)
 add_release_commands(app)
 add_enrolment(app)
+app.command()(finetune)
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="cloud.toml; deploy/examples/cloud.toml is a start.")

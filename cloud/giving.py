@@ -8,7 +8,7 @@ from typing import Final
 
 from cloud.registry import Registry
 from cloud.reported import Reported
-from cloud.settings import CloudSettings
+from cloud.settings import RolloutSettings
 from cloud.shelf import Shelf
 from common.clock import Clock
 from common.messages import Fetch, LayerPart, Shelved
@@ -21,16 +21,16 @@ class Giving:
     """Answers a gateway's `Fetch`."""
 
     def __init__(
-        self, settings: CloudSettings, registry: Registry, reported: Reported, shelf: Shelf, clock: Clock
+        self, settings: RolloutSettings, registry: Registry, reported: Reported, shelf: Shelf, clock: Clock
     ) -> None:
-        self._sharing, self._site_bytes_per_s = settings.sharing, settings.rollout.site_bytes_per_s
+        self._site_bytes_per_s = settings.site_bytes_per_s
         self._registry, self._reported, self._shelf, self._clock = registry, reported, shelf, clock
         self._sites: Counter[str] = Counter()
         self._counted_s = float("-inf")
 
     def answer(self, gateway_id: str, fetch: Fetch) -> Shelved | LayerPart | None:
         """What to say to it; None: nothing now, it asks again."""
-        if fetch.shared and self._sharing.enabled:
+        if fetch.shared:
             shelved = self._shelve(gateway_id, fetch)
             if shelved is not None:
                 return shelved

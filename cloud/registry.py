@@ -166,6 +166,13 @@ class Registry:
             write_atomically(self.layer_path(name), data)
         return Layer(name, len(data))
 
+    def put_delta(self, base: Layer, target: Layer, delta: bytes) -> None:
+        """Keep a delta between two layers that was made with them; gateways that hold the base are sent it."""
+        write_atomically(self._delta_path(base.hash, target.hash), delta)
+
+    def _delta_path(self, base: str, target: str) -> Path:
+        return self._folder / "deltas" / f"{base}.{target}"
+
     def active(self) -> Manifest | None:
         """The release that every gateway should run; None before the first."""
         for release in self._store.releases():
@@ -387,7 +394,7 @@ class Registry:
         origin = self.layer_path(base)
         if base == target.name or not is_layer_hash(base) or not origin.is_file():
             return None
-        path = self._folder / "deltas" / f"{base}.{target.name}"
+        path = self._delta_path(base, target.name)
         if not path.is_file():
             before, after = origin.stat().st_size, target.stat().st_size
             if max(before, after) > DELTA_LAYER_BYTES_MAX or max(before, after) > SIZE_RATIO_MAX * min(before, after):

@@ -61,6 +61,9 @@ def retain(
         running = [state.release_id for state in service.store.states()]
         done = apply(service.registry, service.store, keep, running, dry=dry_run)
         if not dry_run and (done.releases or done.layers):
+            for record in service.store.layers():
+                if record.kind == "backbone" and record.layer in done.layers:
+                    service.trainer.clocks.forget(record.layer)
             detail = {"keep": keep, "releases": list(done.releases), "layers": len(done.layers)}
             service.store.audit("headframe cloud retain", "retire releases", detail, service.clock.wall_ns())
     verb = "would remove" if dry_run else "removed"

@@ -1,8 +1,8 @@
 """The review queue: which samples people see first. Keeps what was learnt; `cloud.learning.asking` decides the order.
 
-Before there is anything to compare with (no two classes were labelled, or a single picture of each) the
-queue is that of the store: what the gateways found most valuable, the sites in turn. Of more than `WAITING_MAX` samples
-those that come first there compete; the others follow in time, as these are labelled.
+Before there is anything to compare with (no two classes were labelled, or one picture of each) the queue is that of
+the store: what the gateways found most valuable, the sites in turn. Of more than `WAITING_MAX` samples those that come
+first there compete; the others follow in time, as these are labelled.
 """
 
 import threading
@@ -37,6 +37,7 @@ class _Order:
     learnt: frozenset[bytes] = frozenset()
     newest_label: int = -1
     made_s: float = 0.0
+    limit: int = 0
     names: list[bytes] = field(default_factory=list)
 
 
@@ -66,10 +67,10 @@ class Review:
         if len(self._orders) > ORDERS_MAX:
             del self._orders[next(iter(self._orders))]
         newest, now_s = self._store.newest_label(), self._clock.monotonic_s()
-        if newest == order.newest_label and now_s - order.made_s < ORDER_S and len(order.names) >= limit:
+        if newest == order.newest_label and now_s - order.made_s < ORDER_S and limit <= order.limit:
             return order.names
         self._learn(order, scenario)
-        order.newest_label, order.made_s, order.names = newest, now_s, []
+        order.newest_label, order.made_s, order.limit, order.names = newest, now_s, limit, []
         if order.asking:
             backbone, _ = self._registry.backbone()
             names, embeddings = self._store.waiting(scenario, backbone.hash, WAITING_MAX)
@@ -86,7 +87,7 @@ class Review:
         order.release, order.asking = release, None
         backbone, _ = self._registry.backbone()
         classes = self._trainer.scenarios().get(scenario, ())
-        evidence = self._trainer.gathering.evidence(scenario, classes, backbone.hash, active)
+        evidence = self._trainer.gathering.evidence(scenario, classes, backbone.hash, active, keep=False)
         if not enough(evidence.shared):
             return
         excluded = self._store.excluded()

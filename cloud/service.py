@@ -22,6 +22,7 @@ from cloud.federation.strategy import Parts
 from cloud.giving import Giving
 from cloud.guard import Guard
 from cloud.ingest import Ingest
+from cloud.learning.clocks import supersedes
 from cloud.learning.datasets import Catalogue
 from cloud.learning.training import Trainer
 from cloud.learning.triggers import DRIFT_LEVEL, Past, Trigger, TriggerRules, find_trigger
@@ -32,7 +33,7 @@ from cloud.reported import Reported
 from cloud.review import Review
 from cloud.rollout.service import Rollouts
 from cloud.settings import CloudSettings, parse_shards
-from cloud.shelf import Shelf
+from cloud.shelf import PROBE_NAME, Shelf
 from cloud.store import Run, Store
 from cloud.telling import Telling
 from cloud.trust import Repository
@@ -96,7 +97,7 @@ class Service:
         self.link = CentreLink(
             broker,
             "headframe-centre",
-            filters_of(settings.ingest.shards),
+            [*filters_of(settings.ingest.shards), topics.release(PROBE_NAME)],
             self._on_message,
             has_room=self.ingest.has_room,
             on_oversize=self.ingest.on_oversize,
@@ -115,7 +116,7 @@ class Service:
             lambda topic, payload, retain: self.link.publish(topic, payload, retain=retain),
             lambda: self.link.connects,
         )
-        self.giving = Giving(settings, self.registry, self.reported, self.shelf, self.clock)
+        self.giving = Giving(settings.rollout, self.registry, self.reported, self.shelf, self.clock)
         self.telling = Telling(
             self.registry,
             self.rollouts,
@@ -123,7 +124,6 @@ class Service:
             self.shelf,
             self.clock,
             lambda gateway_id, desired: self._publish(topics.down(gateway_id, "desired"), desired),
-            shares=settings.sharing.enabled,
         )
         self._rounds: queue.Queue[str] = queue.Queue(ROUNDS_WAITING_MAX)
         self._triggers_seen_s = float("-inf")
@@ -148,9 +148,9 @@ class Service:
         self.epochs.flush()
         self.repository.refresh()
         self.rollouts.step()
+        self.shelf.step()
         self.telling.step(self.online())
         self.registry.flush()
-        self.shelf.step()
         now_s = self.clock.monotonic_s()
         if now_s - self._triggers_seen_s >= TRIGGER_LOOK_S:
             self._triggers_seen_s = now_s
@@ -174,6 +174,9 @@ class Service:
     # --- messages from gateways ---------------------------------------------------------------
 
     def _on_message(self, topic: str, payload: bytes) -> None:
+        if topic.startswith(topics.RELEASE):
+            self.shelf.on_message(payload)
+            return
         gateway_id = "unknown"
         try:
             gateway_id, kind = topics.parse_up(topic)
@@ -354,8 +357,13 @@ class Service:
         if not scenarios:
             return {"asked": len(asked), "answered": sums.get("summed", 0), "sums": sums}
 
+        there = {scenario: self.store.contribution_records(scenario, backbone.hash) for scenario in scenarios}
+
         def keep(gateway_id: str, parts: Parts) -> None:
             for scenario, (statistics, covered) in parts.items():
+                if not supersedes(len(covered), there[scenario].get(gateway_id)):
+                    log.info("%s is still counting %s on the new backbone", gateway_id, scenario)
+                    continue
                 self.store.put_contribution(
                     scenario,
                     backbone.hash,

@@ -2,7 +2,9 @@
 
 Decides which pieces lie there, how fast they are published, and when they are cleared again; leaves to `cloud.giving`
 and `cloud.telling` what is worth laying out. Nothing is assumed of the broker: a piece that did not arrive, or that it
-forgot, is published again when a gateway says that nothing comes.
+forgot, is published again when a gateway says that nothing comes; and before the first piece the centre looks whether
+the broker carries its own word on such a topic. One with an access list of before does not, and mosquitto ends the
+connection of who tries: there every gateway is served by itself.
 """
 
 import logging
@@ -20,6 +22,7 @@ from common import topics
 from common.clock import Clock
 from common.errors import EnvironmentFault
 from common.files import write_atomically
+from common.ids import layer_hash
 from common.parcels import PIECE_BYTES, WINDOW, Packed, cut, pack
 from common.rate import Rate
 
@@ -32,6 +35,11 @@ REPEATED: Final = 2 * WINDOW
 have kept nothing. On the same connection it is the one piece only, for whoever listens gets it once more."""
 IN_USE_S: Final = 60.0
 """A parcel asked for within so long is not cleared to make room for another."""
+PROBE: Final = b"headframe: is this carried?"
+PROBE_NAME: Final = layer_hash(PROBE)
+PROBE_S: Final = 5.0
+"""The centre's own word has not come back after so long: the broker does not carry it."""
+PROBE_AGAIN_S: Final = 3600.0
 PACKED_MAX: Final = 4096
 """Files whose pieces are known by name."""
 
@@ -74,9 +82,21 @@ class Shelf:
         self._clearing: dict[str, None] = {}
         """Pieces that the broker may hold and nobody needs."""
         self._loaded = False
+        self._carried: bool | None = None if settings.enabled else False
+        self._probed_s: float | None = None
         self._rate = Rate(settings.bytes_per_s, clock.monotonic_s())
         self._lock = threading.RLock()
         self.published_bytes = 0
+
+    @property
+    def carried(self) -> bool | None:
+        """Whether the broker carries what is published for all; None: that is not known yet."""
+        return self._carried
+
+    def on_message(self, payload: bytes) -> None:
+        """The centre's own word came back."""
+        if payload == PROBE and self._settings.enabled:
+            self._carried = True
 
     def pack(self, source: Source) -> Packed:
         """The pieces of a file, by name; a file named by its hash is read once for that."""
@@ -101,13 +121,16 @@ class Shelf:
     def lay_out(
         self, packed: Packed, source: Source, offset: int = 0, *, silent: bool = False, first: bool = False
     ) -> bool:
-        """Have a parcel published from `offset` on, unless it is already; False: there is no room for it.
+        """Have a parcel published from `offset` on, unless it is already; False: there is no room for it, or the broker
+        does not carry it.
 
         Args:
             silent: what follows on `offset` did not arrive.
             first: before what waits: it is small, and much depends on it.
         """
         now_s, root = self._clock.monotonic_s(), packed.parcel.root.hex()
+        if not self._carried:
+            return False
         with self._lock:
             entry = self._entries.get(root)
             if entry is None:
@@ -158,6 +181,9 @@ class Shelf:
     def step(self) -> None:
         """Publish what waits, clear what nobody has asked for lately."""
         now_s = self._clock.monotonic_s()
+        if not self._carried:
+            self._probe(now_s)
+            return
         with self._lock:
             self._load()
             for root, entry in list(self._entries.items()):
@@ -166,6 +192,19 @@ class Shelf:
                 self._drop(root)
             self._clear()
             self._pump()
+
+    def _probe(self, now_s: float) -> None:
+        """Say something to itself; a broker that does not carry it is asked again an hour later."""
+        due = self._probed_s is None or now_s - self._probed_s >= PROBE_AGAIN_S
+        if self._settings.enabled and due and self._publish(topics.release(PROBE_NAME), PROBE, False):
+            self._probed_s = now_s
+        if self._carried is None and self._probed_s is not None and now_s - self._probed_s >= PROBE_S:
+            self._carried = False
+            log.warning(
+                "the broker does not carry %s…: every gateway is served by itself. Install the access list of this "
+                "version (deploy/mosquitto/headframe.acl), or set [sharing] enabled = false",
+                topics.RELEASE,
+            )
 
     def _lost(self, names: Sequence[str], needed: str, now_s: float) -> list[str]:
         """Of these pieces, those that are to be published once more when somebody misses the one that it needs."""

@@ -37,11 +37,7 @@ class _Told:
 
 
 class Telling:
-    """`step` about once a second, `tell` when a gateway has reported.
-
-    Args:
-        shares: whether what is the same for all is published for all.
-    """
+    """`step` about once a second, `tell` when a gateway has reported."""
 
     def __init__(
         self,
@@ -51,11 +47,9 @@ class Telling:
         shelf: Shelf,
         clock: Clock,
         send: Send,
-        *,
-        shares: bool,
     ) -> None:
         self._registry, self._rollouts, self._reported, self._shelf = registry, rollouts, reported, shelf
-        self._clock, self._send, self._shares = clock, send, shares
+        self._clock, self._send = clock, send
         self._told: dict[str, _Told] = {}
         self._settled: dict[str, tuple[str, bool]] = {}
         """Gateways that run what they should: what they reported then. Nothing is due while that and `_generation`
@@ -91,7 +85,9 @@ class Telling:
         if wanted is None:
             return False
         reported = self._reported.runs(gateway_id)
-        running, shared = reported[0], reported[1] and self._shares
+        running, shared = reported
+        if shared and self._shelf.carried is None:
+            return False  # how to say it is known in a moment
         epoch, now_s = self._registry.epoch(), self._clock.monotonic_s()
         told = self._told.get(gateway_id)
         wait_s = AGAIN_S[0]

@@ -115,14 +115,18 @@ class Backbone:
         embedding, patches = self._session.run([keys.EMBEDDING, keys.PATCHES], {keys.IMAGE: self.tensor(image)})
         return embedding[0], patches[0]
 
-    def tensor(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def fit(self, image: NDArray[np.uint8], side_px: int = 0) -> NDArray[np.uint8]:
+        """The picture (H, W, 3) resized to a square, by default the backbone's own."""
+        side_px = side_px or self.input_px
+        if image.shape[:2] == (side_px, side_px):
+            return image
+        shrinks = min(image.shape[:2]) >= side_px
+        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+        return np.asarray(cv2.resize(image, (side_px, side_px), interpolation=interpolation), dtype=np.uint8)
+
+    def tensor(self, image: NDArray[np.uint8], side_px: int = 0) -> NDArray[np.float32]:
         """The input float32 (1, 3, px, px) of a picture uint8 (H, W, 3) BGR."""
-        resized = image
-        if image.shape[:2] != (side := (self.input_px, self.input_px)):
-            shrinks = min(image.shape[:2]) >= self.input_px
-            resized = np.asarray(
-                cv2.resize(image, side, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC), dtype=np.uint8
-            )
+        resized = self.fit(image, side_px)
         blob = cv2.dnn.blobFromImage(
             resized, 1 / self._scale, mean=(self._mean,) * 3, swapRB=True
         )  # (pixel - mean) / scale

@@ -133,16 +133,21 @@ def read_vector(content: RecordDict, size: int) -> Words:
     return found
 
 
-def put_projections(content: RecordDict, projections: Mapping[str, Projection]) -> None:
-    """Add the projections of the scenarios: float16 directions, so that both sides use the same rounded ones."""
-    for scenario, projection in projections.items():
-        content[f"projection/{scenario}"] = ArrayRecord(
+def pack_projections(projections: Mapping[str, Projection]) -> dict[str, ArrayRecord]:
+    """The records of a request that hold the projections; the same objects go to every member.
+
+    Directions are float16: both sides compute with the rounded ones.
+    """
+    return {
+        f"projection/{scenario}": ArrayRecord(
             {
                 "origin": Array(projection.origin.astype(np.float32)),
                 "directions": Array(projection.directions.astype(np.float16)),
                 "length": Array(np.array([projection.length])),
             }
         )
+        for scenario, projection in projections.items()
+    }
 
 
 def read_projection(content: RecordDict, scenario: str) -> Projection:

@@ -30,6 +30,7 @@ from edge.offers import Offers
 from edge.outputs import SiteOutputs
 from edge.proofs import Proofs
 from edge.providers import COMPILED, Compute
+from edge.recount import recount
 from edge.roster import plan
 from edge.settings import EdgeSettings
 from edge.shared import Shared
@@ -124,6 +125,8 @@ class Agent:
         """`camera/scenario` -> id of the event that is open there."""
         self._events = 0
         self._announced_release = ""
+        self._recounted = ""
+        """The backbone on which every sample that is kept here has been looked at."""
         self._reported_at_s = float("-inf")
         self._reported_release = ""
         self._reported_shared = True
@@ -251,12 +254,24 @@ class Agent:
             self.renewer.step()
         if self.outputs:
             self._announce(self.outputs)
+        self._recount()
         now_s = self._clock.monotonic_s()
         due = now_s - self._reported_at_s >= self.settings.heartbeat_s
         news = (self.release_id, self.proofs.shared) != (self._reported_release, self._reported_shared)
         if (due or news) and self._send("state", state := self.state()):
             self._reported_at_s, self._reported_release = now_s, state.release_id
             self._reported_shared = state.shared
+
+    def _recount(self) -> None:
+        """Where pictures stay at the site, the running backbone looks at them again after a change."""
+        model = self.lookout.model
+        if model is None or self.settings.share != "updates" or model.manifest.backbone.hash == self._recounted:
+            return
+        try:
+            if not recount(self.exemplars, model):
+                self._recounted = model.manifest.backbone.hash  # looking for more would read the whole table each time
+        except EnvironmentFault as error:
+            log.error("%s", error)
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Stop in the order of the flow, so that what was accepted is on disk and what can leave has left."""

@@ -99,6 +99,34 @@ class Exemplars:
         stacked = np.stack(embeddings) if embeddings else np.zeros((0, 0), np.float32)
         return [row[0] for row in rows], stacked, [row[2] for row in rows]
 
+    def stale(self, backbone: str, limit: int) -> list[tuple[bytes, bytes]]:
+        """Ids and JPEGs of samples with a picture here and an embedding of another backbone; labelled ones first."""
+        with self._lock:
+            return self._db.execute(
+                "SELECT sample_id, jpeg FROM exemplars WHERE jpeg IS NOT NULL AND backbone <> ? "
+                "ORDER BY sample_id NOT IN (SELECT sample_id FROM labels), number LIMIT ?",
+                (backbone, limit),
+            ).fetchall()
+
+    def look_again(self, sample_id: bytes, backbone: str, embedding: bytes) -> None:
+        """Replace a sample's embedding by that of another backbone.
+
+        Raises:
+            EnvironmentFault: the disk is full or fails.
+        """
+        with self._lock, self._transaction():
+            row = backbone, embedding, sample_id
+            self._db.execute("UPDATE exemplars SET backbone = ?, embedding = ? WHERE sample_id = ?", row)
+
+    def drop_picture(self, sample_id: bytes) -> None:
+        """Let a picture go that does not decode.
+
+        Raises:
+            EnvironmentFault: the disk is full or fails.
+        """
+        with self._lock, self._transaction():
+            self._db.execute("UPDATE exemplars SET jpeg = NULL WHERE sample_id = ?", (sample_id,))
+
     def waiting(self, scenario: str, limit: int) -> list[bytes]:
         """Ids of pictures that wait for a label of this scenario, most valuable first."""
         with self._lock:

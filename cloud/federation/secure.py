@@ -154,7 +154,7 @@ class SecureSums:
         return given
 
     def _collect(self, cohorts: Sequence[_Cohort]) -> None:
-        question = self._question
+        question, projections = self._question, cohort.pack_projections(self._question.projections)
         asked: dict[int, RecordDict] = {}
         for made in cohorts:
             made.total, made.answered = np.zeros(self._size, np.uint64), set()
@@ -171,7 +171,7 @@ class SecureSums:
                         dict(question.multipliers),
                     )
                 )
-                cohort.put_projections(content, question.projections)
+                content.update(projections)
                 asked[node] = content
         for node, words in self._ask(cohort.MASKED, asked, lambda c, _: cohort.read_vector(c, self._size)):
             own = self._cohort_of[node]

@@ -75,6 +75,8 @@ class Evidence:
     """Names of the datasets in it."""
     dataset: Mapping[str, object] = field(default_factory=dict)
     """Which version of the scenario's dataset this is: number, hash, pictures by role, open conflicts."""
+    before: Mapping[bytes, NDArray[np.floating]] | None = None
+    """By id, what the running backbone says of labelled samples and gold, where the heads stand on another one."""
 
     def project(self, basis: Array) -> "Evidence":
         """The same evidence on projected embeddings; running heads are not projected (see `make_candidates`)."""
@@ -88,6 +90,13 @@ class Evidence:
 
     def running_at(self, site: str) -> HeadWeights | None:
         return self.running.get(site) or self.running.get(SHARED)
+
+    def said(self, head: HeadWeights, samples: Labelled) -> list[str]:
+        """What a running head says of samples, from the backbone that it stands on."""
+        before = self.before
+        if before is None or not samples.ids:
+            return head.predict(samples.embeddings)
+        return head.predict(np.stack([before[name] for name in samples.ids]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +135,7 @@ def make_candidates(full: Evidence, rules: Rules) -> Candidates:
     at_sites: list[Comparison] = []
     for site in sorted(evidence.by_site):
         running = full.running_at(site)
-        before = running.predict(full.labelled[site].embeddings) if running and site in full.labelled else None
+        before = full.said(running, full.labelled[site]) if running and site in full.labelled else None
         choice, comparison = _judge_site(site, evidence, before, rules)
         choices[site] = choice
         at_sites += [comparison] if comparison else []
@@ -148,7 +157,7 @@ def _compare_on_gold(evidence: Evidence, shared: HeadWeights, rules: Rules) -> t
     running, gold = evidence.running.get(SHARED), evidence.gold
     if running is None or not gold.labels:
         return [], {}
-    before, after = running.predict(gold.embeddings), shared.predict(gold.embeddings)
+    before, after = evidence.said(running, gold), shared.predict(gold.embeddings)
     comparisons = compare_classes("gold", gold.labels, before, after, rules.tolerance)
     return list(comparisons), compare_moves(gold.labels, before, after)
 
@@ -167,7 +176,9 @@ def _judge_site(
         return ("personal" if wants_personal else "shared"), None
     shared, personal = _cross_validate(own, evidence, site, rules)
     before = running if running is not None else shared
-    choice = choose_head(site, own.labels, before, shared, personal if wants_personal else None)
+    choice = choose_head(
+        site, own.labels, before, shared, personal if wants_personal else None, may_keep=evidence.before is None
+    )
     after = {"shared": shared, "personal": personal, "kept": before}[choice]
     return choice, compare(f"site/{site}", own.labels, before, after, rules.tolerance)
 

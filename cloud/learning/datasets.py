@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,21 @@ class Dataset:
             self.hashes[rows] if len(self.hashes) else self.hashes,
             tuple(self.files[row] for row in rows) if self.files else (),
         )
+
+    def picture(self, row: int) -> NDArray[np.uint8]:
+        """The picture of a row, from where it lay, uint8 (H, W, 3) BGR.
+
+        Raises:
+            OperatorError: it is not there any more, or another one is.
+        """
+        path = Path(self.files[row]) if self.files else None
+        if path is None or not path.is_file() or _id_of(path.read_bytes()) != self.ids[row]:
+            what = f"is not at {path} any more" if path else "was added before their places were noted"
+            raise OperatorError(
+                f"a picture of dataset {self.name} {what}",
+                f"Add it again: `headframe cloud dataset add FOLDER --name {self.name} --scenario {self.scenario}`.",
+            )
+        return read_picture(path)
 
     def statistics(self, classes: Sequence[str]) -> Statistics:
         """Of everything but the gold set."""
@@ -170,8 +185,13 @@ def choose_gold(ids: Sequence[bytes], labels: Sequence[str], scenes: Sequence[st
     return np.array([name in chosen for name in scenes], dtype=bool)
 
 
+def _id_of(picture: bytes) -> bytes:
+    return hashlib.blake2b(picture, digest_size=16).digest()
+
+
 class Catalogue:
-    """The datasets in a folder of the centre, one `.npz` each (arrays only, no pickle)."""
+    """The datasets in a folder of the centre, one `.npz` each (arrays only, no pickle), and one more for each backbone
+    that came after it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -197,7 +217,7 @@ class Catalogue:
             embeddings[row] = backbone.embed(read_picture(item.path))
             data = item.path.read_bytes()
             hashes[row] = np.frombuffer(perceptual_hash(data), np.uint8)
-            ids.append(hashlib.blake2b(data, digest_size=16).digest())
+            ids.append(_id_of(data))
             progress(row + 1)
         labels, sites = tuple(item.label for item in items), tuple(item.site for item in items)
         gold = choose_gold(ids, labels, sites)
@@ -209,6 +229,39 @@ class Catalogue:
 
     def put(self, dataset: Dataset) -> None:
         """Keep a dataset whose pictures are embedded already; one of the same name and scenario is replaced."""
+        self._write(dataset)
+        for path in self.folder.glob(f"{dataset.name}.{dataset.scenario}.*.npz"):  # of other pictures
+            path.unlink()
+
+    def lacking(self, backbone: str) -> list[Dataset]:
+        """Datasets that are there, but not on this backbone."""
+        found = self.datasets()
+        there = {(dataset.name, dataset.scenario) for dataset in found if dataset.backbone == backbone}
+        first = {(dataset.name, dataset.scenario): dataset for dataset in reversed(found)}
+        return [dataset for key, dataset in sorted(first.items()) if key not in there]
+
+    def embed_again(
+        self, dataset: Dataset, backbone: Backbone, progress: Callable[[int], None] = lambda _: None
+    ) -> Dataset:
+        """The same pictures, labels and gold on another backbone, beside the dataset.
+
+        Raises:
+            OperatorError: a picture is not where it was.
+        """
+        embeddings = np.zeros((len(dataset.ids), backbone.dimension), np.float32)
+        for row in range(len(dataset.ids)):
+            embeddings[row] = backbone.embed(dataset.picture(row))
+            progress(row + 1)
+        made = replace(dataset, backbone=backbone.hash, embeddings=embeddings)
+        self._write(made, f".{backbone.hash[:16]}")
+        return made
+
+    def forget(self, backbone: str) -> None:
+        """Remove what `embed_again` made for a backbone."""
+        for path in self.folder.glob(f"*.{backbone[:16]}.npz"):
+            path.unlink()
+
+    def _write(self, dataset: Dataset, ending: str = "") -> None:
         buffer = io.BytesIO()
         header = {"name": dataset.name, "scenario": dataset.scenario, "backbone": dataset.backbone}
         np.savez(
@@ -223,7 +276,7 @@ class Catalogue:
             hashes=dataset.hashes,
             files=np.array(dataset.files, dtype=np.str_),
         )
-        write_atomically(self.folder / f"{dataset.name}.{dataset.scenario}.npz", buffer.getvalue())
+        write_atomically(self.folder / f"{dataset.name}.{dataset.scenario}{ending}.npz", buffer.getvalue())
 
     def datasets(self, scenario: str | None = None) -> list[Dataset]:
         """All datasets, or those of one scenario, by name."""

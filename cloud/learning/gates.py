@@ -192,6 +192,8 @@ def choose_head(
     running: Sequence[str],
     shared: Sequence[str],
     personal: Sequence[str] | None,
+    *,
+    may_keep: bool = True,
 ) -> str:
     """Which head a site gets: the personal one where there is one, unless its own labels speak against it.
 
@@ -199,6 +201,7 @@ def choose_head(
         running, shared, personal: predictions for the site's labelled samples by heads that were *not* solved from
             them (cross-validation by subtraction, `cloud.learning.candidates`); `personal` is None below the minimum
             of labels.
+        may_keep: its old head still has a backbone to stand on. Without that a site that loses stops the release.
 
     Returns:
         `personal`, `shared` or `kept` (the site's old head, when both new ones lose against it).
@@ -207,7 +210,7 @@ def choose_head(
     if personal is not None and compare(site, truth, shared, personal, 0.0).passed:
         preferred = "personal"
     chosen = personal if preferred == "personal" and personal is not None else shared
-    return preferred if compare(site, truth, running, chosen, 0.0).passed else "kept"
+    return preferred if not may_keep or compare(site, truth, running, chosen, 0.0).passed else "kept"
 
 
 def _judge(change: float, low: float, high: float, tolerance: float) -> Verdict:

@@ -12,8 +12,10 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cloud.learning.candidates import Evidence, Labelled
+from cloud.learning.clocks import unpacked
 from cloud.learning.curator import Curator
 from cloud.learning.datasets import Catalogue, Dataset
 from cloud.learning.export import read_head
@@ -22,9 +24,9 @@ from cloud.learning.ledger import Ledger, Part
 from cloud.learning.parts import SiteParts
 from cloud.learning.robustness import Suspicion, Trusted, find_suspects
 from cloud.registry import Registry
-from cloud.store import SUM, Contribution, LabelledSet, Store
+from cloud.store import SUM, LabelledSet, Store
 from common.manifest import Layer, Manifest
-from common.packing import Packed, Triangle, pack, read_packed
+from common.packing import Packed, pack
 from common.statistics import Statistics
 
 log = logging.getLogger(__name__)
@@ -45,8 +47,14 @@ class Gathering:
         """The datasets of a scenario on a backbone, with the pictures that count or are gold."""
         return self.curator.look(scenario, classes, backbone, judge=False).datasets
 
-    def evidence(self, scenario: str, classes: tuple[str, ...], backbone: str, active: Manifest | None) -> Evidence:
-        """Everything about a scenario."""
+    def evidence(
+        self, scenario: str, classes: tuple[str, ...], backbone: str, active: Manifest | None, *, keep: bool = True
+    ) -> Evidence:
+        """Everything about a scenario.
+
+        Args:
+            keep: as a version of its dataset; not for who only looks.
+        """
         look = self.curator.look(scenario, classes, backbone)
         datasets = look.datasets
         gold = join([d.gold for d in datasets], datasets[0].embeddings.shape[1] if datasets else 0)
@@ -56,7 +64,7 @@ class Gathering:
             del sent[suspect.site], covered[suspect.site]
         held = _held(look.samples)
         version = look.version(scenario, backbone, classes, {name: part.version for name, part in sent.items()})
-        kept = self.curator.keep(look, version, self._registry.now_ns())
+        kept = self.curator.keep(look, version, self._registry.now_ns()) if keep else {}
         parts = {f"gateway/{name}": part for name, part in sent.items()} | _uncovered(held, covered, classes)
         site_of = self._site_of() | {name: site for name, (site, _) in held.items()}
         by_site: dict[str, list[Packed]] = {}
@@ -68,12 +76,14 @@ class Gathering:
         dimension = next(
             (d.embeddings.shape[1] for d in datasets), next((part.packed.dimension for part in parts.values()), 0)
         )
+        moves = active is not None and active.backbone.hash != backbone
+        before = self._before(scenario, active.backbone.hash) if active and moves else None
         return Evidence(
             classes,
             with_datasets(self.ledger.total(scenario, backbone, classes, dimension, parts), datasets),
             SiteParts(by_site),
-            _by_site(held, dimension),
-            gold if datasets else join([], dimension),
+            {site: _known(own, before) for site, own in _by_site(held, dimension).items()},
+            _known(gold, before) if datasets else join([], dimension),
             self._running(scenario, active),
             suspects,
             frozenset[bytes]().union(
@@ -83,7 +93,17 @@ class Gathering:
             ),
             tuple(dataset.name for dataset in datasets),
             kept,
+            before,
         )
+
+    def _before(self, scenario: str, backbone: str) -> dict[bytes, NDArray[np.float32]]:
+        """What the running backbone says of all that the gate may ask about."""
+        samples = self._store.labelled(scenario, backbone)
+        found = dict(zip(samples.sample_ids, samples.embeddings, strict=True))
+        for dataset in self._catalogue.datasets(scenario):
+            if dataset.backbone == backbone:
+                found |= dict(zip(dataset.ids, dataset.embeddings, strict=True))
+        return found
 
     def gateways_of(self, name: str) -> tuple[str, ...]:
         """The gateways that the name of a site or of a gateway stands for; none of a name that nobody ever used."""
@@ -126,7 +146,7 @@ class Gathering:
             if not told.isdisjoint(members):
                 continue
             told.update(members)
-            packed = _unpacked(contribution).over(classes)
+            packed = unpacked(contribution).over(classes)
             gone = any(name in excluded or site_of.get(name) in excluded for name in members)
             if packed.total and not gone:
                 found[client] = Part(str(contribution.at_ns), packed)
@@ -184,6 +204,11 @@ def _uncovered(held: Held, covered: Mapping[str, set[bytes]], classes: Sequence[
     return parts
 
 
+def _known(samples: Labelled, before: Mapping[bytes, object] | None) -> Labelled:
+    """Those that running and new heads can both be asked about."""
+    return samples if before is None else samples.pick(np.array([name in before for name in samples.ids], dtype=bool))
+
+
 def _held(found: LabelledSet) -> Held:
     """The labelled samples that the centre learns from, per gateway, in order of id."""
     by_gateway: dict[str, list[int]] = {}
@@ -208,12 +233,3 @@ def _by_site(held: Held, dimension: int) -> dict[str, Labelled]:
     for site, own in held.values():
         found.setdefault(site, []).append(own)
     return {site: join(own, dimension) for site, own in sorted(found.items())}
-
-
-def _unpacked(contribution: Contribution) -> Packed:
-    """As it is kept; before there were packed forms, the whole second moment was."""
-    classes, arrays = tuple(contribution.meta["classes"]), contribution.arrays
-    if "moment" in arrays and arrays["moment"].ndim == 2:
-        counts, sums, moment = (np.asarray(arrays[key], np.float64) for key in ("counts", "sums", "moment"))
-        return Triangle.of(Statistics(classes, counts, sums, moment))
-    return read_packed(classes, arrays)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cloud.learning.candidates import Candidates, Evidence, Labelled, Rules, make_candidates, summarise
+from cloud.learning.clocks import Clocks
 from cloud.learning.datasets import Catalogue
 from cloud.learning.export import export_head, read_head
 from cloud.learning.gathering import Gathering
@@ -39,6 +40,7 @@ class Trainer:
     def __init__(self, store: Store, catalogue: Catalogue, registry: Registry, settings: LearningSettings) -> None:
         self._store, self._catalogue, self._registry = store, catalogue, registry
         self.gathering = Gathering(store, catalogue, registry, quarantine=settings.quarantine)
+        self.clocks = Clocks(store, catalogue, catalogue.folder.parent / "maps")
         self._rules = Rules(
             settings.shrinkage,
             settings.personal_weight,
@@ -96,21 +98,26 @@ class Trainer:
         self._store.add_decisions(scenario, labels, author, now_ns)  # after it: a crash between asks once more
         self._store.audit(author, "decide labels", {"scenario": scenario, "pictures": len(labels)}, now_ns)
 
-    def run(self, note: str) -> Outcome:
+    def run(self, note: str, onto: Layer | None = None) -> Outcome:
         """Solve, judge, and publish when every scenario's gate passes.
 
+        Args:
+            onto: backbone that all heads move to; by default they stay on the one that runs.
+
         Raises:
-            OperatorError: there is no dataset and no label to learn from.
+            OperatorError: there is no dataset and no label to learn from, or a dataset's pictures are not to be found.
         """
         scenarios = self.scenarios()
         if not scenarios:
             raise OperatorError("there is nothing to learn from", "Add one with `headframe cloud dataset add`.")
-        backbone, _ = self._registry.backbone()
-        active = self._registry.active()
+        backbone, active = onto or self._registry.backbone()[0], self._registry.active()
+        for name in dict.fromkeys([backbone.hash, *([active.backbone.hash] if active else [])]):
+            self.clocks.bring(name, self._registry.layer_path(name))
         made: dict[str, Candidates] = {}
         known: dict[str, Evidence] = {}
         record: dict[str, object] = {"backbone": backbone.hash, "note": note}
         for name, classes in scenarios.items():
+            carried = self.clocks.carry(name, backbone.hash)
             evidence = self.gathering.evidence(name, classes, backbone.hash, active)
             made[name] = make_candidates(evidence, self._rules)
             known[name] = evidence
@@ -120,6 +127,7 @@ class Trainer:
                 "dataset": dict(evidence.dataset),
                 "samples": int(evidence.shared.total),
                 "by_site": totals(evidence.by_site),
+                "carried": carried,
                 "gate": summarise(made[name].gate),
                 "quarantined": [asdict(suspect) for suspect in evidence.quarantined],
             }

@@ -44,6 +44,15 @@ class SampleRow(Base):
     )
 
 
+class EmbeddingRow(Base):
+    """What another backbone than its own says of a sample, computed here from its picture."""
+
+    __tablename__ = "embeddings"
+    sample_id: Mapped[bytes] = mapped_column(LargeBinary(16), primary_key=True)
+    backbone: Mapped[str] = mapped_column(String(64), primary_key=True)
+    embedding: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class EndedRow(Base):
     """A sample that will never come: its gateway let it go, or it was refused here."""
 

@@ -101,6 +101,13 @@ class OperationTables(Sessions):
                     found.append(Contribution(row.client, {k: arrays[k] for k in arrays.files}, row.meta, row.at_ns))
         return found
 
+    def contribution_records(self, scenario: str, backbone: str) -> dict[str, dict[str, Any]]:
+        """Gateway -> what is noted of its statistics: their classes, the samples that they cover, of which round."""
+        query = select(ContributionRow.client, ContributionRow.meta)
+        where = ContributionRow.scenario == scenario, ContributionRow.backbone == backbone
+        with self._read() as session:
+            return {row[0]: row[1] for row in session.execute(query.where(*where))}
+
     def contributors(self) -> list[str]:
         """Gateways that have statistics here."""
         with self._read() as session:

@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, and_, func, or_, select
 from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Session
 
 from cloud.store.blobs import Blobs
 from cloud.store.inserts import insert_rows, row_of, stored_ids
-from cloud.store.models import LabelRow, QuarantineRow, SampleRow
+from cloud.store.models import EmbeddingRow, LabelRow, QuarantineRow, SampleRow
 from cloud.store.records import LabelledSet, StoredSample
 from cloud.store.sessions import Sessions
 from common.errors import EnvironmentFault, OperatorError, WireError
@@ -120,7 +120,7 @@ class SampleTables(Sessions):
         if site is not None:
             query = query.where(SampleRow.site_id == site)
         if labelled is not None:
-            given = SampleRow.sample_id.in_(_current(scenario).with_only_columns(LabelRow.sample_id))
+            given = SampleRow.sample_id.in_(current_labels(scenario).with_only_columns(LabelRow.sample_id))
             query = query.where(given if labelled else ~given)
         with self._read() as session:
             return list(self._stored(session, session.scalars(query.limit(limit).offset(offset)).all()))
@@ -154,7 +154,7 @@ class SampleTables(Sessions):
 
     def _in_turn(self, scenario: str, limit: int, backbone: str | None = None) -> list[tuple[bytes, bytes]]:
         """Id and embedding of what waits for a label: most valuable first, the sites in turn."""
-        done = _current(scenario).with_only_columns(LabelRow.sample_id)
+        done = current_labels(scenario).with_only_columns(LabelRow.sample_id)
         place = func.row_number().over(partition_by=SampleRow.site_id, order_by=SampleRow.value.desc())
         ranked = select(SampleRow.sample_id, SampleRow.value, place.label("place")).where(
             SampleRow.sample_id.not_in(done)
@@ -204,7 +204,7 @@ class SampleTables(Sessions):
     def labels(self, scenario: str) -> dict[bytes, str]:
         """The newest label of each sample."""
         with self._read() as session:
-            return {row.sample_id: row.label for row in session.scalars(_current(scenario))}
+            return {row.sample_id: row.label for row in session.scalars(current_labels(scenario))}
 
     def gateways(self) -> list[tuple[str, str]]:
         """(gateway, site) of all samples."""
@@ -218,18 +218,19 @@ class SampleTables(Sessions):
             return sorted(session.scalars(select(LabelRow.scenario).distinct()))
 
     def labelled(self, scenario: str, backbone: str) -> LabelledSet:
-        """Labelled samples whose embedding is of this backbone.
+        """Labelled samples with their embeddings on this backbone: the gateway's, or one computed here.
 
         A backbone has one dimension. A gateway that names it and sends another one is outvoted and its rows are left
         out, so that it cannot stop the others from learning.
         """
+        ours = and_(EmbeddingRow.sample_id == SampleRow.sample_id, EmbeddingRow.backbone == backbone)
+        embedding = func.coalesce(EmbeddingRow.embedding, SampleRow.embedding)
         query = (
-            _current(scenario)
+            current_labels(scenario)
             .join(SampleRow, SampleRow.sample_id == LabelRow.sample_id)
-            .where(SampleRow.backbone == backbone)
-            .with_only_columns(
-                SampleRow.sample_id, SampleRow.gateway_id, SampleRow.site_id, SampleRow.embedding, LabelRow.label
-            )
+            .outerjoin(EmbeddingRow, ours)
+            .where(or_(SampleRow.backbone == backbone, EmbeddingRow.embedding.is_not(None)))
+            .with_only_columns(SampleRow.sample_id, SampleRow.gateway_id, SampleRow.site_id, embedding, LabelRow.label)
             .order_by(SampleRow.sample_id)
         )
         with self._read() as session:
@@ -262,14 +263,14 @@ class SampleTables(Sessions):
     def label_count(self) -> int:
         """Labels that count."""
         with self._read() as session:
-            return session.scalar(select(func.count()).select_from(_current().subquery())) or 0
+            return session.scalar(select(func.count()).select_from(current_labels().subquery())) or 0
 
     def counts(self) -> dict[str, Any]:
         """Samples, labels that count, refused messages that are kept, and samples by site."""
         with self._read() as session:
             counted = session.execute(select(SampleRow.site_id, func.count()).group_by(SampleRow.site_id)).all()
             by_site = {row[0]: row[1] for row in counted}
-            labelled = session.scalar(select(func.count()).select_from(_current().subquery()))
+            labelled = session.scalar(select(func.count()).select_from(current_labels().subquery()))
             quarantined = session.scalar(select(func.count()).select_from(QuarantineRow))
         return {
             "samples": sum(by_site.values()),
@@ -299,7 +300,7 @@ class SampleTables(Sessions):
         names = [row.sample_id for row in rows]
         labels: dict[bytes, dict[str, str]] = {}
         for start in range(0, len(names), IN_MAX):
-            part = _current().where(LabelRow.sample_id.in_(names[start : start + IN_MAX]))
+            part = current_labels().where(LabelRow.sample_id.in_(names[start : start + IN_MAX]))
             for label in session.scalars(part):
                 labels.setdefault(label.sample_id, {})[label.scenario] = label.label
         for row in rows:
@@ -330,7 +331,7 @@ def check_label(scenario: str, label: str) -> None:
         raise OperatorError(f"label {label[:40]!r} is not valid", f"Use one line of at most {LABEL_MAX} characters.")
 
 
-def _current(scenario: str | None = None) -> Select[LabelRow]:
+def current_labels(scenario: str | None = None) -> Select[LabelRow]:
     """The newest label of each (sample, scenario), without those taken back."""
     newest = select(func.max(LabelRow.number)).group_by(LabelRow.sample_id, LabelRow.scenario)
     if scenario is not None:

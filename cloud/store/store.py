@@ -10,15 +10,15 @@ from sqlalchemy import Engine
 from cloud.store.blobs import Blobs
 from cloud.store.curation import CurationTables
 from cloud.store.delivery import DeliveryTables
+from cloud.store.embeddings import EmbeddingTables
 from cloud.store.lineage import LineageTables
 from cloud.store.operations import OperationTables
 from cloud.store.rollouts import RolloutTables
-from cloud.store.samples import SampleTables
 from cloud.store.sessions import Sessions, begin_writing, connect, translate_faults
 from common.errors import HeadframeError, OperatorError
 
 
-class Store(SampleTables, DeliveryTables, OperationTables, RolloutTables, LineageTables, CurationTables):
+class Store(EmbeddingTables, DeliveryTables, OperationTables, RolloutTables, LineageTables, CurationTables):
     """All that the centre remembers. Each method is a short session of its own; any thread may call it."""
 
     def __init__(self, engine: Engine, blobs: Path) -> None:

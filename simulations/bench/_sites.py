@@ -73,11 +73,15 @@ def find_folders() -> list[Path]:
 
 
 def embed_folder(folder: Path, workers: int = 2) -> Pictures:
-    """Embed every picture of a folder with the default backbone, each thread with a session of its own."""
-    items = read_folder(folder)
+    """Embed every picture of a folder with the default backbone."""
+    return embed_items(folder.name, read_folder(folder), export_default_backbone(), workers)
+
+
+def embed_items(title: str, items: Sequence[Item], layer: bytes, workers: int = 2) -> Pictures:
+    """Embed pictures with a backbone, each thread with a session of its own."""
     with tempfile.TemporaryDirectory(prefix="headframe-bench-") as name:
         path = Path(name) / "backbone.onnx"
-        path.write_bytes(export_default_backbone())
+        path.write_bytes(layer)
         backbones = [Backbone.open(path) for _ in range(workers)]
 
         def embed(job: tuple[int, Item]) -> NDArray[np.float32]:
@@ -86,11 +90,11 @@ def embed_folder(folder: Path, workers: int = 2) -> Pictures:
 
         with ThreadPoolExecutor(workers) as pool:
             done = track(
-                pool.map(embed, enumerate(items)), folder.name, len(items), console=Console(stderr=True), transient=True
+                pool.map(embed, enumerate(items)), title, len(items), console=Console(stderr=True), transient=True
             )
             embeddings = np.stack(list(done))
     return Pictures(
-        folder.name,
+        title,
         tuple(sorted({item.label for item in items})),
         embeddings,
         np.array([item.label for item in items]),

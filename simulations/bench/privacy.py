@@ -26,6 +26,7 @@ from cloud.federation.secure import CohortRules, CohortSum, Question, SecureSums
 from cloud.federation.strategy import AnalyticStrategy, Parts
 from cloud.learning.datasets import Dataset
 from cloud.learning.gates import balanced_accuracy
+from common.cohort import COHORT_MAX
 from common.flower import (
     SERVER_NODE_ID,
     ArrayRecord,
@@ -48,16 +49,45 @@ from simulations.bench._sites import Pictures, Rows, embed_folder, find_folders,
 
 SEEDS, QUICK_SEEDS = 5, 1
 SITES: Final = 50
-CENTRES_SHARE: Final = 0.15
-"""Of the training pictures are the centre's own."""
+CENTRES_SHARE, STRANGERS_SHARE = 0.15, 0.1
+"""Of the training pictures: those that are the centre's own, and those of the same scenes that no site has."""
 BACKBONE: Final = "b" * 64
 DELTA: Final = 1e-5
-RARE: Final = (3, 6)
+RARE: Final = 6
 """A class of fewer pictures at a site is not told."""
-DIRECTIONS: Final = (64, 128, 512)
-NOISED: Final = {8.0: 64, 3.0: 32, 1.0: 8}
-"""ε -> directions: fewer numbers, less noise. Chosen on seeds from 100 on, which are not reported."""
-COHORT: Final = CohortRules()
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """A form of masked sums."""
+
+    directions: int
+    epsilon: float = 0.0
+    """Of one round; 0: no noise."""
+    cohort: int = CohortRules().size
+
+    @property
+    def name(self) -> str:
+        """In the figures."""
+        what = f"ε = {self.epsilon:g}" if self.epsilon else f"{self.directions} directions"
+        return f"masked, {what}{', one cohort' if self.cohort == ONE else ''}"
+
+
+ONE: Final = COHORT_MAX
+"""A cohort of everybody, with 50 sites."""
+FORMS: Final = (
+    Masked(64),
+    Masked(128),
+    Masked(512),
+    Masked(64, cohort=ONE),
+    Masked(64, 8.0),
+    Masked(64, 8.0, ONE),
+    Masked(32, 3.0),
+    Masked(32, 3.0, ONE),
+    Masked(8, 1.0),
+)
+"""Fewer directions are fewer numbers and less noise: chosen on seeds from 100 on, which are not reported."""
+QUICK_FORMS: Final = tuple(form for form in FORMS if form.directions in (64, 128))
 ATTACKED, ATTACKED_SUMS = 200, 8
 """Pictures that are asked about, in so many of the sums or sites."""
 RIDGE: Final = 1e-3
@@ -68,13 +98,13 @@ Point = tuple[float, float, float, float, float]
 
 def bench_privacy(*, quick: bool) -> dict[str, object]:
     """Every protection on every data set."""
-    began_s = time.monotonic()
+    began_s, forms_run = time.monotonic(), QUICK_FORMS if quick else FORMS
     found: dict[tuple[str, str], list[Point]] = defaultdict(list)
     for folder in find_folders():
         pictures = embed_folder(folder)
         seeds = range(QUICK_SEEDS if quick else SEEDS)
         for seed in track(seeds, pictures.name, console=Console(stderr=True), transient=True):
-            for form, point in measure(pictures, seed).items():
+            for form, point in measure(pictures, seed, forms_run).items():
                 found[pictures.name, form].append(point)
     forms = list(dict.fromkeys(form for _, form in found))
     names = list(dict.fromkeys(name for name, _ in found))
@@ -82,9 +112,9 @@ def bench_privacy(*, quick: bool) -> dict[str, object]:
         "points_lost": {form: max(_mean(_lost(found, name, form)) for name in names) for form in forms[1:]},
         "membership_auroc": {form: max(_mean([p[4] for p in found[name, form]]) for name in names) for form in forms},
         "bytes_up": {form: round(max(_mean([p[2] for p in found[name, form]]) for name in names)) for form in forms},
-        "epsilon": {_noised(epsilon): epsilon for epsilon in NOISED},
+        "epsilon": {form.name: form.epsilon for form in forms_run if form.epsilon},
         "delta": DELTA,
-        "multiplier": {_noised(epsilon): multiplier_for(epsilon, DELTA) for epsilon in NOISED},
+        "multiplier": {form.name: multiplier_for(form.epsilon, DELTA) for form in forms_run if form.epsilon},
         "sites": SITES,
         "seeds": QUICK_SEEDS if quick else SEEDS,
         "table": [_row(name, form, found) for name in names for form in forms],
@@ -92,25 +122,22 @@ def bench_privacy(*, quick: bool) -> dict[str, object]:
     }
 
 
-def measure(pictures: Pictures, seed: int, noised: Mapping[float, int] = NOISED) -> dict[str, Point]:
+def measure(pictures: Pictures, seed: int, forms: Sequence[Masked] = FORMS) -> dict[str, Point]:
     """All protections on the same sites; the first is none."""
     train, test = split(pictures, seed)
-    own = np.random.default_rng(seed).permutation(train)[: round(CENTRES_SHARE * len(train))]
-    homes = partition(pictures.labels, np.setdiff1d(train, own), SITES, "dirichlet", seed)
-    world = World(pictures, list(homes.values()), test, seed)
+    mixed = np.random.default_rng(seed).permutation(train)
+    own, strangers, rest = np.split(
+        mixed, np.round(np.cumsum([CENTRES_SHARE, STRANGERS_SHARE]) * len(mixed)).astype(int)
+    )
+    homes = partition(pictures.labels, np.sort(rest), SITES, "dirichlet", seed)
+    world = World(pictures, list(homes.values()), test, strangers, seed)
     found = {"none": world.in_the_clear(0)}
-    for least in RARE:
-        found[f"classes of {least} or more"] = world.in_the_clear(least)
-    for width in DIRECTIONS:
-        found[f"masked, {width} directions"] = world.masked(projection_of(pictures, own, width), 0.0)
-    for epsilon, width in noised.items():
-        frame = projection_of(pictures, own, width)
-        found[_noised(epsilon)] = world.masked(frame, multiplier_for(epsilon, DELTA))
+    found[f"classes of {RARE} or more"] = world.in_the_clear(RARE)
+    for form in forms:
+        multiplier = multiplier_for(form.epsilon, DELTA) if form.epsilon else 0.0
+        frame = projection_of(pictures, own, form.directions)
+        found[form.name] = world.masked(frame, multiplier, CohortRules(form.cohort))
     return found
-
-
-def _noised(epsilon: float) -> str:
-    return f"masked, ε = {epsilon:g}"
 
 
 def projection_of(pictures: Pictures, rows: Rows, width: int) -> Projection:
@@ -130,6 +157,7 @@ class World:
     pictures: Pictures
     homes: Sequence[Rows]
     test: Rows
+    strangers: Rows
     seed: int
 
     def in_the_clear(self, class_samples_min: int) -> Point:
@@ -150,12 +178,12 @@ class World:
         auroc = self._attack(inside, moments, lambda x: x)
         return self._point(add_up(parts.values()), grid, auroc)
 
-    def masked(self, frame: Projection, multiplier: float) -> Point:
+    def masked(self, frame: Projection, multiplier: float, rules: CohortRules) -> Point:
         """Sums over cohorts, as the centre opens them."""
         grid, classes = self._grid(), self.pictures.classes
         noise = {SCENARIO: multiplier} if multiplier else {}
         asked = Question(BACKBONE, {SCENARIO: classes}, {SCENARIO: frame}, multipliers=noise)
-        sums = SecureSums(grid, asked, COHORT, 60.0).run(list(grid.get_node_ids()))
+        sums = SecureSums(grid, asked, rules, 60.0).run(list(grid.get_node_ids()))
         self._check(sums, frame, exact=not multiplier)
         described = [made.described[SCENARIO] for made in sums]
         inside = {n: np.concatenate([self._embeddings(self.homes[m]) for m in s.members]) for n, s in enumerate(sums)}
@@ -195,9 +223,9 @@ class World:
     def _attack(
         self, inside: Mapping[int, Floats], moments: Mapping[int, Array], seen: Callable[[Floats], Floats]
     ) -> float:
-        """AUROC of the leverage: pictures in a moment against pictures that are in none, each at a moment at random."""
+        """AUROC of the leverage: pictures in a moment against pictures of the same scenes that are in none."""
         rng = np.random.default_rng(self.seed)
-        strangers = self._embeddings(self.test)
+        strangers = self._embeddings(self.strangers)
         members, others = list[float](), list[float]()
         for number in rng.permutation(sorted(moments))[:ATTACKED_SUMS].tolist():
             moment = moments[number]

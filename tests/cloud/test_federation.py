@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from cloud.federation.grid import MqttGrid
+from cloud.federation.grid import MqttGrid, Replies
 from cloud.federation.server_app import RoundResult, run_round
 from cloud.learning.heads import solve_lda
 from common import codec, topics
@@ -27,6 +27,8 @@ from common.flower import (
     message_from_bytes,
     message_to_bytes,
     node_id_of,
+    release,
+    take_identity,
 )
 from common.frames import Courier, Frame, frames
 from common.ids import sample_id
@@ -338,3 +340,15 @@ def test_chunks_that_were_not_asked_for_or_are_too_many_or_wrong_are_told_apart(
     assert counters["answered"] == 1
     fleet.grid.on_chunk("north-1", good)
     assert counters["stale"] == 2
+
+
+def test_replies_can_be_looked_at_twice_and_those_that_were_released_are_gone() -> None:
+    take_identity(1)
+    made = [Message(RecordDict(), number, "train", group_id="1") for number in range(2, 6)]
+    replies = Replies(iter(made))
+    assert list(replies) == made == list(replies)
+    folded = Replies(iter(made))
+    for reply in folded:
+        release(reply)
+    assert folded._kept == []
+    assert list(folded) == []

@@ -108,6 +108,16 @@ def test_samples_of_another_backbone_wait_behind_those_that_compare(
     assert set(queue[4:]) == ids(old)
 
 
+def test_looking_at_the_queue_makes_no_version_of_the_dataset(
+    service: Service, upload: Callable[..., list[Sample]]
+) -> None:
+    teach(service, upload)
+    before = service.store.versions("belt", 10)
+    service.store.add_label(upload("rod", 1, 90)[0].sample_id, "belt", "rod", "li", 2)
+    service.review.queue("belt", 5)
+    assert service.store.versions("belt", 10) == before
+
+
 def test_a_scenario_without_labels_has_a_queue_of_its_own(
     service: Service, upload: Callable[..., list[Sample]]
 ) -> None:

@@ -2,19 +2,22 @@
 member can see that it is deceived.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 from flwr.serverapp import Grid
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cloud.federation.accounting import epsilon_of, multiplier_for
 from cloud.federation.secure import CohortRules, CohortSum, Question, SecureSums
 from common import cohort
 from common.cohort import KeysAsked, KeysGiven, MaskedAsked, RevealAsked, SharesAsked
 from common.contribution import pack_request, unpack_reply, unpack_request
-from common.errors import HeadframeError, RefusedError
+from common.errors import HeadframeError, OperatorError, RefusedError
 from common.flower import (
     APP_FAILED,
     Context,
@@ -126,6 +129,24 @@ def test_whoever_falls_silent_is_not_in_the_sum_and_hurts_nobody(step: str) -> N
     same(made, fleet.total(counted))
 
 
+@settings(max_examples=25)
+@given(st.integers(3, 8), st.data())
+def test_whoever_falls_silent_when_the_sum_is_exact_or_is_not_opened(count: int, data: st.DataObject) -> None:
+    steps = (cohort.KEYS, cohort.SHARES, cohort.MASKED, cohort.REVEAL)
+    gone = {node: data.draw(st.sampled_from((*steps, "never", "never"))) for node in range(100, 100 + count)}
+    fleet = Fleet(dict.fromkeys(gone, SHARING), lambda at, node: at == gone[node])
+    rules = CohortRules(size=16, minimum=3)
+    found, _ = run(fleet, rules)
+    left = [{node for node, when in gone.items() if when not in steps[:number]} for number in range(5)]
+    threshold = rules.threshold(len(left[1]))
+    if len(left[1]) < 3 or any(len(nodes) < threshold for nodes in left[2:]):
+        assert found == []
+    else:
+        (made,) = found
+        assert set(made.members) == left[3]
+        same(made, fleet.total(left[3]))
+
+
 @pytest.mark.parametrize("step", [cohort.KEYS, cohort.SHARES, cohort.MASKED, cohort.REVEAL])
 def test_with_too_few_nothing_is_opened(step: str) -> None:
     fleet = Fleet(dict.fromkeys(range(100, 109), SHARING), lambda at, node: at == step and node > 102)
@@ -216,6 +237,12 @@ def test_the_accountant_composes_rounds() -> None:
     assert epsilon_of([2 * one] * 4, 1e-6) == pytest.approx(4.0, abs=1e-3)
     assert 4.0 < epsilon_of([one, one], 1e-6) < 8.0
     assert epsilon_of([], 1e-6) == 0.0
+
+
+def test_without_the_accountant_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    with pytest.raises(OperatorError, match=r"headframe\[privacy\]"):
+        multiplier_for(1.0, 1e-6)
 
 
 class Deceived:

@@ -13,7 +13,7 @@ import pytest
 
 from cloud.link import CentreLink
 from cloud.settings import SharingSettings
-from cloud.shelf import Shelf
+from cloud.shelf import PROBE_NAME, Shelf
 from common.clock import SystemClock
 from common.ids import layer_hash
 from common.manifest import SHARED, Layer, Scenario
@@ -146,15 +146,20 @@ class Box:
 @pytest.fixture
 def shelf(broker: Broker, tmp_path: Path) -> Iterator[Shelf]:
     """The centre's, over its own link to the broker."""
-    link = CentreLink(broker, "centre", ["up/#"], lambda *_: None)
-    link.start()
-    link.wait_connected(15)
+    made: list[Shelf] = []
+    link = CentreLink(broker, "centre", [release(PROBE_NAME)], lambda _topic, payload: made[0].on_message(payload))
     settings = SharingSettings(keep_s=1)
 
     def publish(topic: str, payload: bytes, retain: bool) -> bool:
         return link.publish(topic, payload, retain=retain)
 
-    yield Shelf(tmp_path / "shelf.json", settings, SystemClock(), publish, lambda: link.connects)
+    made.append(Shelf(tmp_path / "shelf.json", settings, SystemClock(), publish, lambda: link.connects))
+    link.start()
+    link.wait_connected(15)
+    while not made[0].carried:
+        made[0].step()
+        time.sleep(0.01)
+    yield made[0]
     link.stop()
 
 

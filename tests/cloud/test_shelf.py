@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cloud.settings import SharingSettings
-from cloud.shelf import IN_USE_S, REPEAT_S, REPEATED, Shelf
+from cloud.shelf import IN_USE_S, PROBE_AGAIN_S, PROBE_NAME, PROBE_S, REPEAT_S, REPEATED, Shelf
 from common.ids import layer_hash
 from common.parcels import PIECE_BYTES
 from common.topics import parse_release
@@ -15,8 +15,9 @@ from common.topics import parse_release
 class Centre:
     """A shelf, its clock, and the broker behind it."""
 
-    def __init__(self, folder: Path, **settings: float) -> None:
+    def __init__(self, folder: Path, *, carries: bool = True, **settings: float) -> None:
         self.now_s, self.up, self.connection = 1000.0, True, 1
+        self.carries, self.probes = carries, 0
         self.retained: dict[str, bytes] = {}
         self.published: list[str] = []
         self.folder, self.settings = folder, SharingSettings.model_validate(settings)
@@ -24,6 +25,7 @@ class Centre:
 
     def start(self) -> None:
         self.shelf = Shelf(self.folder / "shelf.json", self.settings, self, self._publish, lambda: self.connection)
+        self.shelf.step()
 
     def wall_ns(self) -> int:
         return 0
@@ -32,8 +34,15 @@ class Centre:
         return self.now_s
 
     def _publish(self, topic: str, payload: bytes, retain: bool) -> bool:
-        assert retain
         name = parse_release(topic)
+        if name == PROBE_NAME:
+            assert not retain
+            self.probes += 1
+            if self.carries and self.up:
+                self.shelf.on_message(payload)
+            return self.up
+        assert retain
+        assert self.shelf.carried, "nothing is published before that is known"
         if self.up and payload:
             assert layer_hash(payload) == name
             self.retained[name] = payload
@@ -176,3 +185,26 @@ def test_a_file_that_has_gone_is_no_reason_to_stop(centre: Centre) -> None:
     assert centre.shelf.lay_out(packed, path)
     centre.ask(centre.layer(2))
     assert len(centre.retained) == 1 + 4
+
+
+def test_where_the_broker_does_not_carry_it_nothing_is_published_and_it_is_looked_again(tmp_path: Path) -> None:
+    centre = Centre(tmp_path, carries=False)
+    assert centre.shelf.carried is None
+    assert not centre.ask(centre.layer(1))
+    centre.now_s += PROBE_S
+    centre.shelf.step()
+    assert centre.shelf.carried is False
+    for _ in range(10):
+        centre.now_s += 60
+        centre.shelf.step()
+    assert centre.probes == 1, "mosquitto ends the connection at each"
+    centre.carries = True
+    centre.now_s += PROBE_AGAIN_S
+    centre.shelf.step()
+    assert centre.ask(centre.layer(1))
+
+
+def test_sharing_that_is_switched_off_is_not_even_looked_for(tmp_path: Path) -> None:
+    centre = Centre(tmp_path, enabled=False)
+    assert (centre.shelf.carried, centre.probes) == (False, 0)
+    assert not centre.ask(centre.layer(1))

@@ -12,13 +12,14 @@ from cloud.learning.export import export_head
 from cloud.learning.heads import HeadWeights
 from cloud.service import Service
 from cloud.settings import CloudSettings, RolloutSettings
+from cloud.shelf import PROBE_NAME
 from common import codec
 from common.manifest import SHARED, Layer, Scenario
 from common.messages import Desired, Fetch, LayerPart, Shelved, State
 from common.metadata import TrustedMetadata
 from common.mqtt import Broker
 from common.parcels import PIECE_BYTES
-from common.topics import parse_release
+from common.topics import parse_release, release
 from edge.proofs import Proofs
 
 S = 10**9
@@ -47,9 +48,13 @@ class Mine:
         )
         self.service = Service(settings, Broker(), self.clock)
         self.service.link.publish = self._publish  # type: ignore[method-assign]
+        self.service.shelf.step()
 
     def _publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
-        self.sent.append((topic, payload))
+        if topic == release(PROBE_NAME):
+            self.service._on_message(topic, payload)
+        else:
+            self.sent.append((topic, payload))
         return True
 
     def publish(self, number: int) -> str:
@@ -103,7 +108,7 @@ def test_a_gateway_is_told_little_and_the_proof_is_published_once(mine: Mine, tm
 @pytest.mark.parametrize("shares", [True, False])
 def test_an_agent_that_knows_no_parcels_is_told_everything(mine: Mine, shares: bool) -> None:
     if not shares:
-        mine.service.telling._shares = False
+        mine.service.shelf._carried = False
     mine.publish(1)
     mine.report("old", shared=shares is False)
     (desired,) = mine.told()

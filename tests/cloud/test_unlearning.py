@@ -230,3 +230,47 @@ def test_a_sum_that_cannot_be_read_is_made_anew(tmp_path: Path, caplog: pytest.L
         file.write_bytes(broken)
         assert ledger.total("belt", "b" * 64, CLASSES, 16, parts).total == 6
     assert "made anew" in caplog.text
+
+
+def a_sum(centre: Centre, name: str, members: dict[str, int], at_ns: int) -> None:
+    """A masked sum of these gateways' samples (gateway -> seed), as it is kept."""
+    parts = [rows(seed, 12) for seed in members.values()]
+    x, labels = np.concatenate([part for part, _ in parts]), [label for _, own in parts for label in own]
+    packed, _ = pack(CLASSES, x, labels)
+    meta = {"classes": list(packed.classes), "covered": [], "members": sorted(members)}
+    centre.store.put_contribution("belt", centre.backbone, f"sum/{name}", packed.arrays(), meta, at_ns)
+
+
+def counted(centre: Centre) -> int:
+    """Samples of gateways that count."""
+    classes = centre.trainer.scenarios()["belt"]
+    evidence = centre.trainer.gathering.evidence("belt", classes, centre.backbone, None)
+    assert evidence.by_site == {} or not any(name.startswith("sum/") for name in evidence.by_site)
+    return int(evidence.shared.total) - 48
+
+
+def test_a_masked_sum_counts_until_a_member_is_in_something_newer(centre: Centre) -> None:
+    a_sum(centre, "first", {"north-1": 1, "north-2": 2}, 10)
+    a_sum(centre, "other", {"east-1": 3, "east-2": 4}, 10)
+    assert counted(centre) == 48
+    a_sum(centre, "second", {"north-2": 2, "north-3": 5}, 20)
+    assert counted(centre) == 48, "north-1 alone cannot be told from the older sum"
+    packed, _ = pack(CLASSES, *rows(3, 12))
+    meta = {"classes": list(packed.classes), "covered": []}
+    centre.store.put_contribution("belt", centre.backbone, "east-1", packed.arrays(), meta, 30)
+    assert counted(centre) == 36, "east-1 in the clear; east-2 waits for its next round"
+
+
+def test_a_site_that_is_unlearned_takes_its_sums_with_it(centre: Centre) -> None:
+    never = centre.head()
+    for gateway in ("north-1", "north-2"):
+        state = State(gateway_id=gateway, site_id="north", at_ns=0, agent_version="0", release_id="")
+        centre.store.put_state(state)
+    a_sum(centre, "first", {"north-1": 1, "west-1": 2}, 10)
+    assert counted(centre) == 24
+    found = unlearn("north", centre.store, centre.registry, centre.trainer, "li", 5)
+    assert found.contributions == 1
+    same(found.heads["belt"], never)
+    assert centre.store.sums("belt", centre.backbone) == {}
+    a_sum(centre, "late", {"north-2": 1, "west-1": 2}, 20)
+    assert counted(centre) == 0, "it was under way while the site was unlearned"

@@ -19,7 +19,8 @@ def pictures(count: int = 600, dimension: int = 24) -> Pictures:
 
 def test_protections_cost_what_they_should_and_hide_what_they_should() -> None:
     pytest.importorskip("dp_accounting")
-    found = privacy.measure(pictures(), 0, {8.0: 4})
+    forms = (privacy.Masked(512), privacy.Masked(4, 8.0))
+    found = privacy.measure(pictures(), 0, forms)
     none, wide, noised = found["none"], found["masked, 512 directions"], found["masked, ε = 8"]
     assert none[0] > 90
     assert abs(none[0] - wide[0]) < 2, "all 24 directions: the same statistics but for rounding"
