@@ -33,10 +33,10 @@ from simulations.bench.loop import find_data
 
 SEEDS, QUICK_SEEDS = 5, 1
 LABELS_MAX, QUICK_LABELS_MAX = 24, 12
-QUICK_PER_SCENE = 5  # pictures of a class in a scene
+QUICK_PER_SCENE = 3  # pictures of a class in a scene
 ADAPTER = Recipe()
 JOINT = Recipe(Depth.FULL, epochs=12, distillation=0.0)
-QUICK_EPOCHS = 2
+QUICK_EPOCHS = 1
 JUDGED = 120  # pictures on which the snapped backbone must say what the tuned one does
 FROZEN, CLOCKS, CARRIED = (
     "frozen backbone",
