@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from cloud.curation.folding import COPY_BITS, COPY_COSINE, GOLD_BITS, VIEW_BITS, VIEW_COSINE
 from cloud.curation.roles import EVER_GOLD, GONE, Past, Role
 from cloud.curation.rows import UPLOADED, Rows
-from common.errors import EnvironmentFault
+from common.compression import decompress
+from common.errors import EnvironmentFault, WireError
 from common.ids import SAMPLE_ID_BYTES
 
 SCHEMA = 1
@@ -135,13 +136,13 @@ def decode_version(content: bytes, name: str) -> Version:
         EnvironmentFault: the content is not what the hash says: the disk has damaged it.
     """
     try:
-        plain = zstandard.ZstdDecompressor().decompress(content, max_output_size=CONTENT_BYTES_MAX)
+        plain = decompress(content, CONTENT_BYTES_MAX)
         if hashlib.blake2b(plain, digest_size=32).hexdigest() != name:
             raise EnvironmentFault(
                 f"the content of dataset version {name[:12]} is damaged", "Restore it from a backup."
             )
         return msgspec.msgpack.decode(plain, type=Version)
-    except (zstandard.ZstdError, msgspec.DecodeError) as error:
+    except (WireError, msgspec.DecodeError) as error:
         raise EnvironmentFault(
             f"dataset version {name[:12]} cannot be read: {error}", "Restore it from a backup."
         ) from error

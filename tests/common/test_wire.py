@@ -22,8 +22,10 @@ from common.messages import (
     Prediction,
     Receipt,
     Refusal,
+    ReleaseHealth,
     Sample,
     Scores,
+    SpoolEpoch,
     State,
 )
 
@@ -38,7 +40,7 @@ def test_every_message_comes_back_as_it_was(data: st.DataObject) -> None:
     st.register_type_strategy(float, floats)
     st.register_type_strategy(int, integers)
     st.register_type_strategy(str, text)
-    for kind in (Prediction, Scores, Refusal, CameraState):
+    for kind in (Prediction, Scores, Refusal, CameraState, ReleaseHealth, SpoolEpoch):
         st.register_type_strategy(
             kind, st.builds(kind, **{f.name: st.from_type(f.type) for f in msgspec.structs.fields(kind)})
         )
