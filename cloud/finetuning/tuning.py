@@ -186,7 +186,10 @@ class Tuning:
         return torch.nn.functional.cross_entropy(masked, truth)
 
     def _teach(self, network: Network) -> torch.Tensor:
-        """Embeddings (n, d) of all pictures by the running backbone."""
+        """Embeddings (n, d) of all pictures by the running backbone; by ONNX Runtime, where it can, much faster."""
+        if self._side_px == self._backbone.input_px:
+            embedded = [self._backbone.embed(self._picture(row)) for row in range(len(self._examples))]
+            return torch.from_numpy(np.stack(embedded)).to(self._device)
         found = []
         with torch.no_grad():
             for start in range(0, len(self._examples), self._recipe.batch):

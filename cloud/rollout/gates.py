@@ -36,8 +36,9 @@ CORRELATION: Final = 20.0
 """Frames of one camera resemble each other: so many count as one."""
 SPREAD: Final = 0.05
 """Usual standard deviation between sites of a share that a good release changes."""
-LATENCY_NOISE: Final = 0.1
-"""Of the logarithm of a median latency: between two measurements, and between boxes."""
+LATENCY_NOISE: Final = 0.25
+"""Of the logarithm of a median latency: between two measurements, for a box has other work too, and between boxes. One
+gateway alone stops nobody: it judges its own latency on probation, and goes back by itself."""
 LATENCY_SCALE: Final = 0.3
 CLASS_AGAINST_MAX: Final = 0.75
 """Of the labels of one class that decide, those that may speak for the old release: classes trade a little."""

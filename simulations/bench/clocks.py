@@ -33,10 +33,10 @@ from simulations.bench.loop import find_data
 
 SEEDS, QUICK_SEEDS = 5, 1
 LABELS_MAX, QUICK_LABELS_MAX = 24, 12
-QUICK_PER_SCENE = 5  # pictures of a class in a scene
+QUICK_PER_SCENE = 3  # pictures of a class in a scene
 ADAPTER = Recipe()
 JOINT = Recipe(Depth.FULL, epochs=12, distillation=0.0)
-QUICK_EPOCHS = 2
+QUICK_EPOCHS, QUICK_BATCH = 1, 8
 JUDGED = 120  # pictures on which the snapped backbone must say what the tuned one does
 FROZEN, CLOCKS, CARRIED = (
     "frozen backbone",
@@ -217,7 +217,8 @@ def _gap(scores: Mapping[str, list[float]], one: str, other: str) -> float:
 
 
 def _recipe(recipe: Recipe, seed: int, quick: bool) -> Recipe:
-    return replace(recipe, seed=seed, epochs=QUICK_EPOCHS if quick else recipe.epochs)
+    recipe = replace(recipe, seed=seed)
+    return replace(recipe, epochs=QUICK_EPOCHS, batch=QUICK_BATCH) if quick else recipe
 
 
 def _tune(world: World, rows: Rows, recipe: Recipe) -> tuple[Tuned, float]:

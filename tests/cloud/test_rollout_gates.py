@@ -68,8 +68,9 @@ def test_disagreement_that_is_known_to_be_improvement_is_not_held_against_it() -
     assert stops([behaves(disagreed=300, explained=0.5)] * 5) == []
 
 
-def test_five_times_slower_is_found_on_a_single_gateway() -> None:
-    assert stops([behaves(latency_ms=100.0)], told=1) == ["latency"]
+def test_five_times_slower_is_found_in_a_wave_of_five_and_one_busy_box_stops_nobody() -> None:
+    assert stops([behaves(latency_ms=100.0)], told=1) == []
+    assert stops([behaves(latency_ms=100.0)] * 5, told=5) == ["latency"]
 
 
 def test_three_failures_of_three_are_enough_and_three_of_a_hundred_are_not() -> None:

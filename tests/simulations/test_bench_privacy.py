@@ -1,5 +1,8 @@
 """The benchmark of protections measures the product's own round: here on generated pictures."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -29,3 +32,15 @@ def test_protections_cost_what_they_should_and_hide_what_they_should() -> None:
     assert noised[0] > 60
     rare = found["classes of 6 or more"]
     assert rare[2] <= none[2]
+
+
+def test_the_figures_name_every_protection(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("dp_accounting")
+    monkeypatch.setattr(privacy, "find_folders", lambda: [Path("generated")])
+    monkeypatch.setattr(privacy, "embed_folder", lambda folder: pictures(300))
+    figures = privacy.bench_privacy(quick=True)
+    json.dumps(figures, allow_nan=False)
+    names = {form.name for form in privacy.QUICK_FORMS} | {f"classes of {privacy.RARE} or more"}
+    assert set(figures["points_lost"]) == names
+    assert set(figures["membership_auroc"]) == names | {"none"}
+    assert figures["epsilon"] == {form.name: 8.0 for form in privacy.QUICK_FORMS if form.epsilon}
