@@ -53,6 +53,7 @@ BASES_MAX = 16  # of what a gateway names
 DELTA_LAYER_BYTES_MAX = 1024 * 1024
 SIZE_RATIO_MAX = 2  # layers further apart in size have nothing in common
 WORTHWHILE = 0.9
+NO_DELTA_MAX = 10_000  # pairs remembered
 DEFAULT_ORIGIN = {"origin": "efficientnet-lite0, pre-trained on ImageNet", "licence": "Apache-2.0"}
 MINIMUM_AGENT = "0.1.0"
 DETECTORS = "detectors"  # a file in the folder of the layers: what the next release carries
@@ -99,6 +100,8 @@ class Registry:
         """Gateway -> what it was told last."""
         self._unwritten: set[str] = set()
         """Gateways whose assignment is not in the store yet."""
+        self._no_delta: set[tuple[str, str]] = set()
+        """Layers of which one has no weights to make a delta of."""
         folder.mkdir(parents=True, exist_ok=True)
 
     def backbone(self) -> tuple[Layer, Path]:
@@ -392,7 +395,12 @@ class Registry:
         Only small layers (heads) are made here, on the link's thread: milliseconds. Both ends' files must be ours.
         """
         origin = self.layer_path(base)
-        if base == target.name or not is_layer_hash(base) or not origin.is_file():
+        if (
+            base == target.name
+            or (base, target.name) in self._no_delta
+            or not is_layer_hash(base)
+            or not origin.is_file()
+        ):
             return None
         path = self._delta_path(base, target.name)
         if not path.is_file():
@@ -402,7 +410,10 @@ class Registry:
             try:
                 delta = delta_of(origin.read_bytes(), target.read_bytes())
             except WireError as error:  # a layer of a kind that has no weights to read: it travels whole
-                log.warning("no delta of layer %s: %s", target.name[:12], error)
+                log.info("layer %s travels whole: %s", target.name[:12], error)
+                if len(self._no_delta) >= NO_DELTA_MAX:
+                    self._no_delta.clear()
+                self._no_delta.add((base, target.name))
                 return None
             write_atomically(path, delta)
         return path if path.stat().st_size < WORTHWHILE * target.stat().st_size else None
