@@ -154,6 +154,7 @@ def phases_of(classes: Sequence[str], seed: int, phases: int = 3) -> list[tuple[
 
 
 def mean_and_error(values: Sequence[float]) -> str:
-    """`mean ± standard error`, for a table."""
-    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-    return f"{np.mean(values):.2f} ± {error:.2f}"
+    """`mean ± standard error`, for a table; of one seed there is no error."""
+    if len(values) == 1:
+        return f"{values[0]:.2f} (one seed)"
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.2f}"
