@@ -1,8 +1,6 @@
 """`headframe cloud …`: the operations team's commands. Those that change what runs talk to the store directly."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,17 +13,17 @@ from cloud import keys_cli
 from cloud.datasets_cli import add_dataset_commands
 from cloud.enrolment_cli import add_enrolment
 from cloud.finetuning.cli import finetune
+from cloud.opening import ConfigOption, open_service
 from cloud.releases_cli import add_release_commands
 from cloud.rollout.cli import app as rollout_app
 from cloud.settings import CloudSettings
 from common.errors import OperatorError
 from common.ids import check_name
-from common.mqtt import Broker
 from common.settings import load_settings
 from common.settings_table import print_keys
 
 if TYPE_CHECKING:
-    from cloud.service import Service
+    pass
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,9 +45,6 @@ add_release_commands(app)
 add_enrolment(app)
 app.command()(finetune)
 
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="cloud.toml; deploy/examples/cloud.toml is a start.")
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 FormatOption = Annotated[str, typer.Option("--format", help="csv or coco; by default from the file's ending.")]
 
@@ -77,7 +72,7 @@ def ingest(
 @app.command()
 def train(config: ConfigOption, as_json: JsonOption = False) -> None:
     """Learn from what the centre holds, without asking gateways; the first release is made so."""
-    with _open(config) as service:
+    with open_service(config) as service:
         outcome = service.trainer.run("headframe cloud train")
         if as_json:
             typer.echo(json.dumps(outcome.record, default=str))
@@ -100,7 +95,7 @@ def unlearn(
     """Take a site or gateway out of what was learnt, exactly; it is not asked in rounds from then on."""
     from cloud.learning import unlearning
 
-    with _open(config) as service:
+    with open_service(config) as service:
         if undo:
             if not service.store.include(name):
                 raise OperatorError(f"{name!r} was not unlearned", "Nothing to undo.")
@@ -127,7 +122,7 @@ def unlearn(
 @app.command()
 def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
     """List the releases with their gate results."""
-    with _open(config) as service:
+    with open_service(config) as service:
         rows = service.store.releases()
         if as_json:
             typer.echo(json.dumps([{"release_id": r.release_id, "status": r.status, "gate": r.gate} for r in rows]))
@@ -172,7 +167,7 @@ def roll_back(
     author: Annotated[str, typer.Option(help="Who says so; kept in the audit log.")] = "headframe cloud roll-back",
 ) -> None:
     """Publish an earlier release again, under a new number; a running centre takes it up by itself."""
-    with _open(config) as service:
+    with open_service(config) as service:
         name = service.registry.roll_back(release, f"rolled back to {release} by {author}")
         service.store.audit(author, "roll back", {"to": release, "release_id": name}, service.clock.wall_ns())
         service.rollouts.replace_all(name, author, f"rolled back to {release}")
@@ -200,7 +195,7 @@ def backbone(
     except OSError as error:
         raise OperatorError(f"cannot read {file}: {error.strerror}", "Give an ONNX file.") from error
     made = adopt_backbone(data, output=output, input_px=input_px, mean=mean or (0.0,), scale=scale or (1.0,))
-    with _open(config) as service:
+    with open_service(config) as service:
         layer = service.registry.set_backbone(made, licence)
         found = Backbone.open(service.registry.layer_path(layer.hash))
     typer.echo(
@@ -218,7 +213,7 @@ def quantise(
     """Make an int8 variant of the backbone; the next release carries it if no head drifts on it."""
     from cloud.learning.variants import make_variant
 
-    with _open(config) as service, Progress(transient=True) as progress:
+    with open_service(config) as service, Progress(transient=True) as progress:
         task = progress.add_task("quantising", total=None)
         made = make_variant(
             service.registry,
@@ -270,7 +265,7 @@ def add_detector(
         raise OperatorError(f"{', '.join(sorted(unknown))}: no class of {classes}", "Give names from that file.")
     form = DetectorForm(decoder, tuple(line.strip() for line in names), score, overlap, letterbox, bgr)
     made = adopt_detector(data, form, input_px=input_px, mean=mean or (0.0,), scale=scale or (1.0,))
-    with _open(config) as service:
+    with open_service(config) as service:
         if scenario and scenario not in service.trainer.scenarios():
             raise OperatorError(f"there is no scenario {scenario!r}", "Name one with a dataset or labels, or none.")
         layer = service.registry.put(made)
@@ -285,7 +280,7 @@ def add_detector(
 @detector_app.command("remove")
 def remove_detector(config: ConfigOption, name: Annotated[str, typer.Argument(help="Name of the detector.")]) -> None:
     """Let a detector go; with a release active, it is published again without it."""
-    with _open(config) as service:
+    with open_service(config) as service:
         kept = tuple(item for item in service.registry.detectors() if item.name != name)
         if len(kept) == len(service.registry.detectors()):
             raise OperatorError(f"there is no detector {name!r}", "`headframe cloud detector list` names them.")
@@ -299,7 +294,7 @@ def remove_detector(config: ConfigOption, name: Annotated[str, typer.Argument(he
 @detector_app.command("list")
 def list_detectors(config: ConfigOption) -> None:
     """The detectors that releases carry."""
-    with _open(config) as service:
+    with open_service(config) as service:
         for item in service.registry.detectors():
             alarms = ", ".join(item.alarms) or "every class"
             typer.echo(
@@ -323,7 +318,7 @@ def export_runs(
 
     if tool not in ("mlflow", "tensorboard"):
         raise OperatorError(f"{tool!r} is none of the tools", "There are mlflow and tensorboard.")
-    with _open(config) as service:
+    with open_service(config) as service:
         runs = service.store.runs(limit=None)
         exported = export_to_mlflow(runs, to) if tool == "mlflow" else export_to_tensorboard(runs, Path(to))
         typer.echo(json.dumps({"exported": exported}) if as_json else f"{len(exported)} runs exported to {to}")
@@ -358,7 +353,7 @@ def add(
     from common.backbone import Backbone
 
     items = read_folder(folder, split)
-    with _open(config) as service, Progress(transient=True) as progress:
+    with open_service(config) as service, Progress(transient=True) as progress:
         _, path = service.registry.backbone()
         task = progress.add_task("embedding", total=len(items))
         dataset = service.catalogue.add(
@@ -377,7 +372,7 @@ def export_labels(
     """Write the current labels of a scenario."""
     from cloud import labels
 
-    with _open(config) as service:
+    with open_service(config) as service:
         writer = labels.export_coco if _format(file, format_) == "coco" else labels.export_csv
         count = writer(service.store, scenario, file)
     typer.echo(f"wrote {count} labels to {file}")
@@ -394,7 +389,7 @@ def import_labels(
     """Read labels; a wrong row is named and nothing is imported."""
     from cloud import labels
 
-    with _open(config) as service:
+    with open_service(config) as service:
         reader = labels.import_coco if _format(file, format_) == "coco" else labels.import_csv
         count = reader(service.store, scenario, file, author, service.clock.wall_ns())
     typer.echo(f"imported {count} labels from {file}")
@@ -405,15 +400,3 @@ def _format(file: Path, given: str) -> str:
     if found not in ("csv", "coco"):
         raise OperatorError(f"{found!r} is no label format", "Use --format csv or --format coco.")
     return found
-
-
-@contextmanager
-def _open(config: Path) -> Iterator["Service"]:
-    """The service without its threads and without the network: store, registry, trainer."""
-    from cloud.service import Service
-
-    service = Service(load_settings(CloudSettings, config), Broker())
-    try:
-        yield service
-    finally:
-        service.store.close()

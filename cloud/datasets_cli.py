@@ -2,27 +2,19 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from cloud.settings import CloudSettings
+from cloud.opening import ConfigOption, open_service
 from common.errors import OperatorError
-from common.mqtt import Broker
-from common.settings import load_settings
 
 if TYPE_CHECKING:
     from cloud.service import Service
 
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="cloud.toml; deploy/examples/cloud.toml is a start.")
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 ScenarioOption = Annotated[str, typer.Option(help="Scenario; may be left out where there is only one.")]
 SHORT = 12
@@ -40,7 +32,7 @@ def add_dataset_commands(app: typer.Typer) -> None:
 
 def list_(config: ConfigOption, scenario: ScenarioOption = "", as_json: JsonOption = False) -> None:
     """Versions of what was learnt from, newest first."""
-    with _open(config) as service:
+    with open_service(config) as service:
         found = service.store.versions(scenario or None)
     if as_json:
         rows = [{"scenario": v.scenario, "version": v.number, "hash": v.hash, **v.summary["counts"]} for v in found]
@@ -69,7 +61,7 @@ def show(
     """A version: pictures by site and class, the folding rule, and the layers that were made from it."""
     from cloud.curation.versions import balance, counts, encode_version
 
-    with _open(config) as service:
+    with open_service(config) as service:
         name = _scenario(service, scenario)
         found, number = _version(service, name, version)
         hash_, _ = encode_version(found)
@@ -111,7 +103,7 @@ def diff(
     """What changed from one version to another: pictures, labels, roles, statistics of gateways."""
     from cloud.curation.versions import compare_versions
 
-    with _open(config) as service:
+    with open_service(config) as service:
         name = _scenario(service, scenario)
         old, _ = _version(service, name, before)
         new, number = _version(service, name, after)
@@ -143,7 +135,7 @@ def diff(
 
 def conflicts(config: ConfigOption, scenario: ScenarioOption = "", as_json: JsonOption = False) -> None:
     """Labels that contradict each other or what all else says, looked for now; ends with 1 when there are any."""
-    with _open(config) as service:
+    with open_service(config) as service:
         name = _scenario(service, scenario)
         found = service.trainer.conflicts(name)
     if as_json:
@@ -170,7 +162,7 @@ def decide(
     author: Annotated[str, typer.Option(help="Who says so; kept in the audit log.")] = "headframe cloud dataset decide",
 ) -> None:
     """Decide about a label in conflict; it counts from the next version on."""
-    with _open(config) as service:
+    with open_service(config) as service:
         name = _scenario(service, scenario)
         try:
             found = bytes.fromhex(picture)
@@ -219,14 +211,3 @@ def _cell(cell: dict[str, int] | None) -> str:
         return "–"
     rest = [f"+{cell['folded']}"] * bool(cell["folded"]) + [f"{cell['gold']} gold"] * bool(cell["gold"])
     return f"{cell['learnt']}" + (f" ({', '.join(rest)})" if rest else "")
-
-
-@contextmanager
-def _open(config: Path) -> Iterator["Service"]:
-    from cloud.service import Service
-
-    service = Service(load_settings(CloudSettings, config), Broker())
-    try:
-        yield service
-    finally:
-        service.store.close()

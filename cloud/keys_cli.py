@@ -11,12 +11,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cloud.opening import open_service
 from cloud.settings import CloudSettings
 from cloud.trust import Keys, Repository, ceremony
 from common.clock import SystemClock
 from common.errors import OperatorError
 from common.files import READABLE, write_atomically
-from common.mqtt import Broker
 from common.settings import load_settings
 
 app = typer.Typer(
@@ -126,15 +126,10 @@ def sign(
 @app.command("import")
 def import_(config: ConfigOption, file: Annotated[Path, typer.Argument(help="The signed file.")]) -> None:
     """Bring signatures back; when enough have come, it is in force and staged releases become active."""
-    from cloud.service import Service
-
     signed = ceremony.load(file).read()
-    service = Service(load_settings(CloudSettings, config), Broker())
-    try:
+    with open_service(config) as service:
         done = service.repository.adopt(signed)
         released = service.registry.activate_signed()
-    finally:
-        service.store.close()
     _say(done, "the signed metadata is in force")
     for name in released:
         typer.echo(f"released {name}")

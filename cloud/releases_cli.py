@@ -1,8 +1,6 @@
 """`headframe cloud lineage`, `retain`, `export`, `import`: what the registry knows, keeps, and hands over as a file."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,16 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cloud.settings import CloudSettings
-from common.mqtt import Broker
-from common.settings import load_settings
+from cloud.opening import ConfigOption, open_service
 
 if TYPE_CHECKING:
-    from cloud.service import Service
+    pass
 
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="cloud.toml; deploy/examples/cloud.toml is a start.")
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 SHORT = 12
 
@@ -41,7 +34,7 @@ def lineage(
     """Which samples made this release and which release saw this sample; where a layer comes from."""
     from cloud.lineage import trace
 
-    with _open(config) as service:
+    with open_service(config) as service:
         found = trace(service.store, name)
     if as_json:
         typer.echo(json.dumps(found))
@@ -57,7 +50,7 @@ def retain(
     """Remove the layers of old releases; never what is active, assigned, running somewhere, or a delta's parent."""
     from cloud.retention import retain as apply
 
-    with _open(config) as service:
+    with open_service(config) as service:
         running = [state.release_id for state in service.store.states()]
         done = apply(service.registry, service.store, keep, running, dry=dry_run)
         if not dry_run and (done.releases or done.layers):
@@ -81,7 +74,7 @@ def export(
     """Write a release with its layers as one file, for a mine without a network."""
     from cloud.archive import export_release
 
-    with _open(config) as service:
+    with open_service(config) as service:
         gateways = gateway or [state.gateway_id for state in service.store.states()]
         export_release(service.registry, release, file, gateways)
         detail = {"release_id": release, "gateways": gateways}
@@ -97,7 +90,7 @@ def import_(
     """Take a release of another centre: verify it by that centre's roles, publish it under this one's."""
     from cloud.archive import import_release
 
-    with _open(config) as service:
+    with open_service(config) as service:
         name = import_release(service.registry, file, root, service.clock)
         service.store.audit("headframe cloud import", "import release", {"release_id": name}, service.clock.wall_ns())
     typer.echo(f"released {name}")
@@ -118,14 +111,3 @@ def _print(found: dict[str, Any]) -> None:
             typer.echo(f"{key.removesuffix('_at_ns')}: {datetime.fromtimestamp(value / 1e9, UTC):%Y-%m-%d %H:%M} UTC")
         elif key not in ("gate", "evaluation"):
             typer.echo(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
-
-
-@contextmanager
-def _open(config: Path) -> Iterator["Service"]:
-    from cloud.service import Service
-
-    service = Service(load_settings(CloudSettings, config), Broker())
-    try:
-        yield service
-    finally:
-        service.store.close()

@@ -8,16 +8,14 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from cloud.settings import CloudSettings
+from cloud.opening import ConfigOption, open_service
 from common.errors import OperatorError
-from common.mqtt import Broker
-from common.settings import load_settings
 
 DEPTHS = ("adapter", "block", "full")
 
 
 def finetune(
-    config: Annotated[Path, typer.Option("--config", "-c", help="cloud.toml; deploy/examples/cloud.toml is a start.")],
+    config: ConfigOption,
     depth: Annotated[
         str,
         typer.Option(help="What is trained: adapter (scale and shift of every batch-norm), block (the last), full."),
@@ -44,13 +42,11 @@ def finetune(
     from cloud.finetuning.graph import Depth
     from cloud.finetuning.run import Finetuner
     from cloud.finetuning.tuning import Recipe
-    from cloud.service import Service
     from common.files import own_folder
 
     recipe = Recipe(Depth(depth), epochs, batch, rate, distillation, seed=seed)
-    service = Service(load_settings(CloudSettings, config), Broker())
-    folder = service.settings.data_dir / "finetuning"
-    try:
+    with open_service(config) as service:
+        folder = service.settings.data_dir / "finetuning"
         with own_folder(folder), Progress(console=Console(stderr=True), transient=True) as progress:
             tasks: dict[str, int] = {}
 
@@ -64,8 +60,6 @@ def finetune(
             outcome = finetuner.take(_read(weights), author, show) if weights else finetuner.run(recipe, author, show)
         made = {"release_id": outcome.release_id, "backbone": outcome.record["backbone"]}
         service.store.audit(author, "fine-tune", made, service.clock.wall_ns())
-    finally:
-        service.store.close()
     if as_json:
         typer.echo(json.dumps(outcome.record | {"release_id": outcome.release_id}, default=str))
     elif outcome.release_id:

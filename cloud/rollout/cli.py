@@ -11,9 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cloud.settings import CloudSettings
-from common.mqtt import Broker
-from common.settings import load_settings
+from cloud.opening import open_service
 
 if TYPE_CHECKING:
     from cloud.rollout.service import Rollouts
@@ -161,10 +159,5 @@ def _print(row: dict[str, Any]) -> None:
 @contextmanager
 def _open(config: Path) -> Iterator["Rollouts"]:
     """The rollouts without threads and network, on the centre's own store."""
-    from cloud.service import Service
-
-    service = Service(load_settings(CloudSettings, config), Broker())
-    try:
+    with open_service(config) as service:
         yield service.rollouts
-    finally:
-        service.store.close()

@@ -14,7 +14,7 @@ from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Session
 
 from cloud.store.blobs import Blobs
-from cloud.store.inserts import insert_rows, row_of, stored_ids
+from cloud.store.inserts import IN_MAX, insert_rows, row_of, stored_ids
 from cloud.store.models import EmbeddingRow, LabelRow, QuarantineRow, SampleRow
 from cloud.store.records import LabelledSet, StoredSample
 from cloud.store.sessions import Sessions
@@ -25,7 +25,6 @@ from common.messages import Box, Prediction, Sample, Scores
 
 log = logging.getLogger(__name__)
 
-IN_MAX = 500  # parameters of one IN (...)
 LABEL_MAX = 120
 Alone = Callable[[], AbstractContextManager[None]]
 
@@ -98,7 +97,7 @@ class SampleTables(Sessions):
     def known_ids(self, names: Sequence[bytes]) -> set[bytes]:
         """Those of `names` that are ids of samples."""
         with self._read() as session:
-            return set(self._known(session, names))
+            return stored_ids(session.connection(), names)
 
     def samples(
         self,
@@ -189,7 +188,7 @@ class SampleTables(Sessions):
             check_label(scenario, label)
         new = 0
         with self._write() as session:
-            known = set(self._known(session, [name for name, _, _ in labels]))
+            known = stored_ids(session.connection(), [name for name, _, _ in labels])
             for name, scenario, label in labels:
                 if name not in known:
                     raise OperatorError(f"there is no sample {name.hex()}", "Labels refer to uploaded samples.")
@@ -289,12 +288,6 @@ class SampleTables(Sessions):
         with self._read() as session:
             known = stored_ids(session.connection(), list(by_id))
         return [sample for name, sample in by_id.items() if name not in known]
-
-    @staticmethod
-    def _known(session: Session, names: Sequence[bytes]) -> Iterator[bytes]:
-        for start in range(0, len(names), IN_MAX):
-            part = names[start : start + IN_MAX]
-            yield from session.scalars(select(SampleRow.sample_id).where(SampleRow.sample_id.in_(part)))
 
     def _stored(self, session: Session, rows: Sequence[SampleRow]) -> Iterator[StoredSample]:
         names = [row.sample_id for row in rows]
