@@ -36,7 +36,7 @@ from common.manifest import (
 )
 from common.messages import Desired, Fetch, LayerPart
 from common.parcels import Packed, cut, pack
-from common.weights import find_weights
+from common.weights import find_tensors
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Proof:
 
 def delta_of(base: bytes, target: bytes) -> bytes:
     """The exact delta between two ONNX files."""
-    return make_delta(base, target, find_weights(base), find_weights(target))
+    return make_delta(base, target, find_tensors(base), find_tensors(target))
 
 
 class Registry:
