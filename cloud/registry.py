@@ -159,6 +159,27 @@ class Registry:
         gate = next(release.gate for release in self._store.releases() if release.status == "active")
         return self.publish(active.scenarios, active.backbone, gate, note, active.variants, active.golden)
 
+    def variant_before(self, backbone: str, precision: str) -> tuple[str, Layer] | None:
+        """The nearest backbone before this one of which gateways were sent a variant, and the last of those; None when
+        there is none, or its files are not kept any more."""
+        parents = {record.layer: record.parent for record in self._store.layers()}
+        sent = [decode_manifest(row.manifest) for row in self._store.releases() if row.status != STAGED]
+        seen, at = {backbone}, parents.get(backbone, "")
+        while at and at not in seen:
+            found = [
+                (manifest.sequence, variant.layer)
+                for manifest in sent
+                for variant in manifest.variants
+                if manifest.backbone.hash == at and variant.precision == precision
+            ]
+            if found:
+                layer = max(found, key=lambda item: item[0])[1]
+                kept = self.layer_path(at).is_file() and self.layer_path(layer.hash).is_file()
+                return (at, layer) if kept else None
+            seen.add(at)
+            at = parents.get(at, "")
+        return None
+
     def layer_path(self, name: str) -> Path:
         return self._folder / name
 

@@ -8,6 +8,7 @@ in one of these ways (`common.differences`), the rest of the file as a literal c
   signed them (`cloud.learning.snapping`). A step has three significant bits, so its product with a small integer is
   exact in float32, the sum is the only rounding, and every IEEE machine rebuilds the same bits, with fused
   multiply-add or without.
+- *scaled*: `target = base * (1 + code * step)`: the scales of an int8 model, whose ratios to each other matter.
 - *exact*: any other float32 tensor. Floats in the order of the reals as integers, subtracted, zigzag, byte planes.
 - *whole*: int32, the biases of an int8 model: as exact, but integers they are already.
 - *coded*: one byte a value, the weights of an int8 model: a bit for each that says whether it changed, and by how much.
@@ -51,7 +52,8 @@ STEPPED: Final = 1
 EXACT: Final = 2
 WHOLE: Final = 3
 CODED: Final = 4
-ITEM_BYTES: Final = {SAME: 4, STEPPED: 4, EXACT: 4, WHOLE: 4, CODED: 1}
+SCALED: Final = 5
+ITEM_BYTES: Final = {SAME: 4, STEPPED: 4, EXACT: 4, WHOLE: 4, CODED: 1, SCALED: 4}
 
 STEP_MIN: Final = 4 * -100
 STEP_MAX: Final = 4 * 100
@@ -97,12 +99,14 @@ def make_delta(
     base_tensors: Mapping[str, Tensor],
     target_tensors: Mapping[str, Tensor],
     steps: Steps | None = None,
+    ratios: Steps | None = None,
 ) -> bytes:
     """The delta that turns `base` into `target`.
 
     Args:
         base_tensors: tensors of the base by name; `target_tensors` those of the target.
         steps: how the target was snapped; a tensor that does not come out bit by bit travels exactly.
+        ratios: the same of those that were scaled.
     """
     pieces: list[_Piece] = []
     codes: list[NDArray[np.int16]] = []
@@ -113,17 +117,17 @@ def make_delta(
         if old is None or (old.count, old.dtype) != (new.count, new.dtype):
             continue
         before, after = old.read(base), new.read(target)
-        step = (steps or {}).get(name) if new.dtype == FLOAT else None
-        stepped = _codes(before, after, step) if step is not None else None
+        moved = _moved(before, after, (steps or {}).get(name), (ratios or {}).get(name)) if new.dtype == FLOAT else None
         place = (old.offset, new.offset, new.count)
         if before.itemsize == 1:
             pieces.append(_Piece(CODED, *place))
             coded.append((before.view(np.uint8), after.view(np.uint8)))
         elif before.tobytes() == after.tobytes():
             pieces.append(_Piece(SAME, *place))
-        elif step is not None and stepped is not None:
-            pieces.append(_Piece(STEPPED, *place, step))
-            codes.append(stepped)
+        elif moved is not None:
+            kind, step, code = moved
+            pieces.append(_Piece(kind, *place, step))
+            codes.append(code)
         elif new.dtype == FLOAT:
             pieces.append(_Piece(EXACT, *place))
             exact.append(float_differences(before, after))
@@ -175,7 +179,7 @@ def apply_delta(base: bytes, delta: bytes, target_bytes: int) -> bytes:
 def _fill_floats(base: bytes, target: bytearray, pieces: Sequence[_Piece], read: _Delta) -> None:
     """Every piece of four bytes a value."""
     target_bytes = len(target)
-    stepped, exact = _total(pieces, STEPPED), _total(pieces, EXACT, WHOLE)
+    stepped, exact = _total(pieces, STEPPED, SCALED), _total(pieces, EXACT, WHOLE)
     codes = unzigzag(unplanes(_unpack(read.codes, 2 * target_bytes, size=2 * stepped), np.uint16))
     differences = unplanes(_unpack(read.exact, 2 * target_bytes, size=4 * exact), np.uint32)
     at_code = at_exact = 0
@@ -186,8 +190,9 @@ def _fill_floats(base: bytes, target: bytearray, pieces: Sequence[_Piece], read:
         before, after = np.frombuffer(base, dtype, p.count, p.base), np.frombuffer(target, dtype, p.count, p.target)
         if p.kind == SAME:
             after[:] = before
-        elif p.kind == STEPPED:
-            after[:] = _move(before, codes[at_code : at_code + p.count], p.step)
+        elif p.kind in (STEPPED, SCALED):
+            move_by = _move if p.kind == STEPPED else _scale
+            after[:] = move_by(before, codes[at_code : at_code + p.count], p.step)
             at_code += p.count
         else:
             move = move_wholes if p.kind == WHOLE else move_floats
@@ -238,7 +243,7 @@ def _base_spans(pieces: Sequence[_Piece]) -> list[tuple[int, int]]:
     return [(p.base, p.base + p.size) for p in pieces]
 
 
-# --- stepped ----------------------------------------------------------------------------------
+# --- stepped and scaled -----------------------------------------------------------------------
 
 
 def step_size(step: int) -> float:
@@ -251,6 +256,11 @@ def snap_tensor(before: NDArray[np.float32], after: NDArray[np.float32], step: i
     return _move(before, _nearest(before, after, step), step)
 
 
+def scale_tensor(before: NDArray[np.float32], ratio: NDArray[np.floating], step: int) -> NDArray[np.float32]:
+    """`before` (count,) times about `ratio`: one and whole steps, the same for all tensors of the same ratios."""
+    return _scale(before, _whole((ratio.astype(np.float64) - 1) / step_size(step)), step)
+
+
 def _move(before: NDArray[np.float32], codes: NDArray[np.int16], step: int) -> NDArray[np.float32]:
     """base + code * step, rounded once."""
     with np.errstate(all="ignore"):  # whatever the floats are: the encoder looks whether they came out
@@ -258,17 +268,41 @@ def _move(before: NDArray[np.float32], codes: NDArray[np.int16], step: int) -> N
     return moved
 
 
+def _scale(before: NDArray[np.float32], codes: NDArray[np.int16], step: int) -> NDArray[np.float32]:
+    """base * (1 + code * step): the product of code and step is exact, each of the other two is rounded once."""
+    with np.errstate(all="ignore"):
+        factor = np.float32(1) + codes.astype(np.float32) * np.float32(step_size(step))
+        scaled: NDArray[np.float32] = before * factor
+    return scaled
+
+
 def _nearest(before: NDArray[np.float32], after: NDArray[np.float32], step: int) -> NDArray[np.int16]:
     with np.errstate(all="ignore"):
-        codes = np.rint((after.astype(np.float64) - before.astype(np.float64)) / step_size(step))
-        whole: NDArray[np.int16] = np.clip(np.nan_to_num(codes), -(2**15), 2**15 - 1).astype(np.int16)
+        return _whole((after.astype(np.float64) - before.astype(np.float64)) / step_size(step))
+
+
+def _nearest_ratio(before: NDArray[np.float32], after: NDArray[np.float32], step: int) -> NDArray[np.int16]:
+    with np.errstate(all="ignore"):
+        return _whole((after.astype(np.float64) / before.astype(np.float64) - 1) / step_size(step))
+
+
+def _whole(codes: NDArray[np.float64]) -> NDArray[np.int16]:
+    with np.errstate(all="ignore"):
+        whole: NDArray[np.int16] = np.clip(np.nan_to_num(np.rint(codes)), -(2**15), 2**15 - 1).astype(np.int16)
     return whole
 
 
-def _codes(before: NDArray[np.float32], after: NDArray[np.float32], step: int) -> NDArray[np.int16] | None:
-    """The codes that make `after` of `before`; None when some value would not come out bit by bit."""
-    codes = _nearest(before, after, step)
-    return codes if _move(before, codes, step).tobytes() == after.tobytes() else None
+def _moved(
+    before: NDArray[np.float32], after: NDArray[np.float32], step: int | None, ratio: int | None
+) -> tuple[int, int, NDArray[np.int16]] | None:
+    """Kind, step and the codes that make `after` of `before`; None when some value would not come out bit by bit."""
+    if ratio is not None:
+        codes = _nearest_ratio(before, after, ratio)
+        return (SCALED, ratio, codes) if _scale(before, codes, ratio).tobytes() == after.tobytes() else None
+    if step is not None:
+        codes = _nearest(before, after, step)
+        return (STEPPED, step, codes) if _move(before, codes, step).tobytes() == after.tobytes() else None
+    return None
 
 
 # --- streams ----------------------------------------------------------------------------------

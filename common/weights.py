@@ -18,7 +18,8 @@ _GRAPH: Final = 7
 _INITIALIZER: Final = 5
 _DIMS, _DATA_TYPE, _FLOAT_DATA, _NAME, _RAW_DATA = 1, 2, 4, 8, 9
 FLOAT: Final = "<f4"
-_TYPES: Final = {1: FLOAT, 2: "u1", 3: "i1", 6: "<i4"}
+INT8: Final = "i1"
+_TYPES: Final = {1: FLOAT, 2: "u1", 3: INT8, 6: "<i4"}
 """TensorProto.DataType of the numbers that are looked at, and numpy's name of them: those of weights."""
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.learning.compensation import compensate
+from cloud.learning.compensation import compensate, error_factor
 from cloud.learning.heads import HeadWeights
 from common.delta import STEP_MAX, STEP_MIN, make_delta, snap_tensor, step_size
 from common.statistics import Array
@@ -100,10 +100,14 @@ def keeps(head: HeadWeights, embeddings: NDArray[np.floating], wanted: Array) ->
     Counting changed predictions needs hundreds of pictures to tell 0.99 from 0.97; the probability that moves (total
     variation) is as telling with a hundred, since it also counts the predictions that nearly changed.
     """
-    said = head.probabilities(embeddings)
+    shift, changed = compare_answers(head.probabilities(embeddings), wanted)
+    return shift <= SHIFT_MAX and changed <= CHANGED_MAX
+
+
+def compare_answers(said: Array, wanted: Array) -> tuple[float, float]:
+    """Share of the probability (n, c) that moved, and of the answers that changed."""
     shift = np.abs(said - wanted).sum(axis=1) / 2
-    changed = said.argmax(axis=1) != wanted.argmax(axis=1)
-    return float(shift.mean()) <= SHIFT_MAX and float(changed.mean()) <= CHANGED_MAX
+    return float(shift.mean()), float(np.mean(said.argmax(axis=1) != wanted.argmax(axis=1)))
 
 
 def nearest_step(before: NDArray[np.float32], after: NDArray[np.float32], fraction: float) -> int:
@@ -125,6 +129,6 @@ def _compensate(
         moment: second moment (inputs, inputs) of what the layer sees.
     """
     change = (after.astype(np.float64) - before.astype(np.float64)).reshape(-1, len(moment))
-    whole = compensate(change, moment, lambda values: np.rint(values / step) * step)
+    whole = compensate(change, error_factor(moment), lambda values, _: np.rint(values / step) * step)
     moved: NDArray[np.float32] = (before.astype(np.float64) + whole.ravel()).astype(np.float32)
     return moved
