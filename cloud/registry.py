@@ -5,6 +5,7 @@ Decides what a release is made of and which one is active. Leaves to `cloud.trus
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -392,7 +393,8 @@ class Registry:
         path = self.layer_path(fetch.layer)
         if not is_layer_hash(fetch.layer) or not path.is_file() or not 0 <= fetch.offset < OFFSET_MAX:
             return None
-        for held in fetch.bases[:BASES_MAX]:
+        held_layers = [held for held in fetch.bases[:BASES_MAX] if is_layer_hash(held)]
+        for held in sorted(held_layers, key=lambda base: self._kept_bytes(base, fetch.layer)):
             delta = self._delta(held, path)
             if delta is not None:
                 return delta, held
@@ -410,18 +412,18 @@ class Registry:
         total = path.stat().st_size
         return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=total, data=data, base=base)
 
+    def _kept_bytes(self, base: str, target: str) -> float:
+        """Of the delta between two layers; without end where it has still to be made."""
+        path = self._delta_path(base, target)
+        return path.stat().st_size if path.is_file() else math.inf
+
     def _delta(self, base: str, target: Path) -> Path | None:
         """The delta from a layer, made when it is first asked for; None when it would save too little.
 
         Only small layers (heads) are made here, on the link's thread: milliseconds. Both ends' files must be ours.
         """
         origin = self.layer_path(base)
-        if (
-            base == target.name
-            or (base, target.name) in self._no_delta
-            or not is_layer_hash(base)
-            or not origin.is_file()
-        ):
+        if base == target.name or (base, target.name) in self._no_delta or not origin.is_file():
             return None
         path = self._delta_path(base, target.name)
         if not path.is_file():

@@ -1,8 +1,10 @@
 """An int8 variant in the numbers of the one before: small on the wire, no worse than from scratch, equal to the bit."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -10,17 +12,27 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from cloud.learning.curvature import input_moments
+from cloud.learning.datasets import Catalogue, read_folder
 from cloud.learning.heads import HeadWeights
 from cloud.learning.quantise import embed_all, fold, quantise
 from cloud.learning.requantise import STEPS, Requantised, Requantiser, Yardstick, coarsest, unlike
-from cloud.learning.variants import keep_scales
+from cloud.learning.training import Trainer
+from cloud.learning.variants import MadeVariant, keep_scales, make_variant
+from cloud.registry import Registry
+from cloud.settings import LearningSettings
+from cloud.store import Store
+from cloud.trust import Repository
 from common import manifest as keys
 from common.backbone import Backbone
+from common.clock import SystemClock
 from common.delta import apply_delta
 from common.ids import layer_hash
-from common.manifest import INT8
+from common.manifest import INT8, Layer, Manifest
+from common.messages import Fetch, LayerPart
 from common.weights import find_tensors, read_weights
+from edge.download import Download, LayerFolder
 
+CLASSES = ("normal", "tear")
 SIDE, WIDTH, DIMENSION = 12, 24, 32
 Move = Callable[[str, NDArray[np.float32]], NDArray[np.floating]]
 PICTURES = [np.random.default_rng(seed).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8) for seed in range(40)]
@@ -185,7 +197,7 @@ def test_another_graph_is_not_carried_over(files: Files) -> None:
 def head_of(directions: Sequence[float]) -> HeadWeights:
     wanted = np.zeros((2, DIMENSION))
     wanted[1, : len(directions)] = directions
-    return HeadWeights(("normal", "tear"), wanted, np.zeros(2), np.ones(2), np.eye(2))
+    return HeadWeights(CLASSES, wanted, np.zeros(2), np.ones(2), np.eye(2))
 
 
 def test_a_variant_may_not_be_worse_than_from_scratch_for_any_head() -> None:
@@ -209,3 +221,90 @@ def test_without_a_step_that_passes_it_is_said_so(files: Files) -> None:
     kept = keep_scales(published, old, new, fresh, [], PICTURES, PICTURES)
     assert isinstance(kept, Requantised)
     assert "as near to float" in str(keep_scales(published, old, new, new, [], PICTURES, PICTURES))
+
+
+# --- from the centre to a gateway -----------------------------------------------------------------
+
+
+class Centre:
+    """A centre whose releases carry an int8 variant, and the layers of a gateway that follows them."""
+
+    def __init__(self, folder: Path, store: Store) -> None:
+        clock = SystemClock()
+        self.registry = Registry(folder / "layers", store, Repository.open(folder / "trust", clock), clock)
+        self.registry.set_backbone(backbone())
+        self.pictures = folder / "pictures"
+        for number in range(240):
+            kind = CLASSES[number % 2]
+            (self.pictures / kind).mkdir(parents=True, exist_ok=True)
+            picture = np.random.default_rng(number).normal(70 if number % 2 else 160, 30, (SIDE, SIDE, 3))
+            cv2.imwrite(str(self.pictures / kind / f"{number}.png"), picture.clip(0, 255).astype(np.uint8))
+        (folder / "datasets").mkdir()
+        self.catalogue = Catalogue(folder / "datasets")
+        path = self.registry.backbone()[1]
+        self.catalogue.add("base", "belt", read_folder(self.pictures), Backbone.open(path))
+        self.trainer = Trainer(store, self.catalogue, self.registry, LearningSettings())
+        self.layers = LayerFolder(folder / "gateway")
+        self.bases: dict[str, str] = {}
+        """Layer -> what it came as a delta of."""
+        self.received: Counter[str] = Counter()
+
+    def release(self, note: str, onto: Layer | None = None) -> Manifest:
+        """Train, publish, and have the gateway fetch it."""
+        assert self.trainer.run(note, onto).release_id
+        manifest = self.registry.active()
+        assert manifest is not None
+        parts: list[LayerPart] = []
+
+        def request(fetch: Fetch) -> bool:
+            parts.append(self.registry.part(fetch))
+            return True
+
+        download = Download(manifest.layers_for("north"), self.layers, SystemClock(), request)
+        while not download.done:
+            download.step()
+            part = parts.pop()
+            self.bases[part.layer] = part.base
+            self.received[part.layer] += len(part.data)
+            download.take(part)
+        return manifest
+
+    def quantise(self) -> MadeVariant:
+        return make_variant(self.registry, self.catalogue, [self.pictures])
+
+
+def test_a_gateway_gets_the_next_variant_as_a_small_delta(tmp_path: Path, store: Store) -> None:
+    centre = Centre(tmp_path, store)
+    parent = centre.release("float only").backbone
+    first = centre.quantise()
+    assert first.succession.base == ""
+    assert "no variant" in str(first.summary()["from_scratch"])
+    (variant,) = centre.release("with a variant").variants
+    assert variant.layer == first.layer
+
+    layer = centre.registry.put(backbone(adapted))
+    centre.registry.note(layer, "backbone", parent=parent.hash)
+    assert centre.release("another backbone", layer).variants == ()
+    second = centre.quantise()
+    assert (second.succession.base, second.succession.why) == (first.layer.hash, "")
+    assert second.succession.step in STEPS
+    (variant,) = centre.release("with the variant of that").variants
+    assert variant.layer == second.layer
+    assert centre.bases[second.layer.hash] == first.layer.hash, "it was asked for and sent as a delta"
+    assert centre.received[second.layer.hash] == len(second.succession.delta) < 0.5 * second.layer.size_bytes
+    data = centre.layers.path(second.layer.hash).read_bytes()
+    assert layer_hash(data) == second.layer.hash
+    assert data == centre.registry.layer_path(second.layer.hash).read_bytes()
+
+
+def test_a_variant_whose_files_are_gone_is_made_from_scratch(tmp_path: Path, store: Store) -> None:
+    centre = Centre(tmp_path, store)
+    parent = centre.release("float only").backbone
+    first = centre.quantise()
+    centre.release("with a variant")
+    layer = centre.registry.put(backbone(adapted))
+    centre.registry.note(layer, "backbone", parent=parent.hash)
+    assert centre.registry.variant_before(layer.hash, INT8) == (parent.hash, first.layer)
+    assert centre.registry.variant_before(parent.hash, INT8) is None
+    centre.registry.layer_path(first.layer.hash).unlink()
+    assert centre.registry.variant_before(layer.hash, INT8) is None
