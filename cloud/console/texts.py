@@ -127,6 +127,7 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "gate_flags": ("change of striking looks", "异常画面比例变化"),
     "gate_scores": ("change of confidence", "置信度变化"),
     "gate_latency": ("latency over that of before", "时延与旧版之比"),
+    "gate_throughput": ("more of the due looks do not happen", "未执行的检测占比增加"),
     "gate_labels": ("labels that speak for the old one", "标注支持旧版的比例"),
     "figure": ("Figure", "数值"),
     "limit": ("Limit", "限值"),
