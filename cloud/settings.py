@@ -100,6 +100,11 @@ class LearningSettings(Section):
         " nothing, 55000 some tenths of a point (docs/learning.md).",
     )
     quarantine: bool = Field(True, description="Leave out gateways whose statistics are scaled or whose labels lie.")
+    gateway_samples_ratio_max: float = Field(
+        10.0,
+        ge=0,
+        description="A gateway's statistics count for at most so many times the median gateway's samples; 0: no bound.",
+    )
 
 
 class PrivacySettings(Section):

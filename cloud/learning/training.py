@@ -39,7 +39,9 @@ class Trainer:
 
     def __init__(self, store: Store, catalogue: Catalogue, registry: Registry, settings: LearningSettings) -> None:
         self._store, self._catalogue, self._registry = store, catalogue, registry
-        self.gathering = Gathering(store, catalogue, registry, quarantine=settings.quarantine)
+        self.gathering = Gathering(
+            store, catalogue, registry, quarantine=settings.quarantine, ratio_max=settings.gateway_samples_ratio_max
+        )
         self.clocks = Clocks(store, catalogue, catalogue.folder.parent / "maps")
         self._rules = Rules(
             settings.shrinkage,
@@ -125,11 +127,13 @@ class Trainer:
                 "classes": list(classes),
                 "data_version": _data_version(evidence),
                 "dataset": dict(evidence.dataset),
-                "samples": int(evidence.shared.total),
+                "samples": round(evidence.shared.total),
                 "by_site": totals(evidence.by_site),
                 "carried": carried,
                 "gate": summarise(made[name].gate),
-                "quarantined": [asdict(suspect) for suspect in evidence.quarantined],
+                "quarantined": [asdict(suspect) for suspect in evidence.judged.suspects],
+                "costly": [asdict(gateway) for gateway in evidence.judged.costly],
+                "bounded": {name: round(weight, 4) for name, weight in evidence.bounded.items()},
             }
         gate = {"passed": all(c.gate.passed for c in made.values())} | {
             name: summarise(candidates.gate) for name, candidates in made.items()
