@@ -21,7 +21,6 @@ from cloud.finetuning.tuning import Recipe, Tuned, Tuning
 from cloud.learning.clocks import UNLABELLED, Progress, silent
 from cloud.learning.curvature import input_moments
 from cloud.learning.datasets import Catalogue, Dataset
-from cloud.learning.heads import solve_shared
 from cloud.learning.quantise import embed_all
 from cloud.learning.snapping import coarsest, keeps
 from cloud.learning.training import Outcome, Trainer
@@ -215,7 +214,7 @@ class Finetuner:
             if len(set(labels)) < 2 or not asked:
                 continue
             statistics = Statistics.of(sorted(set(labels)), embed_all(tuned, [e.read() for e in own]), labels)
-            head = solve_shared(statistics, self._trainer.rules.shrinkage, self._trainer.rules.dimension_max)
+            head = self._trainer.rules.solve_shared(statistics)
             wanted = head.probabilities(embed_all(tuned, [e.read() for e in asked]))
             verdicts.append((head, asked, wanted))
 

@@ -59,7 +59,8 @@ async function releases() {
     <td class="number">${c.samples}<td class="number">${percent(c.running)}<td class="number">${percent(c.candidate)}
     <td class="number">${c.p_value}<td class="${c.passed ? "good" : "bad"}">${c.passed ? "✓" : "✗"}</tr>`).join("")}</table></details>`).join("");
   const about = (record) => Object.entries(record).filter(([, s]) => s && s.data_version).map(([name, s]) => [
-    ...(s.quarantined || []).map((q) => `${q.gateway || q.site}: ${t.quarantined}. ${q.reason}${q.influence == null ? "" : ` (${q.influence} ${t.points})`}`),
+    ...(s.quarantined || []).map((q) =>
+      `${q.gateway || q.site}: ${t.quarantined}; ${q.reason}${q.influence == null ? "" : ` (${q.influence} ${t.points})`}`),
     ...Object.entries(s.bounded || {}).map(([gateway, weight]) => `${gateway}: ${t.bounded} ${weight}`),
     ...(s.costly || []).map((c) => `${c.gateway}: ${t.costly} ${c.influence} ${t.points}`),
   ].map((line) => `<div class="soft">${esc(name)} – ${esc(line)}</div>`).join("")).join("");
