@@ -12,7 +12,7 @@ from rich.table import Table
 from cloud import keys_cli
 from cloud.datasets_cli import add_dataset_commands
 from cloud.enrolment_cli import add_enrolment
-from cloud.finetuning.cli import finetune
+from cloud.finetuning.cli import backbone, finetune
 from cloud.learning_cli import add_learning_commands
 from cloud.opening import ConfigOption, open_service
 from cloud.releases_cli import add_release_commands
@@ -43,6 +43,7 @@ add_learning_commands(app)
 add_release_commands(app)
 add_enrolment(app)
 app.command()(finetune)
+app.command()(backbone)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 FormatOption = Annotated[str, typer.Option("--format", help="csv or coco; by default from the file's ending.")]
@@ -121,35 +122,6 @@ def roll_back(
         service.store.audit(author, "roll back", {"to": release, "release_id": name}, service.clock.wall_ns())
         service.rollouts.replace_all(name, author, f"rolled back to {release}")
     typer.echo(f"released {name}, which is {release} again")
-
-
-@app.command()
-def backbone(
-    config: ConfigOption,
-    file: Annotated[Path, typer.Argument(help="ONNX model: one picture in, features out.")],
-    output: Annotated[str, typer.Option(help="Tensor to stand heads on; by default the only output.")] = "",
-    input_px: Annotated[int, typer.Option(help="Side of the square input, where the model leaves it open.")] = 0,
-    mean: Annotated[
-        list[float] | None, typer.Option(help="Subtracted from pixels 0..255; once, or thrice (RGB).")
-    ] = None,
-    scale: Annotated[list[float] | None, typer.Option(help="Divided by then; once, or thrice (RGB).")] = None,
-    licence: Annotated[str, typer.Option(help="Its licence, for the lineage of releases.")] = "not stated",
-) -> None:
-    """Use your own model as the backbone; before the first release."""
-    from cloud.learning.adoption import adopt_backbone
-    from common.backbone import Backbone
-
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise OperatorError(f"cannot read {file}: {error.strerror}", "Give an ONNX file.") from error
-    made = adopt_backbone(data, output=output, input_px=input_px, mean=mean or (0.0,), scale=scale or (1.0,))
-    with open_service(config) as service:
-        layer = service.registry.set_backbone(made, licence)
-        found = Backbone.open(service.registry.layer_path(layer.hash))
-    typer.echo(
-        f"backbone {layer.hash[:12]}: {found.input_px} pixels, {found.dimension} features, {layer.size_bytes} bytes"
-    )
 
 
 @app.command()

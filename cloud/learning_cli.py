@@ -9,13 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cloud.opening import ConfigOption, open_service
+from cloud.opening import WHY, ConfigOption, open_service
 from common.errors import OperatorError
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 AuthorOption = Annotated[str, typer.Option(help="Who says so; kept in the audit log.")]
-
-WHY = "`headframe cloud runs` shows why"
 
 
 def add_learning_commands(app: typer.Typer) -> None:

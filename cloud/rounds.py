@@ -187,4 +187,6 @@ class Rounds:
         except Exception as error:
             found["error"], status = f"a defect, please report it with the log: {error!r}", FAILED
             log.exception("round %s failed", run.run_id)
+        if status == FAILED and self._stopping.is_set():
+            return  # the centre leaves, and link and store with it: it is run again at the next start
         _end(self._store, run, status, found, self._clock)

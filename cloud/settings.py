@@ -169,6 +169,9 @@ class LimitSettings(Section):
     flags_change_max: float = Field(0.15, ge=0, le=1, description="Change of the share of striking looks.")
     scores_change_max: float = Field(0.10, ge=0, le=1, description="Change of the mean top probability.")
     latency_ratio_max: float = Field(2.0, gt=1, description="Latency over that of the release before.")
+    unseen_more_max: float = Field(
+        0.10, gt=0, lt=1, description="Growth of the share of due looks that do not happen, for the box is too slow."
+    )
     labels_against_max: float = Field(
         0.55, ge=0.5, lt=1, description="Of the labels on which one release alone is right, those for the old one."
     )

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cloud.learning.datasets import Catalogue, Item, read_folder, read_picture
+from cloud.learning.datasets import Catalogue, Item, read_folder
 from cloud.learning.quantise import CALIBRATION_MAX, GoldEmbeddings, mean_cosine, quantise, write_gold
 from cloud.registry import Registry
 from common.backbone import Backbone, time_pass_s
 from common.errors import OperatorError
 from common.manifest import Layer
+from common.pictures import read_picture
 
 
 @dataclass(frozen=True, slots=True)

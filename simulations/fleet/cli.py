@@ -15,6 +15,7 @@ from rich.table import Table
 from common.errors import ConfigError
 from common.settings_table import print_rows
 from simulations.chaos.cli import chaos
+from simulations.data import find_data
 from simulations.fleet.engine import Alone, Crew, Processes, RayCluster, RoundFigures, Simulation
 from simulations.fleet.pool import Pool, generated_pool, real_pool
 from simulations.fleet.report import as_rows, write_report, write_table
@@ -107,8 +108,7 @@ def open_pool(fleet: Fleet, folder: Path, every: int = 1) -> Pool:
         return generated_pool(fleet.dimensions, fleet.seed)
     from cloud.learning.export import default_backbone  # needs torch and onnx, which `generated` does not
 
-    default = Path(__file__).resolve().parents[3] / "shared" / "data"
-    data = Path(os.environ.get("HEADFRAME_DATA", default)) / fleet.data
+    data = find_data(fleet.data)
     folder.mkdir(parents=True, exist_ok=True)
     _, backbone = default_backbone(folder)
     return real_pool(data, backbone, fleet.dimensions, every)

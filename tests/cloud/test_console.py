@@ -14,6 +14,7 @@ from cloud.console.server import ConsoleServer
 from cloud.console.texts import TEXTS, choose_language, texts
 from cloud.desk import Desk
 from cloud.learning.export import set_default_backbone
+from cloud.rounds import train_now
 from cloud.service import Service
 from cloud.settings import CloudSettings
 from cloud.store import Run
@@ -260,6 +261,19 @@ def test_a_release_is_rolled_back_after_a_question(office: Office, page) -> None
     wait_until(lambda: len(office.http.get("/releases").json()) == 3)
     page.click("summary")
     assert "gold" in page.inner_text("details") or "site" in page.inner_text("details")
+
+
+@pytest.mark.browser
+def test_a_round_says_which_scenario_was_held_back_and_why(office: Office, page, make_sample: MakeSample) -> None:
+    service = office.service
+    only = next(iter(service.store.samples(limit=1)))
+    service.store.add_labels([(only.sample_id, "helmet", "no helmet")], "li", 2)
+    train_now(service.store, service.trainer, "li", "second", service.clock)
+    page.goto(f"{office.url}/releases?lang=zh")
+    page.wait_for_selector("text=helmet: 暂无法训练")
+    row = page.inner_text("tr:has-text('helmet')")
+    assert "已发布" in row
+    assert "at least two classes" in row
 
 
 @pytest.mark.browser
