@@ -62,6 +62,8 @@ def finetune(
             f"released {outcome.release_id} on backbone {str(outcome.record['backbone'])[:12]}: "
             f"{outcome.record['delta_bytes']} bytes down instead of {outcome.record['bytes']}"
         )
+        if not outcome.record["step_fraction"]:
+            typer.echo("its weights travel as they are, in no steps (docs/learning.md)", err=True)
     if not outcome.release_id:
         typer.echo(f"the gate refused the candidate; {WHY}", err=True)
         raise typer.Exit(1)

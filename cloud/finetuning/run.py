@@ -23,7 +23,6 @@ from cloud.finetuning.tuning import Recipe, Tuned, Tuning
 from cloud.learning.clocks import UNLABELLED, Progress, silent
 from cloud.learning.curvature import input_moments
 from cloud.learning.datasets import Catalogue, Dataset
-from cloud.learning.heads import solve_shared
 from cloud.learning.quantise import embed_all
 from cloud.learning.snapping import coarsest, keeps
 from cloud.learning.training import Outcome, Trainer
@@ -216,6 +215,8 @@ class Finetuner:
         moments = input_moments(tuned.data, (network.tensor(e.read()) for e in _spread(origin.seen, MOMENTS)))
         snapped = coarsest(path.read_bytes(), tuned.data, self._keeps(network, origin.seen, origin.judged), moments)
         target.unlink()
+        if not snapped.fraction:
+            log.warning("no steps keep what the heads say: the weights travel exactly as they were trained")
         delta = snapped.delta(path.read_bytes())
         layer = self._registry.put(snapped.data)
         self._registry.put_delta(base, layer, delta)
@@ -250,7 +251,7 @@ class Finetuner:
             if len(set(labels)) < 2 or not asked:
                 continue
             statistics = Statistics.of(sorted(set(labels)), embed_all(tuned, [e.read() for e in own]), labels)
-            head = solve_shared(statistics, self._trainer.rules.shrinkage, self._trainer.rules.dimension_max)
+            head = self._trainer.rules.solve_shared(statistics)
             wanted = head.probabilities(embed_all(tuned, [e.read() for e in asked]))
             verdicts.append((head, asked, wanted))
 

@@ -17,6 +17,7 @@ from cloud.learning.export import set_default_backbone
 from cloud.rounds import train_now
 from cloud.service import Service
 from cloud.settings import CloudSettings
+from cloud.store import Run
 from common.messages import CameraState, Prediction, Sample, State
 from common.mqtt import Broker
 
@@ -233,6 +234,21 @@ def test_hostile_names_are_text_and_faults_are_seen(office: Office, page) -> Non
 
 
 @pytest.mark.browser
+def test_who_is_left_out_and_who_costs_is_shown_with_the_round(office: Office, page) -> None:
+    part = {
+        "data_version": "v1",
+        "quarantined": [{"gateway": HOSTILE, "reason": "labels: other names fit", "samples": 9, "influence": 2.5}],
+        "bounded": {"loud-1": 0.004},
+        "costly": [{"gateway": "odd-1", "samples": 80, "influence": 1.25}],
+    }
+    office.service.store.add_run(Run("run-0", 1, 2, "released", {"belt": part}))
+    page.goto(f"{office.url}/releases")
+    page.get_by_text("other names fit (2.5 points)").wait_for()
+    page.get_by_text("loud-1: counts so many samples that each weighs 0.004").wait_for()
+    page.get_by_text("odd-1: without it the gold set would gain 1.25 points").wait_for()
+    assert page.evaluate("window.hacked") is None
+
+
 def test_a_release_is_rolled_back_after_a_question(office: Office, page) -> None:
     office.service.registry.roll_back(office.http.get("/releases").json()[0]["release_id"], "second")
     page.goto(f"{office.url}/releases")
