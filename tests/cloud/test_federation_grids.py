@@ -26,9 +26,9 @@ from common.flower import Context, RecordDict, message_from_bytes, message_to_by
 from common.ids import sample_id
 from common.messages import FlowerFrame
 from common.mqtt import Broker, MqttLink
+from common.partition import Partition
 from common.statistics import Statistics
 from edge.fleet_client import app as client_app
-from edge.partition import Partition
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLASSES, DIMENSION, BACKBONE, NODES = ("normal", "tear", "wood"), 16, "b" * 64, 3
