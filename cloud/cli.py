@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from cloud import keys_cli
 from cloud.datasets_cli import add_dataset_commands
 from cloud.enrolment_cli import add_enrolment
 from cloud.finetuning.cli import finetune
+from cloud.learning_cli import add_learning_commands
 from cloud.opening import ConfigOption, open_service
 from cloud.partition_cli import partition
 from cloud.releases_cli import add_release_commands
@@ -22,9 +23,6 @@ from common.errors import OperatorError
 from common.ids import check_name
 from common.settings import load_settings
 from common.settings_table import print_keys
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +40,7 @@ app.add_typer(rollout_app, name="rollout")
 app.add_typer(labels_app, name="labels")
 app.add_typer(dataset_app, name="dataset")
 add_dataset_commands(dataset_app)
+add_learning_commands(app)
 add_release_commands(app)
 add_enrolment(app)
 app.command()(finetune)
@@ -72,66 +71,16 @@ def ingest(
 
 
 @app.command()
-def train(config: ConfigOption, as_json: JsonOption = False) -> None:
-    """Learn from what the centre holds, without asking gateways; the first release is made so."""
-    with open_service(config) as service:
-        outcome = service.trainer.run("headframe cloud train")
-        if as_json:
-            typer.echo(json.dumps(outcome.record, default=str))
-        elif outcome.release_id:
-            typer.echo(f"released {outcome.release_id}; `headframe cloud rollout list` shows how far it is")
-        else:
-            typer.echo("the gate refused the candidate; `--json` shows every comparison", err=True)
-            raise typer.Exit(1)
-
-
-@app.command()
-def unlearn(
-    config: ConfigOption,
-    name: Annotated[str, typer.Argument(help="Site or gateway to be unlearned.")],
-    author: Annotated[str, typer.Option(help="Who says so; kept in the audit log.")] = "headframe cloud unlearn",
-    release: Annotated[bool, typer.Option(help="Make the release without it at once.")] = True,
-    undo: Annotated[bool, typer.Option("--undo", help="Let it count again, from the next round on.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Take a site or gateway out of what was learnt, exactly; it is not asked in rounds from then on."""
-    from cloud.learning import unlearning
-
-    with open_service(config) as service:
-        if undo:
-            if not service.store.include(name):
-                raise OperatorError(f"{name!r} was not unlearned", "Nothing to undo.")
-            service.store.audit(author, "unlearn undone", {"name": name}, service.clock.wall_ns())
-            typer.echo(json.dumps({"name": name, "undone": True}) if as_json else f"{name} counts again")
-            return
-        found = unlearning.unlearn(
-            name, service.store, service.registry, service.trainer, author, service.clock.wall_ns()
-        )
-        outcome = service.trainer.run(f"without {name}") if release and found.heads else None
-        made = outcome.release_id if outcome else ""
-        if as_json:
-            typer.echo(json.dumps(found.summary() | {"release_id": made}))
-        else:
-            typer.echo(
-                f"unlearned {name}: {found.contributions} contributions, {found.samples} samples, heads solved anew in "
-                f"{found.seconds:.2f} s; {f'released {made}' if made else 'no release'}"
-            )
-    if outcome and not made:
-        typer.echo("the gate refused the release without it; `headframe cloud train --json` shows why", err=True)
-        raise typer.Exit(1)
-
-
-@app.command()
 def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
-    """List the releases with their gate results."""
+    """List the releases, and which scenarios each left as they were."""
     with open_service(config) as service:
         rows = service.store.releases()
         if as_json:
             typer.echo(json.dumps([{"release_id": r.release_id, "status": r.status, "gate": r.gate} for r in rows]))
             return
-        table = Table("release", "status", "gate")
+        table = Table("release", "status", "not renewed")
         for row in rows:
-            table.add_row(row.release_id, row.status, "passed" if row.gate.get("passed") else "refused")
+            table.add_row(row.release_id, row.status, ", ".join(row.gate.get("held_back", ())))
         Console().print(table)
 
 

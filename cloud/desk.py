@@ -153,7 +153,7 @@ class Desk:
 
     def start_round(self, author: str) -> str:
         """Queue a round; returns its run id."""
-        return self._service.start_round(author)
+        return self._service.rounds.queue(author)
 
     def runs(self) -> list[Run]:
         """Rounds, newest first."""

@@ -57,7 +57,8 @@ def tracked(run: Run) -> Tracked:
             metrics[f"{name}/samples"] = float(part["samples"])
             metrics[f"{name}/sites"] = float(len(part["by_site"]))
             metrics[f"{name}/quarantined"] = float(len(part["quarantined"]))
-            metrics.update(_comparisons(name, part["gate"]))
+            if "gate" in part:
+                metrics.update(_comparisons(name, part["gate"]))
     for plan in record.get("masked", ()):
         metrics |= {f"{name}/epsilon": float(epsilon) for name, epsilon in plan["epsilon"].items()}
     return Tracked(

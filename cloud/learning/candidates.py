@@ -21,7 +21,7 @@ from cloud.learning.gates import (
     compare_moves,
     pool_undecided,
 )
-from cloud.learning.heads import HeadWeights, calibrate, lift, principal_basis, solve_lda
+from cloud.learning.heads import HeadWeights, UnlearnableError, calibrate, lift, principal_basis, solve_lda
 from cloud.learning.parts import project_all
 from cloud.learning.robustness import Suspicion
 from common.manifest import SHARED
@@ -124,6 +124,9 @@ def make_candidates(full: Evidence, rules: Rules) -> Candidates:
 
     Everything is solved in the principal subspace of the shared statistics and lifted back at the end, so a head still
     takes the backbone's embedding.
+
+    Raises:
+        UnlearnableError: too little is known for a head.
     """
     basis = principal_basis(full.shared, rules.dimension_max)
     evidence = full.project(basis)
@@ -174,7 +177,10 @@ def _judge_site(
     wants_personal = evidence.by_site[site].total >= rules.personal_labels_min
     if own is None or not own.labels:  # nothing to judge by: the site's pixels and labels stay with it
         return ("personal" if wants_personal else "shared"), None
-    shared, personal = _cross_validate(own, evidence, site, rules)
+    try:
+        shared, personal = _cross_validate(own, evidence, site, rules)
+    except UnlearnableError:  # without a third of them nothing is left: they are all that is known
+        return "shared", None
     before = running if running is not None else shared
     choice = choose_head(
         site, own.labels, before, shared, personal if wants_personal else None, may_keep=evidence.before is None

@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from common.errors import OperatorError
 from common.statistics import Array, Statistics
 
+SCATTER_MIN = 1e-9
+"""Of the samples' second moment, the share that must lie within classes: less is rounding, and its inverse nonsense."""
 _ABSENT = 1e4  # c_k of a class without samples: its probability is zero and it is never the nearest
+
+
+class UnlearnableError(OperatorError):
+    """The labels at hand are too few, or too much alike, for any head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +77,21 @@ def solve_lda(statistics: Statistics, shrinkage: float) -> HeadWeights:
         shrinkage: share of the scaled identity in S, 0..1; it makes S invertible with fewer samples than dimensions.
 
     Raises:
-        OperatorError: fewer than two classes have samples.
+        UnlearnableError: fewer than two classes have samples, or those of each class are all alike, as one alone is.
     """
     present = statistics.counts > 0
     if present.sum() < 2:
-        raise OperatorError(
+        raise UnlearnableError(
             f"a head needs labelled samples of at least two classes, got {int(present.sum())}",
             "Label more samples, or add a dataset with `headframe cloud dataset add`.",
         )
     counts = statistics.counts[present]
     means, covariance = within_covariance(statistics, shrinkage)
+    if not np.trace(covariance) * counts.sum() > SCATTER_MIN * np.trace(statistics.moment):
+        raise UnlearnableError(
+            "a head needs a class with two labelled samples that differ, got one each, or copies",
+            "Label more samples, or add a dataset with `headframe cloud dataset add`.",
+        )
 
     centre = means.mean(axis=0)
     spread = means - centre

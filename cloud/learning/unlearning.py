@@ -7,10 +7,11 @@ starts a training run.
 """
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cloud.learning.gathering import with_datasets
-from cloud.learning.heads import HeadWeights, solve_shared
+from cloud.learning.heads import HeadWeights, UnlearnableError, solve_shared
 from cloud.learning.training import Trainer
 from cloud.registry import Registry
 from cloud.store import Store
@@ -30,7 +31,7 @@ class Unlearnt:
     anew: list[str] = field(default_factory=list)
     """Scenarios whose sum had to be made anew, because it was not the one of the last run."""
     heads: dict[str, HeadWeights] = field(default_factory=dict)
-    """scenario -> shared head; a scenario with fewer than two classes left has none"""
+    """scenario -> shared head; one of which too little is left has none"""
 
     def summary(self) -> dict[str, object]:
         """As plain values, for the log and the command line."""
@@ -69,7 +70,7 @@ def unlearn(name: str, store: Store, registry: Registry, trainer: Trainer, autho
             shared = gathering.evidence(scenario, classes, backbone.hash, active).shared
         else:
             shared = with_datasets(rest.over(classes), gathering.datasets(scenario, classes, backbone.hash))
-        if (shared.counts > 0).sum() >= 2:
+        with suppress(UnlearnableError):
             found.heads[scenario] = solve_shared(shared, trainer.rules.shrinkage, trainer.rules.dimension_max)
     sums = [n for scenario in scenarios for n in gathering.sums_with(gateways, scenario, backbone.hash)]
     store.delete_contributions([*gateways, *sums])

@@ -232,7 +232,7 @@ class Arm:
 
     def _learn(self) -> str:
         """A round, and its release on every gateway; returns what runs."""
-        run_id = self._service.start_round("bench")
+        run_id = self._service.rounds.queue("bench")
         ended = ("released", "refused by the gate", "failed")
         store = self._service.store
         self._wait(lambda: next(r.status for r in store.runs() if r.run_id == run_id) in ended, "the round")

@@ -5,7 +5,7 @@ import onnxruntime
 import pytest
 
 from cloud.learning.export import export_head, read_head
-from cloud.learning.heads import calibrate, solve_lda
+from cloud.learning.heads import UnlearnableError, calibrate, solve_lda
 from common.errors import OperatorError
 from common.statistics import Statistics
 
@@ -69,6 +69,18 @@ def test_one_class_alone_is_refused_with_what_to_do() -> None:
     x, _ = blobs(4)
     with pytest.raises(OperatorError, match="at least two classes"):
         solve_lda(Statistics.of(CLASSES, x, ["normal"] * len(x)), SHRINKAGE)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_sample_of_each_class_is_refused_whatever_rounding_says(seed: int) -> None:
+    x = np.random.default_rng(seed).normal(size=(2, 1280)) + 5
+    with pytest.raises(UnlearnableError, match="two labelled samples that differ"):
+        solve_lda(Statistics.of(CLASSES, x, ["normal", "tear"]), SHRINKAGE)
+    three = np.concatenate([x, x[:1] + 0.01])
+    assert solve_lda(Statistics.of(CLASSES, three, ["normal", "tear", "normal"]), SHRINKAGE).predict(x) == [
+        "normal",
+        "tear",
+    ]
 
 
 def test_unlike_samples_are_more_novel_than_those_of_trained_classes() -> None:
