@@ -18,6 +18,7 @@ ROUND: Final = "server-round"
 """Key of Flower's strategies: 1, 2, …"""
 PROXIMAL: Final = "proximal-mu"
 """Key of Flower's FedProx."""
+HEAD_RATE: Final = 5.0  # embeddings are taken at length 1: their gradients are small
 STEPS_MAX: Final = 10_000  # of a client in a round; more is a mistake
 
 
@@ -29,9 +30,13 @@ class HeadTask(msgspec.Struct, frozen=True, tag="head", kw_only=True):
     classes: tuple[str, ...]
     steps: int = 20
     """Of gradient descent over all samples of a client, in a round."""
-    rate: float = 5.0
-    """Embeddings are taken at length 1: their gradients are small."""
+    rate: float = 0.0
+    """0: `HEAD_RATE`."""
     compression: str = ""
+
+    @property
+    def rate_used(self) -> float:
+        return self.rate or HEAD_RATE
 
 
 class AdapterTask(msgspec.Struct, frozen=True, tag="adapter", kw_only=True):

@@ -107,7 +107,7 @@ class Trainer:
             embeddings[np.array(rows)],
             [task.classes.index(labels[row]) for row in rows],
             steps=task.steps,
-            rate=task.rate,
+            rate=task.rate_used,
             mu=proximal_of(message.content),
         )
         arrays = ArrayRecord({"weight": Array(head.weight), "bias": Array(head.bias)})

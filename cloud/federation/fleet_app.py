@@ -18,7 +18,7 @@ import numpy as np
 from flwr.serverapp import Grid, ServerApp
 
 from cloud.federation.server_app import check_quorum
-from cloud.federation.strategies import NAMES, OURS, make_strategy
+from cloud.federation.strategies import NAMES, check_compression, make_strategy
 from cloud.federation.strategy import AnalyticStrategy, Parts
 from cloud.federation.weight_rounds import Learnt, await_nodes, blank_head, run_rounds
 from cloud.learning.heads import solve_lda
@@ -111,7 +111,7 @@ def _train_head(grid: Grid, context: Context, config: Config) -> None:
         scenario=str(config["scenario"]),
         classes=_classes(config),
         steps=int(config["steps"]),
-        rate=float(config["rate"]) or HeadTask.rate,
+        rate=float(config["rate"]),
         compression=str(config["compression"]),
     )
     learnt = _rounds(grid, context, config, task, blank_head(task, int(config["dimension"])))
@@ -137,8 +137,7 @@ def _train_adapter(grid: Grid, context: Context, config: Config) -> None:
 
 def _rounds(grid: Grid, context: Context, config: Config, task: Task, arrays: ArrayRecord) -> Learnt:
     name, compression = str(config["strategy"]), str(config["compression"])
-    if compression and name not in OURS:
-        raise ConfigError(f"{name} does not open compressed updates", f"These do: {', '.join(OURS)}.")
+    check_compression(name, compression)
     strategy = make_strategy(name, str(config["strategy-args"]), nodes_min=int(config["nodes-min"]))
     rounds, deadline_s = int(config["rounds"]), float(config["deadline-s"])
     learnt = run_rounds(grid, strategy, arrays, task, rounds=rounds, deadline_s=deadline_s)

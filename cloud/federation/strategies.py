@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Strategy
 from cloud.federation.asynchronous import BufferedAsync
 from cloud.federation.averaging import StreamingFedAvg, StreamingFedProx
 from cloud.federation.hierarchy import TwoLevelFedAvg
+from common.compression import SCHEMES
 from common.errors import ConfigError
 
 OURS: Final[dict[str, type[StreamingFedAvg]]] = {
@@ -75,6 +76,16 @@ def make_strategy(
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} does not take {arguments}: {error}", "Mend the arguments.") from error
     return made
+
+
+def check_compression(name: str, compression: str) -> None:
+    """Raises:
+    ConfigError: there is no such compression, or this strategy does not open what it makes.
+    """
+    if compression and compression not in SCHEMES:
+        raise ConfigError(f"there is no compression {compression!r}", f"There are {', '.join(SCHEMES)}.")
+    if compression and name not in OURS:
+        raise ConfigError(f"{name} does not open compressed updates", f"These do: {', '.join(OURS)}.")
 
 
 def _parameters(kind: type) -> frozenset[str]:

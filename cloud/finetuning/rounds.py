@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from cloud.federation.caller import Caller
-from cloud.federation.strategies import OURS, make_strategy
+from cloud.federation.strategies import check_compression, make_strategy
 from cloud.federation.weight_rounds import Learnt, run_rounds
 from cloud.finetuning.federated import adapter_arrays, layer_with, task_of
 from cloud.finetuning.tuning import Recipe, Tuned
-from common.errors import EnvironmentFault, OperatorError
+from common.errors import EnvironmentFault
 from common.files import write_atomically
 from common.flower import Array, ArrayRecord
 from common.ids import layer_hash
@@ -44,14 +44,10 @@ class Averaging:
 
     def check(self) -> None:
         """Raises:
-        ConfigError: no such strategy, or it does not take this.
-        OperatorError: it does not open compressed updates.
+        ConfigError: no such strategy or compression, or one that it does not take.
         """
         make_strategy(self.strategy, self.arguments)
-        if self.compression and self.strategy not in OURS:
-            raise OperatorError(
-                f"{self.strategy} does not open compressed updates", f"These do: {', '.join(sorted(OURS))}."
-            )
+        check_compression(self.strategy, self.compression)
 
 
 class FederatedTuning:
