@@ -20,6 +20,7 @@ PROXIMAL: Final = "proximal-mu"
 """Key of Flower's FedProx."""
 HEAD_RATE: Final = 5.0  # embeddings are taken at length 1: their gradients are small
 STEPS_MAX: Final = 10_000  # of a client in a round; more is a mistake
+BATCH_MAX: Final = 512  # pictures; more fill a box's memory
 
 
 class HeadTask(msgspec.Struct, frozen=True, tag="head", kw_only=True):
@@ -80,6 +81,8 @@ def read_task(content: RecordDict) -> Task | None:
         raise WireError(f"an update is to be compressed by {task.compression!r}: not known here")
     if isinstance(task, HeadTask) and not (len(set(task.classes)) >= 2 and 0 < task.steps <= STEPS_MAX):
         raise WireError(f"a head of {len(task.classes)} classes in {task.steps} steps cannot be trained")
+    if isinstance(task, AdapterTask) and not (0 <= task.before < task.rounds and 0 < task.batch <= BATCH_MAX):
+        raise WireError(f"{task.rounds} rounds of batches of {task.batch}, {task.before} over: not to be trained")
     return task
 
 

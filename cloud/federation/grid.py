@@ -12,6 +12,7 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 from flwr.serverapp import Grid
@@ -43,6 +44,14 @@ SEND_FOR_S = 20.0
 ASK_AGAIN_S = 15.0
 ENDED_MAX = 50_000
 WITHOUT_TIMEOUT_S = 3600.0
+
+
+@dataclass
+class _Pushed:
+    message: Message
+    until_s: float
+    """So long an answer is waited for."""
+    again_at_s: float
 
 
 class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
@@ -81,9 +90,8 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
         self._replies: deque[tuple[Message, int]] = deque()
         """Replies that nobody took yet, and their bytes."""
         self._waiting_bytes = 0
-        self._pushed: dict[str, tuple[Message, float]] = {}
-        """What `push_messages` sent and nobody has pulled the reply of, and until when it is waited for."""
-        self._look_after_at_s = 0.0
+        self._pushed: dict[str, _Pushed] = {}
+        """What `push_messages` sent and nobody has pulled the reply of."""
         self._run: Run | None = None
         self._unsent = "", b""
         """Id and bytes of the message that the link did not take yet: a large one is not packed anew at each try."""
@@ -286,7 +294,9 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
                 return ""
             time.sleep(SEND_TRY_S)
         name: str = message.metadata.message_id
-        self._pushed[name] = message, time.monotonic() + min(message.metadata.ttl, WITHOUT_TIMEOUT_S)
+        now_s = time.monotonic()
+        until_s = now_s + min(message.metadata.ttl, WITHOUT_TIMEOUT_S)
+        self._pushed[name] = _Pushed(message, until_s, now_s + self._ask_again_s)
         return name
 
     def _take_out(self, wanted: Collection[str]) -> list[Message]:
@@ -302,7 +312,7 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
     def _look_after_pushed(self) -> None:
         """Let go of what is over its time, replies that nobody came for too, and ask those that are silent again."""
         now_s = time.monotonic()
-        over = {name for name, (_, until_s) in self._pushed.items() if now_s >= until_s}
+        over = {name for name, pushed in self._pushed.items() if now_s >= pushed.until_s}
         if over:
             with self._lock:
                 for name in over:
@@ -311,9 +321,11 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
                         self._end(name, "expired")
                         self.counters["unanswered"] += 1
             self.counters["stale"] += len(self._take_out(over))
-        if now_s >= self._look_after_at_s:
-            self._ask_again({name: message for name, (message, _) in self._pushed.items() if name in self._asked})
-            self._look_after_at_s = now_s + self._ask_again_s
+        silent = {name: p for name, p in self._pushed.items() if name in self._asked and now_s >= p.again_at_s}
+        if silent:
+            self._ask_again({name: pushed.message for name, pushed in silent.items()})
+            for pushed in silent.values():
+                pushed.again_at_s = now_s + self._ask_again_s
 
     def _end(self, name: str, how: str) -> None:
         self._ended[name] = how

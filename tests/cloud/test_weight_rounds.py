@@ -268,6 +268,8 @@ def test_a_task_that_cannot_be_read_is_refused() -> None:
         HeadTask(backbone="", scenario="belt", classes=("one", "one")),
         HeadTask(backbone="", scenario="belt", classes=CLASSES, steps=STEPS_MAX + 1),
         AdapterTask(backbone="", depth="adapter", rounds=1, compression="zip"),
+        AdapterTask(backbone="", depth="adapter", rounds=2, before=2),
+        AdapterTask(backbone="", depth="adapter", rounds=2, batch=100_000),
     ]
     for item in wrong:
         config = ConfigRecord({"task": item}) if isinstance(item, bytes) else pack_task(item)
