@@ -12,7 +12,7 @@ from rich.table import Table
 from cloud import keys_cli
 from cloud.datasets_cli import add_dataset_commands
 from cloud.enrolment_cli import add_enrolment
-from cloud.finetuning.cli import finetune
+from cloud.finetuning.cli import backbone, finetune
 from cloud.learning_cli import add_learning_commands
 from cloud.opening import ConfigOption, open_service
 from cloud.partition_cli import partition
@@ -44,6 +44,7 @@ add_learning_commands(app)
 add_release_commands(app)
 add_enrolment(app)
 app.command()(finetune)
+app.command()(backbone)
 app.command()(partition)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -126,35 +127,6 @@ def roll_back(
 
 
 @app.command()
-def backbone(
-    config: ConfigOption,
-    file: Annotated[Path, typer.Argument(help="ONNX model: one picture in, features out.")],
-    output: Annotated[str, typer.Option(help="Tensor to stand heads on; by default the only output.")] = "",
-    input_px: Annotated[int, typer.Option(help="Side of the square input, where the model leaves it open.")] = 0,
-    mean: Annotated[
-        list[float] | None, typer.Option(help="Subtracted from pixels 0..255; once, or thrice (RGB).")
-    ] = None,
-    scale: Annotated[list[float] | None, typer.Option(help="Divided by then; once, or thrice (RGB).")] = None,
-    licence: Annotated[str, typer.Option(help="Its licence, for the lineage of releases.")] = "not stated",
-) -> None:
-    """Use your own model as the backbone; before the first release."""
-    from cloud.learning.adoption import adopt_backbone
-    from common.backbone import Backbone
-
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise OperatorError(f"cannot read {file}: {error.strerror}", "Give an ONNX file.") from error
-    made = adopt_backbone(data, output=output, input_px=input_px, mean=mean or (0.0,), scale=scale or (1.0,))
-    with open_service(config) as service:
-        layer = service.registry.set_backbone(made, licence)
-        found = Backbone.open(service.registry.layer_path(layer.hash))
-    typer.echo(
-        f"backbone {layer.hash[:12]}: {found.input_px} pixels, {found.dimension} features, {layer.size_bytes} bytes"
-    )
-
-
-@app.command()
 def quantise(
     config: ConfigOption,
     folder: Annotated[list[Path], typer.Argument(help="Folders of labelled pictures that are datasets already.")],
@@ -180,6 +152,10 @@ def quantise(
         f"variant {made.layer.hash[:12]}: {made.layer.size_bytes} bytes, {made.speedup:.1f} times as fast here, cosine "
         f"{made.cosine:.4f} over {made.gold} gold pictures; `headframe cloud train` decides whether it goes out"
     )
+    succession = made.succession
+    if succession.base:
+        way = f"scales kept, steps of {succession.step}" if succession.step else f"from scratch: {succession.why}"
+        typer.echo(f"as a delta from variant {succession.base[:12]}: {len(succession.delta)} bytes ({way})")
 
 
 @detector_app.command("add")

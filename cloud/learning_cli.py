@@ -9,13 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cloud.opening import ConfigOption, open_service
+from cloud.opening import WHY, ConfigOption, open_service
 from common.errors import OperatorError
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 AuthorOption = Annotated[str, typer.Option(help="Who says so; kept in the audit log.")]
-
-WHY = "`headframe cloud runs` shows why"
 
 
 def add_learning_commands(app: typer.Typer) -> None:
@@ -114,6 +112,9 @@ def runs(
     console.print(table)
     if run_id:
         console.print(_comparisons(found[0].record))
+        contributors = _contributors(found[0].record)
+        if contributors.row_count:
+            console.print(contributors)
 
 
 def _why(record: dict[str, object]) -> str:
@@ -128,6 +129,22 @@ def _why(record: dict[str, object]) -> str:
             worse = [found["name"] for found in part["gate"]["comparisons"] if not found["passed"]]
             reasons.append(f"{name}: worse on {', '.join(worse)}")
     return "; ".join(reasons)
+
+
+def _contributors(record: dict[str, object]) -> Table:
+    """Gateways that were left out, that count less than they sent, and that cost the gold set most."""
+    table = Table("scenario", "gateway", "in the sum", "points that it costs", "why")
+    for name, part in record.items():
+        if not isinstance(part, dict) or "quarantined" not in part:
+            continue
+        for found in part["quarantined"]:
+            gateway, cost = found.get("gateway") or found["site"], found["influence"]  # `site` until 0.1
+            table.add_row(name, gateway, "no", "" if cost is None else f"{cost:.1f}", found["reason"])
+        for gateway, weight in part.get("bounded", {}).items():
+            table.add_row(name, gateway, f"each sample by {weight:.3g}", "", "more samples than the bound lets count")
+        for found in part.get("costly", ()):
+            table.add_row(name, found["gateway"], "yes", f"{found['influence']:.1f}", "gold is named better without it")
+    return table
 
 
 def _comparisons(record: dict[str, object]) -> Table:

@@ -26,10 +26,11 @@ def partition(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Embed labelled pictures and write them as the file that Flower's nodes answer rounds from."""
-    from cloud.learning.datasets import read_folder, read_picture
+    from cloud.learning.datasets import read_folder
     from common.backbone import Backbone
     from common.ids import check_name
     from common.partition import Partition
+    from common.pictures import read_picture
 
     check_name("scenario", scenario)
     path = _backbone(backbone, config)

@@ -229,6 +229,8 @@ class ReleaseHealth(msgspec.Struct, frozen=True, kw_only=True):
     """Sum and sum of squares of the top probability over `frames`: the centre compares distributions by them."""
     latency_ms: float = 0.0
     """Median of the recent looks."""
+    unseen: float = 0.0
+    """Looks that were due while it ran and did not happen, because the box was too slow for them."""
     compared: int = 0
     """Frames seen by the old release too (shadow, probation)."""
     disagreed: int = 0

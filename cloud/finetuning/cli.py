@@ -1,17 +1,16 @@
-"""`headframe cloud finetune`."""
+"""`headframe cloud finetune` and `backbone`: what all heads stand on."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
-from cloud.opening import ConfigOption, open_service
+from cloud.opening import WHY, ConfigOption, open_service
 from common.errors import OperatorError
 
 if TYPE_CHECKING:
@@ -72,7 +71,8 @@ def finetune(
     averaging.check()
     with open_service(config) as service:
         folder = service.settings.data_dir / "finetuning"
-        with own_folder(folder), _progress() as show:
+        with own_folder(folder), Progress(console=Console(stderr=True), transient=True) as progress:
+            show = _shown_by(progress)
             parts = service.store, service.catalogue, service.registry, service.trainer, service.clock
             finetuner = Finetuner(*parts, folder)
             if federated:
@@ -90,8 +90,10 @@ def finetune(
             f"released {outcome.release_id} on backbone {str(outcome.record['backbone'])[:12]}: "
             f"{outcome.record['delta_bytes']} bytes down instead of {outcome.record['bytes']}"
         )
+        if not outcome.record["step_fraction"]:
+            typer.echo("its weights travel as they are, in no steps (docs/learning.md)", err=True)
     if not outcome.release_id:
-        typer.echo("the gate refused the candidate; `--json` shows every comparison", err=True)
+        typer.echo(f"the gate refused the candidate; {WHY}", err=True)
         raise typer.Exit(1)
 
 
@@ -127,18 +129,57 @@ def _federate(
     return outcome
 
 
-@contextmanager
-def _progress() -> Iterator[Show]:
-    """A bar for each of what is under way."""
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        tasks: dict[str, int] = {}
+def backbone(
+    config: ConfigOption,
+    file: Annotated[Path, typer.Argument(help="ONNX model: one picture in, features out.")],
+    output: Annotated[str, typer.Option(help="Tensor to stand heads on; by default the only output.")] = "",
+    input_px: Annotated[int, typer.Option(help="Side of the square input, where the model leaves it open.")] = 0,
+    mean: Annotated[
+        list[float] | None, typer.Option(help="Subtracted from pixels 0..255; once, or thrice (RGB).")
+    ] = None,
+    scale: Annotated[list[float] | None, typer.Option(help="Divided by then; once, or thrice (RGB).")] = None,
+    licence: Annotated[str, typer.Option(help="Its licence, for the lineage of releases.")] = "not stated",
+    author: Annotated[str, typer.Option(help="Who says so; kept in the audit log.")] = "headframe cloud backbone",
+) -> None:
+    """Use your own model as the backbone; with a release out, every head is solved anew on it and the gate decides."""
+    from cloud.finetuning.run import Finetuner
+    from cloud.learning.adoption import adopt_backbone
+    from common.backbone import Backbone
+    from common.files import own_folder
 
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]  # rich's TaskID
+    made = adopt_backbone(_read(file), output=output, input_px=input_px, mean=mean or (0.0,), scale=scale or (1.0,))
+    with open_service(config) as service:
+        if service.registry.active() is None:
+            layer, outcome = service.registry.set_backbone(made, licence), None
+        else:
+            folder, layer = service.settings.data_dir / "finetuning", service.registry.put(made)
+            with own_folder(folder), Progress(console=Console(stderr=True), transient=True) as progress:
+                parts = service.store, service.catalogue, service.registry, service.trainer, service.clock
+                outcome = Finetuner(*parts, folder).replace(made, author, licence, _shown_by(progress))
+            now_ns = service.clock.wall_ns()
+            service.store.audit(author, "replace backbone", {"release_id": outcome.release_id}, now_ns)
+        found = Backbone.open(service.registry.layer_path(layer.hash))
+    typer.echo(
+        f"backbone {layer.hash[:12]}: {found.input_px} pixels, {found.dimension} features, {layer.size_bytes} bytes"
+    )
+    if outcome is None:
+        return
+    if not outcome.release_id:
+        typer.echo(f"the gate refused it; {WHY}", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"released {outcome.release_id}; `headframe cloud rollout list` shows how far it is")
 
-        yield show
+
+def _shown_by(progress: Progress) -> Show:
+    """A bar for each thing that is done."""
+    tasks: dict[str, TaskID] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = progress.add_task(what, total=total)
+        progress.update(tasks[what], completed=done, total=total)
+
+    return show
 
 
 def _read(file: Path) -> bytes:

@@ -27,11 +27,12 @@ from flwr.clientapp import ClientApp
 from cloud.finetuning.examples import Example, Picture
 from cloud.finetuning.federated import recipe_of, take_record, to_record
 from cloud.finetuning.tuning import State, Tuning
-from cloud.learning.datasets import Item, read_folder, read_picture
+from cloud.learning.datasets import Item, read_folder
 from common.errors import OperatorError, RefusedError
 from common.flower import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from common.ids import layer_hash
 from common.labelled import labelled_pictures, picture_of
+from common.pictures import read_picture
 from common.training import AdapterTask, read_task, round_of
 
 HEAD = "headframe.softmax"

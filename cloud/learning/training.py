@@ -42,7 +42,9 @@ class Trainer:
 
     def __init__(self, store: Store, catalogue: Catalogue, registry: Registry, settings: LearningSettings) -> None:
         self._store, self._catalogue, self._registry = store, catalogue, registry
-        self.gathering = Gathering(store, catalogue, registry, quarantine=settings.quarantine)
+        self.gathering = Gathering(
+            store, catalogue, registry, quarantine=settings.quarantine, ratio_max=settings.gateway_samples_ratio_max
+        )
         self.clocks = Clocks(store, catalogue, catalogue.folder.parent / "maps")
         self._rules = Rules(
             settings.shrinkage,
@@ -50,6 +52,7 @@ class Trainer:
             settings.personal_labels_min,
             settings.tolerance,
             settings.dimensions,
+            settings.head,
         )
 
     @property
@@ -221,10 +224,12 @@ def _summary(classes: Sequence[str], evidence: Evidence, carried: int) -> dict[s
         "classes": list(classes),
         "data_version": _data_version(evidence),
         "dataset": dict(evidence.dataset),
-        "samples": int(evidence.shared.total),
+        "samples": round(evidence.shared.total),
         "by_site": totals(evidence.by_site),
         "carried": carried,
-        "quarantined": [asdict(suspect) for suspect in evidence.quarantined],
+        "quarantined": [asdict(suspect) for suspect in evidence.judged.suspects],
+        "costly": [asdict(gateway) for gateway in evidence.judged.costly],
+        "bounded": {name: round(weight, 4) for name, weight in evidence.bounded.items()},
     }
 
 

@@ -8,7 +8,7 @@ from common import manifest as keys
 SIDE, CLASSES = 12, ("normal", "tear")
 
 
-def small_backbone(seed: int = 0, *, operator: str = "Relu") -> bytes:
+def small_backbone(seed: int = 0, *, operator: str = "Relu", features: int = 16) -> bytes:
     """Two convolutions with batch-norm, a branch that meets the other, and the mean of the map."""
     rng = np.random.default_rng(seed)
 
@@ -39,14 +39,14 @@ def small_backbone(seed: int = 0, *, operator: str = "Relu") -> bytes:
         ],
         "small",
         [helper.make_tensor_value_info(keys.IMAGE, TensorProto.FLOAT, ["n", 3, SIDE, SIDE])],
-        [helper.make_tensor_value_info(keys.EMBEDDING, TensorProto.FLOAT, ["n", 16])],
+        [helper.make_tensor_value_info(keys.EMBEDDING, TensorProto.FLOAT, ["n", features])],
         [
             weight("stem", 8, 3, 3, 3),
             *norm("bn1", 8),
             weight("mix", 8, 8, 1, 1),
             *norm("bn2", 8),
-            weight("last", 16, 8, 1, 1),
-            *norm("bn3", 16),
+            weight("last", features, 8, 1, 1),
+            *norm("bn3", features),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

@@ -329,6 +329,31 @@ def test_a_backbone_that_loses_is_refused_and_forgotten(centre: Centre) -> None:
     assert {dataset.backbone for dataset in centre.catalogue.datasets()} == {running.backbone.hash}
 
 
+def test_a_backbone_of_another_architecture_takes_the_place_of_the_running_one(centre: Centre, tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path / "gateway", centre.registry.repository.root(), centre.clock)
+    gateway.tell(centre.registry.desired(GATEWAY, centre.store.releases()[0].release_id))  # type: ignore[arg-type]
+    gateway.serve(centre)  # type: ignore[arg-type]
+    other = small_backbone(seed=3, features=20)
+    parts = centre.store, centre.catalogue, centre.registry, centre.trainer, centre.clock
+    outcome = Finetuner(*parts, centre.folder / "finetuning").replace(other, "li", "Apache-2.0")
+    assert outcome.release_id, outcome.record["gate"]
+    active = centre.registry.active()
+    assert active is not None
+    assert outcome.record[SCENARIO]["carried"] == 1  # type: ignore[index]
+    (carried,) = centre.store.contributions(SCENARIO, active.backbone.hash)
+    assert carried.arrays["means"].shape == (2, 20), "what a site counted on the old network, as far as a map can"
+    layers = {item.layer: item for item in centre.store.layers()}
+    assert layers[active.backbone.hash].record["licence"] == "Apache-2.0"
+    assert layers[active.backbone.hash].parent == ""
+
+    gateway.tell(centre.registry.desired(GATEWAY, outcome.release_id))  # type: ignore[arg-type]
+    gateway.serve(centre)  # type: ignore[arg-type]
+    assert gateway.runs == outcome.release_id, gateway.installer.outcome
+    assert gateway.stage.runs is not None
+    assert gateway.stage.runs.backbone.dimension == 20
+    assert gateway.stage.runs.look(picture("tear", 3)).predictions[0].classes == CLASSES
+
+
 def test_no_head_of_the_old_backbone_is_kept_for_a_site(centre: Centre) -> None:
     record = centre.finetune(Recipe(epochs=2, batch=8, rate=0.005))
     active = centre.registry.active()

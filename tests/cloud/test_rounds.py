@@ -137,7 +137,7 @@ def test_a_gateway_that_flips_its_labels_is_named_and_the_head_is_the_one_withou
         assert run.status == "released", run.record
         assert run.record["federation"]["answered"] == len(HONEST) + 1, "its answer was well-formed, and kept"
         (suspect,) = run.record["belt"]["quarantined"]
-        assert suspect["site"] == "liar"
+        assert suspect["gateway"] == "liar"
         assert suspect["reason"].startswith("labels:")
         assert suspect["samples"] == SAMPLES
         head = released(service)

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from cloud import rounds
 from cloud.cli import app
 from cloud.learning.datasets import Dataset
+from cloud.learning.export import read_head
 from cloud.learning.training import Outcome
 from cloud.rounds import BEGUN_MAX, WAITING_MAX, queue_round
 from cloud.service import Service
 from cloud.settings import CloudSettings
 from cloud.store import QUEUED, RUNNING, Run
-from common.errors import OperatorError
-from common.manifest import Manifest
+from common.errors import EnvironmentFault, OperatorError
+from common.manifest import SHARED, Manifest
 from common.mqtt import Broker
 from common.settings import load_settings
 
@@ -28,9 +30,9 @@ BELT, SMOKE = ("normal", "tear"), ("clear", "fire")
 class Centre:
     """A centre without its threads, and datasets that are easily learnt or wrongly labelled."""
 
-    def __init__(self, folder: Path, backbone: bytes) -> None:
+    def __init__(self, folder: Path, backbone: bytes, head: str = "lda") -> None:
         self.config = folder / "cloud.toml"
-        learning = "[learning]\ndimensions = 12\nquarantine = false\n"
+        learning = f'[learning]\nhead = "{head}"\ndimensions = 12\nquarantine = false\n'
         self.config.write_text(f'data_dir = "{folder}/centre"\n{learning}[rollout]\nenabled = false\n')
         self.service = Service(load_settings(CloudSettings, self.config), Broker())
         self.service.registry.set_backbone(backbone)
@@ -158,6 +160,28 @@ def test_a_defect_is_the_record_of_its_round_and_the_next_one_runs(centre: Centr
     assert centre.service.store.run(second).status == "released"
 
 
+def test_a_store_that_is_away_ends_neither_the_thread_nor_the_round(
+    centre: Centre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    centre.dataset("belt", BELT)
+    monkeypatch.setattr(rounds, "FAULT_WAIT_S", 0.01)
+    store = centre.service.store
+    queue_round(store, "li", 1)
+    read, faults = store.open_runs, iter([EnvironmentFault("the store is away")] * 3)
+
+    def away() -> list[Run]:
+        for fault in faults:
+            raise fault
+        return read()
+
+    monkeypatch.setattr(store, "open_runs", away)
+    centre.service.rounds.start()
+    while read():
+        assert centre.service.rounds.alive
+    centre.service.rounds.stop(30)
+    assert store.runs()[0].status == "released"
+
+
 def test_a_round_that_takes_the_centre_down_each_time_is_given_up(centre: Centre) -> None:
     centre.dataset("belt", BELT)
     centre.service.store.add_run(Run("run-0", 1, None, RUNNING, {"begun": BEGUN_MAX}))
@@ -176,6 +200,43 @@ def test_a_command_queues_a_round_and_shows_what_came_of_it(centre: Centre) -> N
     assert _command(centre, "runs", str(run_id), "--json")["status"] == "released"
     shown = CliRunner().invoke(app, ["runs", str(run_id), "--config", str(centre.config)], env={"COLUMNS": "200"})
     assert "smoke: a head needs labelled samples of at least two classes" in shown.stdout
+
+
+def test_who_is_left_out_bounded_or_costly_is_shown_with_the_run(centre: Centre) -> None:
+    part = {
+        "gate": {"passed": True, "comparisons": []},
+        "quarantined": [
+            {"gateway": "liar-1", "reason": "labels: other names fit", "samples": 40, "influence": 3.5},
+            {"site": "liar-0", "reason": "as it was recorded once", "samples": 40, "influence": None},
+        ],
+        "bounded": {"loud-1": 0.004},
+        "costly": [{"gateway": "odd-1", "samples": 80, "influence": 1.25}],
+    }
+    centre.service.store.add_run(Run("run-0", 1, 2, "released", {"belt": part}))
+    shown = CliRunner().invoke(app, ["runs", "run-0", "--config", str(centre.config)], env={"COLUMNS": "200"})
+    lines = {
+        name: line
+        for line in shown.stdout.splitlines()
+        for name in ("liar-1", "liar-0", "loud-1", "odd-1")
+        if name in line
+    }
+    assert "other names fit" in lines["liar-1"]
+    assert "3.5" in lines["liar-1"]
+    assert "as it was recorded once" in lines["liar-0"]
+    assert "0.004" in lines["loud-1"]
+    assert "1.2" in lines["odd-1"]
+
+
+def test_a_centre_set_to_ridge_releases_ridge_heads(tmp_path: Path, tiny_backbone) -> None:
+    made = Centre(tmp_path, tiny_backbone(DIMENSION), head="ridge")
+    made.dataset("belt", BELT)
+    outcome = made.train()
+    assert outcome.release_id
+    registry = made.service.registry
+    head = read_head(registry.layer_path(made.active().scenarios[0].heads[SHARED].hash).read_bytes())
+    made.service.store.close()
+    assert head.form == "ridge"
+    assert head.temperature < 1, "calibrated in the scale of its scores"
 
 
 def test_a_training_run_by_command_is_on_record(centre: Centre) -> None:
