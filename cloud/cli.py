@@ -150,6 +150,10 @@ def quantise(
         f"variant {made.layer.hash[:12]}: {made.layer.size_bytes} bytes, {made.speedup:.1f} times as fast here, cosine "
         f"{made.cosine:.4f} over {made.gold} gold pictures; `headframe cloud train` decides whether it goes out"
     )
+    succession = made.succession
+    if succession.base:
+        way = f"scales kept, steps of {succession.step}" if succession.step else f"from scratch: {succession.why}"
+        typer.echo(f"as a delta from variant {succession.base[:12]}: {len(succession.delta)} bytes ({way})")
 
 
 @detector_app.command("add")

@@ -16,7 +16,7 @@ from cloud.learning.triggers import DRIFT_LEVEL, Past, Trigger, TriggerRules, fi
 from cloud.settings import LearningSettings
 from cloud.store import QUEUED, RUNNING, Run, Store
 from common.clock import Clock
-from common.errors import HeadframeError, OperatorError
+from common.errors import EnvironmentFault, HeadframeError, OperatorError
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ BEGUN_MAX = 5
 """Times that a round is begun: one that takes the centre down with it would do so at every start."""
 LOOK_S = 1.0
 """How often the thread looks for a round that another process queued."""
+FAULT_WAIT_S = 10.0
+"""How long nothing is tried when the store cannot be read or written."""
 
 
 def queue_round(
@@ -160,10 +162,15 @@ class Rounds:
     def _run_on(self) -> None:
         while not self._stopping.is_set():
             self._wake.clear()
-            waiting = self._store.open_runs()
-            if waiting:
-                self._run(waiting[0])
-            else:
+            try:
+                waiting = self._store.open_runs()
+                if waiting:
+                    self._run(waiting[0])
+            except EnvironmentFault as error:  # the store is full, or away
+                log.error("rounds wait: %s", error)
+                self._stopping.wait(FAULT_WAIT_S)
+                continue
+            if not waiting:
                 self._wake.wait(LOOK_S)
 
     def _run(self, run: Run) -> None:

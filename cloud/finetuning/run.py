@@ -35,7 +35,7 @@ from common.files import write_atomically
 from common.ids import layer_hash
 from common.manifest import Layer
 from common.statistics import Statistics
-from common.weights import find_weights
+from common.weights import are_alike
 
 log = logging.getLogger(__name__)
 
@@ -278,12 +278,7 @@ def _spread(examples: Sequence[Example], most: int) -> list[Example]:
 
 def _check_same_graph(base: bytes, data: bytes) -> None:
     """The two files must be the same but for the numbers of their weights: a delta needs that, and so do gateways."""
-    bare = [bytearray(file) for file in (base, data)]
-    if len(base) == len(data):
-        for file in bare:
-            for place in find_weights(base).values():
-                file[place.offset : place.end] = bytes(place.end - place.offset)
-    if bare[0] != bare[1]:
+    if not are_alike(base, data):
         raise OperatorError(
             "this is another model than the running backbone, not the same with other numbers",
             "Train the running layer itself (docs/learning.md), or replace it: `headframe cloud backbone`.",

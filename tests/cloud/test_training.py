@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from cloud import rounds
 from cloud.cli import app
 from cloud.learning.datasets import Dataset
 from cloud.learning.export import read_head
@@ -17,7 +18,7 @@ from cloud.rounds import BEGUN_MAX, WAITING_MAX, queue_round
 from cloud.service import Service
 from cloud.settings import CloudSettings
 from cloud.store import QUEUED, RUNNING, Run
-from common.errors import OperatorError
+from common.errors import EnvironmentFault, OperatorError
 from common.manifest import SHARED, Manifest
 from common.mqtt import Broker
 from common.settings import load_settings
@@ -157,6 +158,28 @@ def test_a_defect_is_the_record_of_its_round_and_the_next_one_runs(centre: Centr
     _run_all(centre.service)
     assert "Singular matrix" in centre.service.store.run(first).record["error"]
     assert centre.service.store.run(second).status == "released"
+
+
+def test_a_store_that_is_away_ends_neither_the_thread_nor_the_round(
+    centre: Centre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    centre.dataset("belt", BELT)
+    monkeypatch.setattr(rounds, "FAULT_WAIT_S", 0.01)
+    store = centre.service.store
+    queue_round(store, "li", 1)
+    read, faults = store.open_runs, iter([EnvironmentFault("the store is away")] * 3)
+
+    def away() -> list[Run]:
+        for fault in faults:
+            raise fault
+        return read()
+
+    monkeypatch.setattr(store, "open_runs", away)
+    centre.service.rounds.start()
+    while read():
+        assert centre.service.rounds.alive
+    centre.service.rounds.stop(30)
+    assert store.runs()[0].status == "released"
 
 
 def test_a_round_that_takes_the_centre_down_each_time_is_given_up(centre: Centre) -> None:
