@@ -130,7 +130,7 @@ class Registry:
         if self.active():
             raise OperatorError(
                 "a release is active, and everything learnt so far stands on its backbone",
-                "Set the backbone in a new data_dir, before the first release.",
+                "`headframe cloud backbone` replaces it with every head solved anew.",
             )
         layer = self.put(data)
         self.note(layer, "backbone", origin="adopted", licence=licence)

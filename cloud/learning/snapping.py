@@ -43,6 +43,7 @@ class Snapped:
     data: bytes
     steps: dict[str, int]
     fraction: float
+    """0 where nothing was snapped: the delta is exact then, and most of the file."""
 
     def delta(self, base: bytes) -> bytes:
         """The file that turns the base into this model."""
@@ -78,7 +79,7 @@ def snap(base: bytes, target: bytes, fraction: float, moments: Mapping[str, Arra
 def coarsest(
     base: bytes, target: bytes, passes: Callable[[bytes], bool], moments: Mapping[str, Array] | None = None
 ) -> Snapped:
-    """The snapped model with the largest steps that `passes`, else the finest.
+    """The snapped model with the largest steps that `passes`, else the target itself.
 
     Args:
         passes: judges the snapped file itself; see `keeps`.
@@ -90,7 +91,7 @@ def coarsest(
         # where only vectors changed, the coarser ones are all the same
         finer = next((candidate for candidate in candidates if candidate.data != snapped.data), None)
         if finer is None:
-            break
+            return Snapped(target, {}, 0.0)
         snapped = finer
     return snapped
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud.learning.curvature import input_moments
-from cloud.learning.datasets import Catalogue, Item, read_folder, read_picture
+from cloud.learning.datasets import Catalogue, Item, read_folder
 from cloud.learning.export import read_head
 from cloud.learning.heads import HeadWeights
 from cloud.learning.quantise import (
@@ -33,6 +33,7 @@ from common import manifest as keys
 from common.backbone import Backbone, time_pass_s
 from common.errors import OperatorError
 from common.manifest import SHARED, Layer
+from common.pictures import read_picture
 
 Picture = NDArray[np.uint8]
 JUDGED_MAX: Final = 200  # pictures on which a variant is compared with one from scratch

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cloud.learning.datasets import Item, read_picture
+from cloud.learning.datasets import Item
 from cloud.learning.heads import HeadWeights
 from cloud.learning.quantise import quantise
 from cloud.learning.requantise import Requantised
@@ -13,6 +13,7 @@ from cloud.learning.variants import keep_scales
 from cloud.registry import delta_of
 from common.backbone import Backbone
 from common.delta import apply_delta
+from common.pictures import read_picture
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,6 @@ from simulations.single_key import Signer, SingleKey
 
 GATEWAY = "north-1"
 FULL, QUICK = 100_000, 4_000
-SLOWEST = 5
 STEPS, RATIOS = {"scale": -44}, {"scale": -12}  # the scale of `tiny_variant` grows by an eighth
 PIECES, LITERAL = 2, 3  # places in a delta; the literal needs the base to be unpacked
 PARTS = 16  # layers are fetched in so many parts, so that a spoiled one comes in the middle
