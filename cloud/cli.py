@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,8 +12,10 @@ from rich.table import Table
 from cloud import keys_cli
 from cloud.datasets_cli import add_dataset_commands
 from cloud.enrolment_cli import add_enrolment
-from cloud.finetuning.cli import finetune
+from cloud.finetuning.cli import backbone, finetune
+from cloud.learning_cli import add_learning_commands
 from cloud.opening import ConfigOption, open_service
+from cloud.partition_cli import partition
 from cloud.releases_cli import add_release_commands
 from cloud.rollout.cli import app as rollout_app
 from cloud.settings import CloudSettings
@@ -21,9 +23,6 @@ from common.errors import OperatorError
 from common.ids import check_name
 from common.settings import load_settings
 from common.settings_table import print_keys
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,9 +40,12 @@ app.add_typer(rollout_app, name="rollout")
 app.add_typer(labels_app, name="labels")
 app.add_typer(dataset_app, name="dataset")
 add_dataset_commands(dataset_app)
+add_learning_commands(app)
 add_release_commands(app)
 add_enrolment(app)
 app.command()(finetune)
+app.command()(backbone)
+app.command()(partition)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 FormatOption = Annotated[str, typer.Option("--format", help="csv or coco; by default from the file's ending.")]
@@ -70,66 +72,16 @@ def ingest(
 
 
 @app.command()
-def train(config: ConfigOption, as_json: JsonOption = False) -> None:
-    """Learn from what the centre holds, without asking gateways; the first release is made so."""
-    with open_service(config) as service:
-        outcome = service.trainer.run("headframe cloud train")
-        if as_json:
-            typer.echo(json.dumps(outcome.record, default=str))
-        elif outcome.release_id:
-            typer.echo(f"released {outcome.release_id}; `headframe cloud rollout list` shows how far it is")
-        else:
-            typer.echo("the gate refused the candidate; `--json` shows every comparison", err=True)
-            raise typer.Exit(1)
-
-
-@app.command()
-def unlearn(
-    config: ConfigOption,
-    name: Annotated[str, typer.Argument(help="Site or gateway to be unlearned.")],
-    author: Annotated[str, typer.Option(help="Who says so; kept in the audit log.")] = "headframe cloud unlearn",
-    release: Annotated[bool, typer.Option(help="Make the release without it at once.")] = True,
-    undo: Annotated[bool, typer.Option("--undo", help="Let it count again, from the next round on.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Take a site or gateway out of what was learnt, exactly; it is not asked in rounds from then on."""
-    from cloud.learning import unlearning
-
-    with open_service(config) as service:
-        if undo:
-            if not service.store.include(name):
-                raise OperatorError(f"{name!r} was not unlearned", "Nothing to undo.")
-            service.store.audit(author, "unlearn undone", {"name": name}, service.clock.wall_ns())
-            typer.echo(json.dumps({"name": name, "undone": True}) if as_json else f"{name} counts again")
-            return
-        found = unlearning.unlearn(
-            name, service.store, service.registry, service.trainer, author, service.clock.wall_ns()
-        )
-        outcome = service.trainer.run(f"without {name}") if release and found.heads else None
-        made = outcome.release_id if outcome else ""
-        if as_json:
-            typer.echo(json.dumps(found.summary() | {"release_id": made}))
-        else:
-            typer.echo(
-                f"unlearned {name}: {found.contributions} contributions, {found.samples} samples, heads solved anew in "
-                f"{found.seconds:.2f} s; {f'released {made}' if made else 'no release'}"
-            )
-    if outcome and not made:
-        typer.echo("the gate refused the release without it; `headframe cloud train --json` shows why", err=True)
-        raise typer.Exit(1)
-
-
-@app.command()
 def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
-    """List the releases with their gate results."""
+    """List the releases, and which scenarios each left as they were."""
     with open_service(config) as service:
         rows = service.store.releases()
         if as_json:
             typer.echo(json.dumps([{"release_id": r.release_id, "status": r.status, "gate": r.gate} for r in rows]))
             return
-        table = Table("release", "status", "gate")
+        table = Table("release", "status", "not renewed")
         for row in rows:
-            table.add_row(row.release_id, row.status, "passed" if row.gate.get("passed") else "refused")
+            table.add_row(row.release_id, row.status, ", ".join(row.gate.get("held_back", ())))
         Console().print(table)
 
 
@@ -175,35 +127,6 @@ def roll_back(
 
 
 @app.command()
-def backbone(
-    config: ConfigOption,
-    file: Annotated[Path, typer.Argument(help="ONNX model: one picture in, features out.")],
-    output: Annotated[str, typer.Option(help="Tensor to stand heads on; by default the only output.")] = "",
-    input_px: Annotated[int, typer.Option(help="Side of the square input, where the model leaves it open.")] = 0,
-    mean: Annotated[
-        list[float] | None, typer.Option(help="Subtracted from pixels 0..255; once, or thrice (RGB).")
-    ] = None,
-    scale: Annotated[list[float] | None, typer.Option(help="Divided by then; once, or thrice (RGB).")] = None,
-    licence: Annotated[str, typer.Option(help="Its licence, for the lineage of releases.")] = "not stated",
-) -> None:
-    """Use your own model as the backbone; before the first release."""
-    from cloud.learning.adoption import adopt_backbone
-    from common.backbone import Backbone
-
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise OperatorError(f"cannot read {file}: {error.strerror}", "Give an ONNX file.") from error
-    made = adopt_backbone(data, output=output, input_px=input_px, mean=mean or (0.0,), scale=scale or (1.0,))
-    with open_service(config) as service:
-        layer = service.registry.set_backbone(made, licence)
-        found = Backbone.open(service.registry.layer_path(layer.hash))
-    typer.echo(
-        f"backbone {layer.hash[:12]}: {found.input_px} pixels, {found.dimension} features, {layer.size_bytes} bytes"
-    )
-
-
-@app.command()
 def quantise(
     config: ConfigOption,
     folder: Annotated[list[Path], typer.Argument(help="Folders of labelled pictures that are datasets already.")],
@@ -229,6 +152,10 @@ def quantise(
         f"variant {made.layer.hash[:12]}: {made.layer.size_bytes} bytes, {made.speedup:.1f} times as fast here, cosine "
         f"{made.cosine:.4f} over {made.gold} gold pictures; `headframe cloud train` decides whether it goes out"
     )
+    succession = made.succession
+    if succession.base:
+        way = f"scales kept, steps of {succession.step}" if succession.step else f"from scratch: {succession.why}"
+        typer.echo(f"as a delta from variant {succession.base[:12]}: {len(succession.delta)} bytes ({way})")
 
 
 @detector_app.command("add")

@@ -71,6 +71,11 @@ class Desk:
         """Bytes handed to the broker since the start, by kind of message; and what lies there for all."""
         return {"bytes_out": dict(self._service.link.bytes_out), "shelf": self._service.shelf.figures()}
 
+    def link(self) -> dict[str, int]:
+        """How often the link to the broker was made, and messages whose handling failed by a defect (see the log)."""
+        link = self._service.link
+        return {"connects": link.connects, "handler_errors": link.handler_errors}
+
     def attempts(self) -> dict[str, Any]:
         """What was tried and refused: how often since the start, and the alarms of the last hour."""
         attempts = self._service.guard.attempts
@@ -153,7 +158,7 @@ class Desk:
 
     def start_round(self, author: str) -> str:
         """Queue a round; returns its run id."""
-        return self._service.start_round(author)
+        return self._service.rounds.queue(author)
 
     def runs(self) -> list[Run]:
         """Rounds, newest first."""

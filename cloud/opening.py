@@ -18,6 +18,9 @@ ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="cloud.toml; deploy/examples/cloud.toml is a start.")
 ]
 
+WHY = "`headframe cloud runs` shows why"
+"""How a command ends that the gate said no to."""
+
 
 @contextmanager
 def open_service(config: Path) -> Iterator["Service"]:

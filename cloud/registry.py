@@ -5,6 +5,7 @@ Decides what a release is made of and which one is active. Leaves to `cloud.trus
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ from common.manifest import (
 )
 from common.messages import Desired, Fetch, LayerPart
 from common.parcels import Packed, cut, pack
-from common.weights import find_weights
+from common.weights import find_tensors
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Proof:
 
 def delta_of(base: bytes, target: bytes) -> bytes:
     """The exact delta between two ONNX files."""
-    return make_delta(base, target, find_weights(base), find_weights(target))
+    return make_delta(base, target, find_tensors(base), find_tensors(target))
 
 
 class Registry:
@@ -129,7 +130,7 @@ class Registry:
         if self.active():
             raise OperatorError(
                 "a release is active, and everything learnt so far stands on its backbone",
-                "Set the backbone in a new data_dir, before the first release.",
+                "`headframe cloud backbone` replaces it with every head solved anew.",
             )
         layer = self.put(data)
         self.note(layer, "backbone", origin="adopted", licence=licence)
@@ -158,6 +159,27 @@ class Registry:
             return ""
         gate = next(release.gate for release in self._store.releases() if release.status == "active")
         return self.publish(active.scenarios, active.backbone, gate, note, active.variants, active.golden)
+
+    def variant_before(self, backbone: str, precision: str) -> tuple[str, Layer] | None:
+        """The nearest backbone before this one of which gateways were sent a variant, and the last of those; None when
+        there is none, or its files are not kept any more."""
+        parents = {record.layer: record.parent for record in self._store.layers()}
+        sent = [decode_manifest(row.manifest) for row in self._store.releases() if row.status != STAGED]
+        seen, at = {backbone}, parents.get(backbone, "")
+        while at and at not in seen:
+            found = [
+                (manifest.sequence, variant.layer)
+                for manifest in sent
+                for variant in manifest.variants
+                if manifest.backbone.hash == at and variant.precision == precision
+            ]
+            if found:
+                layer = max(found, key=lambda item: item[0])[1]
+                kept = self.layer_path(at).is_file() and self.layer_path(layer.hash).is_file()
+                return (at, layer) if kept else None
+            seen.add(at)
+            at = parents.get(at, "")
+        return None
 
     def layer_path(self, name: str) -> Path:
         return self._folder / name
@@ -371,7 +393,8 @@ class Registry:
         path = self.layer_path(fetch.layer)
         if not is_layer_hash(fetch.layer) or not path.is_file() or not 0 <= fetch.offset < OFFSET_MAX:
             return None
-        for held in fetch.bases[:BASES_MAX]:
+        held_layers = [held for held in fetch.bases[:BASES_MAX] if is_layer_hash(held)]
+        for held in sorted(held_layers, key=lambda base: self._kept_bytes(base, fetch.layer)):
             delta = self._delta(held, path)
             if delta is not None:
                 return delta, held
@@ -389,18 +412,18 @@ class Registry:
         total = path.stat().st_size
         return LayerPart(layer=fetch.layer, offset=fetch.offset, total_bytes=total, data=data, base=base)
 
+    def _kept_bytes(self, base: str, target: str) -> float:
+        """Of the delta between two layers; without end where it has still to be made."""
+        path = self._delta_path(base, target)
+        return path.stat().st_size if path.is_file() else math.inf
+
     def _delta(self, base: str, target: Path) -> Path | None:
         """The delta from a layer, made when it is first asked for; None when it would save too little.
 
         Only small layers (heads) are made here, on the link's thread: milliseconds. Both ends' files must be ours.
         """
         origin = self.layer_path(base)
-        if (
-            base == target.name
-            or (base, target.name) in self._no_delta
-            or not is_layer_hash(base)
-            or not origin.is_file()
-        ):
+        if base == target.name or (base, target.name) in self._no_delta or not origin.is_file():
             return None
         path = self._delta_path(base, target.name)
         if not path.is_file():

@@ -3,16 +3,13 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from cloud.opening import ConfigOption, open_service
-
-if TYPE_CHECKING:
-    pass
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 SHORT = 12

@@ -1,46 +1,36 @@
 """The centre as one object: wires store, ingest, federation, learning, registry and the link to the gateways.
 
-It is also what the console talks to (`cloud.console.backend.ConsoleBackend`).
+The console talks to it through `cloud.desk`.
 """
 
-import dataclasses
 import logging
-import queue
-import threading
-import uuid
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from cloud.admission import check_event, check_offer, check_state
 from cloud.epochs import Epochs
 from cloud.events import Events
+from cloud.federate import Federation
 from cloud.federation.grid import MqttGrid
-from cloud.federation.masked import MaskedRounds, Round
-from cloud.federation.server_app import run_round
-from cloud.federation.strategy import Parts
 from cloud.giving import Giving
 from cloud.guard import Guard
 from cloud.ingest import Ingest
-from cloud.learning.clocks import supersedes
 from cloud.learning.datasets import Catalogue
 from cloud.learning.training import Trainer
-from cloud.learning.triggers import DRIFT_LEVEL, Past, Trigger, TriggerRules, find_trigger
 from cloud.link import CentreLink
 from cloud.offers import Offers
 from cloud.registry import Registry
 from cloud.reported import Reported
 from cloud.review import Review
 from cloud.rollout.service import Rollouts
+from cloud.rounds import Rounds
 from cloud.settings import CloudSettings, parse_shards
 from cloud.shelf import PROBE_NAME, Shelf
-from cloud.store import Run, Store
+from cloud.store import Store
 from cloud.telling import Telling
 from cloud.trust import Repository
 from cloud.worker import SAMPLE_KINDS
 from common import codec, topics
 from common.clock import Clock, SystemClock
-from common.contribution import Labels
 from common.errors import ForgeryError, HeadframeError, OperatorError
 from common.frames import Courier, Frame
 from common.messages import (
@@ -62,8 +52,6 @@ log = logging.getLogger(__name__)
 
 ALL_SHARDS = "0-255"
 EPOCHS_SAID_MAX = 8
-ROUNDS_WAITING_MAX = 4
-RESUME_LOOK_S = 0.2
 TRIGGER_LOOK_S = 5.0
 
 
@@ -104,7 +92,6 @@ class Service:
         )
         self.events = Events()
         self.grid = MqttGrid(Courier(self._publish_flower).send, self.participants)
-        self.masked = MaskedRounds(self.store, settings.privacy)
         self.reported = Reported(self.store, self.clock)
         self.epochs = Epochs(self.store)
         self.rollouts = Rollouts(self.store, self.registry, self.reported, settings.rollout, self.clock)
@@ -125,19 +112,25 @@ class Service:
             self.clock,
             lambda gateway_id, desired: self._publish(topics.down(gateway_id, "desired"), desired),
         )
-        self._rounds: queue.Queue[str] = queue.Queue(ROUNDS_WAITING_MAX)
+        federation = Federation(
+            self.store,
+            self.registry,
+            self.trainer,
+            self.grid,
+            settings.learning,
+            settings.privacy,
+            self.participants,
+            self.online,
+            self.clock,
+        )
+        self.rounds = Rounds(self.store, self.trainer, federation, settings.learning, self.online, self.clock)
         self._triggers_seen_s = float("-inf")
-        self._stopping = threading.Event()
-        self._learner = threading.Thread(target=self._learn_on, name="learning", daemon=True)
 
     def start(self) -> None:
         """Start all threads; rounds that a crash cut short are run again."""
         self.ingest.start()
-        for run in self.store.runs():
-            if run.status in ("queued", "running"):
-                self._rounds.put_nowait(run.run_id)
         self.rollouts.start()
-        self._learner.start()
+        self.rounds.start()
         self.link.start()
 
     def step(self) -> None:
@@ -154,21 +147,20 @@ class Service:
         now_s = self.clock.monotonic_s()
         if now_s - self._triggers_seen_s >= TRIGGER_LOOK_S:
             self._triggers_seen_s = now_s
-            if trigger := self._find_trigger():
-                self.start_round(f"trigger: {trigger.kind}", trigger)
-        if not self._learner.is_alive():
+            self.rounds.step()
+        if not self.rounds.alive:
             raise RuntimeError("the learning thread has died; see the log above")
         if not self.ingest.alive or not self.link.alive:
             raise RuntimeError("a thread of ingest has died; see the log above")
 
     def stop(self, timeout_s: float = 15.0) -> None:
         """Commit what has arrived, then leave."""
-        self._stopping.set()
+        self.rounds.leave()
         self.ingest.stop(timeout_s)
         self.link.stop()
         self.reported.flush()
         self.epochs.flush()
-        self._learner.join(timeout_s)
+        self.rounds.stop(timeout_s)
         self.store.close()
 
     # --- messages from gateways ---------------------------------------------------------------
@@ -252,201 +244,3 @@ class Service:
             return self.online()
         site_of = {state.gateway_id: state.site_id for state in self.store.states()}
         return [g for g in self.online() if g not in excluded and site_of.get(g) not in excluded]
-
-    # --- learning -----------------------------------------------------------------------------
-
-    def start_round(self, author: str, trigger: Trigger | None = None) -> str:
-        """Queue a round: federation, training, gate, release. Returns its run id.
-
-        Args:
-            trigger: why it starts by itself; None when somebody starts it.
-
-        Raises:
-            OperatorError: too many rounds wait already.
-        """
-        now_ns = self.clock.wall_ns()
-        record = {
-            "author": author,
-            "trigger": dataclasses.asdict(trigger) if trigger else None,
-            "labels": self.store.label_count(),
-            "drifting": sorted(self._drifting()),
-        }
-        run = Run(f"run-{uuid.uuid4().hex[:12]}", now_ns, None, "queued", record)
-        if self._rounds.full():
-            raise OperatorError(f"{ROUNDS_WAITING_MAX} rounds wait already", "Wait until one has ended.")
-        self.store.add_run(run)
-        self._rounds.put_nowait(run.run_id)
-        self.store.audit(author, "start round", {"run_id": run.run_id}, now_ns)
-        return run.run_id
-
-    def _find_trigger(self) -> Trigger | None:
-        rules = self.settings.learning
-        bounds = TriggerRules(rules.new_labels, rules.every_hours, rules.drift_cameras, rules.rounds_per_day)
-        if not (bounds.new_labels or bounds.every_hours or bounds.drift_cameras):
-            return None
-        past = [
-            Past(
-                run.started_ns,
-                run.status in ("queued", "running"),
-                int(run.record.get("labels", 0)),
-                frozenset(run.record.get("drifting", ())),
-                bool(run.record.get("trigger")),
-            )
-            for run in self.store.runs()
-        ]
-        labels = self.store.label_count()
-        return find_trigger(bounds, self.clock.wall_ns(), labels, self._drifting(), past)
-
-    def _drifting(self) -> frozenset[str]:
-        """Cameras that have drifted, `gateway/camera`, of the gateways online."""
-        online = set(self.online())
-        return frozenset(
-            f"{state.gateway_id}/{camera.camera_id}"
-            for state in self.store.states()
-            for camera in state.cameras
-            if state.gateway_id in online and camera.drift >= DRIFT_LEVEL
-        )
-
-    def _learn_on(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                run_id = self._rounds.get(timeout=0.5)
-            except queue.Empty:
-                continue
-            self._run_round(run_id)
-
-    def _run_round(self, run_id: str) -> None:
-        """One round to its end; a failure is the run's record, not the end of the centre."""
-        run = next(run for run in self.store.runs() if run.run_id == run_id)
-        self.store.update_run(dataclasses.replace(run, status="running"))
-        record: dict[str, object] = {}
-        try:
-            record["federation"] = self._federate(run)
-            outcome = self.trainer.run(note=f"round {run_id}")
-            record |= outcome.record
-            status = "released" if outcome.release_id else "refused by the gate"
-        except HeadframeError as error:
-            record["error"], status = str(error), "failed"
-            log.error("round %s failed: %s", run_id, error)
-        noted = next(run for run in self.store.runs() if run.run_id == run_id).record
-        record = {key: value for key, value in noted.items() if key != "asked"} | record
-        self.store.update_run(dataclasses.replace(run, status=status, record=record, finished_ns=self.clock.wall_ns()))
-        log.info("round %s: %s", run_id, status)
-
-    def _federate(self, run: Run) -> dict[str, object]:
-        """Ask the gateways for their statistics.
-
-        Whom was asked is recorded before, and each answer is stored as it comes, by client and with its round: after a
-        crash the round goes on with those that are missing, as soon as they are back.
-        """
-        asked: list[str] = list(run.record.get("asked", ()))
-        backbone, _ = self.registry.backbone()
-        everything, masked = self.trainer.scenarios(), self.settings.privacy.masked
-        scenarios = {name: classes for name, classes in everything.items() if name not in masked}
-        answered = self._answered(run.run_id, list(scenarios), backbone.hash) if asked else set()
-        record = dict(run.record)
-        if asked:
-            self._await(set(asked) - answered)
-        else:
-            record["asked"] = asked = list(self.participants())
-            self.store.update_run(dataclasses.replace(run, status="running", record=record))
-        if not asked:
-            return {"asked": 0, "answered": 0}
-        labels = self._labels_by_gateway(list(everything))
-        sums = self._sum_masked(run, record, everything, asked, labels) if masked else {}
-        if not scenarios:
-            return {"asked": len(asked), "answered": sums.get("summed", 0), "sums": sums}
-
-        there = {scenario: self.store.contribution_records(scenario, backbone.hash) for scenario in scenarios}
-
-        def keep(gateway_id: str, parts: Parts) -> None:
-            for scenario, (statistics, covered) in parts.items():
-                if not supersedes(len(covered), there[scenario].get(gateway_id)):
-                    log.info("%s is still counting %s on the new backbone", gateway_id, scenario)
-                    continue
-                self.store.put_contribution(
-                    scenario,
-                    backbone.hash,
-                    gateway_id,
-                    statistics.arrays(),
-                    {
-                        "classes": list(statistics.classes),
-                        "covered": sorted(name.hex() for name in covered),
-                        "round": run.run_id,
-                        "parts": len(parts),
-                    },
-                    self.clock.wall_ns(),
-                )
-
-        result = run_round(
-            self.grid,
-            backbone.hash,
-            scenarios,
-            lambda gateway_id: labels.get(gateway_id, {}),
-            deadline_s=self.settings.learning.round_deadline_s,
-            quorum=self.settings.learning.quorum,
-            on_answer=keep,
-            answered=answered,
-            bytes_max=self.settings.learning.statistics_bytes_max,
-            class_samples_min=self.settings.privacy.class_samples_min,
-        )
-        folded = result.counters["folded"]
-        return {
-            "answered": folded + len(answered),
-            "resumed": len(answered),
-            "counters": dict(result.counters),
-            "sums": sums,
-        }
-
-    def _sum_masked(
-        self,
-        run: Run,
-        record: dict[str, Any],
-        scenarios: Mapping[str, tuple[str, ...]],
-        asked: Sequence[str],
-        labels: Mapping[str, Labels],
-    ) -> dict[str, int]:
-        """Sums of the masked scenarios; what is asked is recorded before, for the accountant."""
-        plan = self.masked.plan([name for name in scenarios if name in self.settings.privacy.masked])
-        record["masked"] = [*record.get("masked", ()), dataclasses.asdict(plan)]
-        self.store.update_run(dataclasses.replace(run, status="running", record=record))
-        if not plan.scenarios:
-            return {}
-        backbone, _ = self.registry.backbone()
-        known = {name: self.trainer.gathering.datasets(name, scenarios[name], backbone.hash) for name in plan.scenarios}
-        asking = Round(
-            run.run_id,
-            backbone.hash,
-            {name: scenarios[name] for name in plan.scenarios},
-            labels,
-            self.settings.learning.round_deadline_s,
-            plan.multiplier,
-        )
-        return self.masked.run(self.grid, asked, asking, known, self.clock.wall_ns())
-
-    def _answered(self, run_id: str, scenarios: Sequence[str], backbone: str) -> set[str]:
-        """Gateways whose statistics of this round are in the store, those of every scenario that they answered for."""
-        found: Counter[str] = Counter()
-        wanted: dict[str, int] = {}
-        for scenario in scenarios:
-            for row in self.store.contributions(scenario, backbone):
-                if row.meta.get("round") == run_id:
-                    found[row.client] += 1
-                    wanted[row.client] = int(row.meta["parts"])
-        return {client for client, parts in wanted.items() if found[client] == parts}
-
-    def _await(self, gateways: set[str]) -> None:
-        """After a restart: until these have reported again, at most for a round's deadline."""
-        until_s = self.clock.monotonic_s() + self.settings.learning.round_deadline_s
-        while not gateways <= set(self.online()) and self.clock.monotonic_s() < until_s:
-            if self._stopping.wait(RESUME_LOOK_S):
-                return
-
-    def _labels_by_gateway(self, scenarios: Sequence[str]) -> dict[str, dict[str, dict[bytes, str]]]:
-        """gateway -> scenario -> sample -> label, of the samples that each uploaded; an empty label was taken back."""
-        found: dict[str, dict[str, dict[bytes, str]]] = {}
-        backbone, _ = self.registry.backbone()
-        for scenario in scenarios:
-            for name, gateway_id, label in self.store.judged(scenario, backbone.hash):
-                found.setdefault(gateway_id, {}).setdefault(scenario, {})[name] = label
-        return found

@@ -88,6 +88,9 @@ class LearningSettings(Section):
     )
     round_deadline_s: float = Field(60.0, gt=0, description="A round closes at this deadline with whoever answered.")
     quorum: float = Field(0.5, ge=0, le=1, description="A round needs answers of this share of the gateways online.")
+    head: Literal["lda", "ridge"] = Field(
+        "lda", description="How heads are solved: by linear discriminant analysis, or by least squares."
+    )
     shrinkage: float = Field(0.3, gt=0, le=1, description="Share of the identity in the covariance of the head.")
     dimensions: int = Field(512, ge=8, description="The head is solved in so many principal directions.")
     personal_weight: float = Field(20.0, ge=1, description="Weight of a site's own samples in its personal head.")
@@ -100,6 +103,11 @@ class LearningSettings(Section):
         " nothing, 55000 some tenths of a point (docs/learning.md).",
     )
     quarantine: bool = Field(True, description="Leave out gateways whose statistics are scaled or whose labels lie.")
+    gateway_samples_ratio_max: float = Field(
+        10.0,
+        ge=0,
+        description="A gateway's statistics count for at most so many times the median gateway's samples; 0: no bound.",
+    )
 
 
 class PrivacySettings(Section):
@@ -161,6 +169,9 @@ class LimitSettings(Section):
     flags_change_max: float = Field(0.15, ge=0, le=1, description="Change of the share of striking looks.")
     scores_change_max: float = Field(0.10, ge=0, le=1, description="Change of the mean top probability.")
     latency_ratio_max: float = Field(2.0, gt=1, description="Latency over that of the release before.")
+    unseen_more_max: float = Field(
+        0.10, gt=0, lt=1, description="Growth of the share of due looks that do not happen, for the box is too slow."
+    )
     labels_against_max: float = Field(
         0.55, ge=0.5, lt=1, description="Of the labels on which one release alone is right, those for the old one."
     )

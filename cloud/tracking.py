@@ -16,6 +16,8 @@ from common.errors import EnvironmentFault, OperatorError
 from common.files import sync_folder
 
 TAG: Final = "headframe.run_id"
+TUNE: Final = "fine-tune"
+TUNED: Final = ("pictures", "step_fraction", "delta_bytes", "bytes")
 EXPERIMENT: Final = "headframe"
 FOLDER: Final = "headframe"
 EVENTS: Final = "events.out.tfevents."  # by which TensorBoard knows them
@@ -36,12 +38,14 @@ class Tracked:
     tags: dict[str, str] = field(default_factory=dict)
     """How it ended."""
     metrics: dict[str, float] = field(default_factory=dict)
+    loss: tuple[float, ...] = ()
+    """Of a fine-tune, by epoch."""
 
 
 def tracked(run: Run) -> Tracked:
     """The figures in a run's record."""
     record, finished_ns = run.record, run.finished_ns or run.started_ns
-    parameters = {key: str(record[key])[:TEXT_MAX] for key in ("author", "note", "backbone") if record.get(key)}
+    parameters = {key: str(record[key])[:TEXT_MAX] for key in ("author", "kind", "note", "backbone") if record.get(key)}
     parameters["trigger"] = str((record.get("trigger") or {}).get("kind", "by hand"))
     tags = {"status": run.status, "release": str(record.get("release_id", "")), "error": str(record.get("error", ""))}
     metrics = {"seconds": (finished_ns - run.started_ns) / 1e9}
@@ -57,7 +61,12 @@ def tracked(run: Run) -> Tracked:
             metrics[f"{name}/samples"] = float(part["samples"])
             metrics[f"{name}/sites"] = float(len(part["by_site"]))
             metrics[f"{name}/quarantined"] = float(len(part["quarantined"]))
-            metrics.update(_comparisons(name, part["gate"]))
+            metrics[f"{name}/bounded"] = float(len(part.get("bounded", ())))
+            if "gate" in part:
+                metrics.update(_comparisons(name, part["gate"]))
+    if record.get("kind") == "fine-tune":
+        parameters |= _recipe(record)
+        metrics |= {f"{TUNE}/{key}": float(record[key]) for key in TUNED if key in record}
     for plan in record.get("masked", ()):
         metrics |= {f"{name}/epsilon": float(epsilon) for name, epsilon in plan["epsilon"].items()}
     return Tracked(
@@ -67,7 +76,16 @@ def tracked(run: Run) -> Tracked:
         parameters,
         {name: text[:TEXT_MAX] for name, text in tags.items() if text},
         {name.translate(_NAME): value for name, value in metrics.items()},
+        tuple(record.get("curve", ())),
     )
+
+
+def _recipe(record: Mapping[str, Any]) -> dict[str, str]:
+    """How the backbone was trained, and without whom."""
+    given = record["parameters"]
+    found = {f"{TUNE}/{key}": str(value) for key, value in given.items()} if isinstance(given, Mapping) else {}
+    found |= {} if found else {f"{TUNE}/recipe": str(given)}
+    return found | {f"{TUNE}/held_back": ", ".join(record["held_back"])[:TEXT_MAX], f"{TUNE}/parent": record["parent"]}
 
 
 def _numbers(prefix: str, part: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -127,6 +145,7 @@ def export_to_mlflow(runs: Sequence[Run], uri: str, experiment: str = EXPERIMENT
             made = tracked(run)
             name = client.create_run(place, made.started_ms, {TAG: run.run_id}, run.run_id).info.run_id
             metrics = [Metric(key, value, made.finished_ms, step) for key, value in made.metrics.items()]
+            metrics += [Metric(f"{TUNE}/loss", loss, made.finished_ms, n) for n, loss in enumerate(made.loss, 1)]
             parameters = [Param(key, value) for key, value in made.parameters.items()]
             client.log_batch(name, (), parameters, [RunTag(key, value) for key, value in made.tags.items()])
             for first in range(0, len(metrics), BATCH_MAX):
@@ -163,6 +182,8 @@ def export_to_tensorboard(runs: Sequence[Run], folder: Path) -> list[str]:
                 with SummaryWriter(name) as writer:
                     for key, value in made.metrics.items():
                         writer.add_scalar(key, value, step, at_s)
+                    for epoch, loss in enumerate(made.loss, 1):
+                        writer.add_scalar(f"{TUNE}/loss/{made.run_id}", loss, epoch, at_s)
                     writer.add_text("run", _table(made), step, at_s)
                 (events,) = Path(name).iterdir()
                 events.rename(place / f"{EVENTS}{int(at_s):012d}.{run.run_id}")  # in the order of time: TensorBoard's

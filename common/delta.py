@@ -1,17 +1,21 @@
 """Weight deltas: a layer file as the difference to one that the gateway holds. Pure: bytes in, bytes out.
 
-The centre lists the float tensors that both files hold (it knows ONNX); the gateway needs no ONNX to rebuild. Tensors
-travel in one of three ways, the rest of the file as a literal compressed against the rest of the base:
+The centre lists the tensors that both files hold (it knows ONNX); the gateway needs no ONNX to rebuild. Tensors travel
+in one of these ways (`common.differences`), the rest of the file as a literal compressed against the rest of the base:
 
 - *same*: the base has the very bytes.
 - *stepped*: `target = base + code * step`, one step a tensor. The centre made the weights so, before it judged and
   signed them (`cloud.learning.snapping`). A step has three significant bits, so its product with a small integer is
   exact in float32, the sum is the only rounding, and every IEEE machine rebuilds the same bits, with fused
   multiply-add or without.
+- *scaled*: `target = base * (1 + code * step)`: the scales of an int8 model, whose ratios to each other matter.
 - *exact*: any other float32 tensor. Floats in the order of the reals as integers, subtracted, zigzag, byte planes.
+- *whole*: int32, the biases of an int8 model: as exact, but integers they are already.
+- *coded*: one byte a value, the weights of an int8 model: a bit for each that says whether it changed, and by how much.
 
 A delta is checked like anything from a peer: sizes are declared and bounded before anything is decompressed, and the
-caller compares the hash of what comes out with the one that was signed.
+caller compares the hash of what comes out with the one that was signed. A kind that an agent does not know is refused
+like damage, and the whole file is fetched.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,8 +26,21 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from common.differences import (
+    find_changed,
+    find_changes,
+    float_differences,
+    move_bytes,
+    move_floats,
+    move_wholes,
+    planes,
+    unplanes,
+    unzigzag,
+    whole_differences,
+    zigzag,
+)
 from common.errors import WireError
-from common.weights import Tensor
+from common.weights import FLOAT, Tensor
 
 VERSION: Final = 1
 LEVEL: Final = 19  # a delta is made once and sent to thousands
@@ -33,6 +50,10 @@ OVERHEAD_BYTES: Final = 1 << 20  # the table of tensors
 SAME: Final = 0
 STEPPED: Final = 1
 EXACT: Final = 2
+WHOLE: Final = 3
+CODED: Final = 4
+SCALED: Final = 5
+ITEM_BYTES: Final = {SAME: 4, STEPPED: 4, EXACT: 4, WHOLE: 4, CODED: 1, SCALED: 4}
 
 STEP_MIN: Final = 4 * -100
 STEP_MAX: Final = 4 * 100
@@ -48,10 +69,17 @@ class _Piece(msgspec.Struct, frozen=True, array_like=True):
     count: int
     step: int = 0
 
+    @property
+    def size(self) -> int:
+        return ITEM_BYTES[self.kind] * self.count
+
 
 class _Stream(msgspec.Struct, frozen=True, array_like=True):
     size: int
     packed: bytes
+
+
+_NOTHING: Final = _Stream(0, zstandard.compress(b""))
 
 
 class _Delta(msgspec.Struct, frozen=True, array_like=True):
@@ -61,6 +89,8 @@ class _Delta(msgspec.Struct, frozen=True, array_like=True):
     literal: _Stream
     codes: _Stream
     exact: _Stream
+    changed: _Stream = _NOTHING
+    moves: _Stream = _NOTHING
 
 
 def make_delta(
@@ -69,39 +99,52 @@ def make_delta(
     base_tensors: Mapping[str, Tensor],
     target_tensors: Mapping[str, Tensor],
     steps: Steps | None = None,
+    ratios: Steps | None = None,
 ) -> bytes:
     """The delta that turns `base` into `target`.
 
     Args:
-        base_tensors: float32 tensors of the base by name; `target_tensors` those of the target.
+        base_tensors: tensors of the base by name; `target_tensors` those of the target.
         steps: how the target was snapped; a tensor that does not come out bit by bit travels exactly.
+        ratios: the same of those that were scaled.
     """
     pieces: list[_Piece] = []
     codes: list[NDArray[np.int16]] = []
     exact: list[NDArray[np.uint32]] = []
+    coded: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
     for name, new in sorted(target_tensors.items(), key=lambda item: item[1].offset):
         old = base_tensors.get(name)
-        if old is None or old.count != new.count:
+        if old is None or (old.count, old.dtype) != (new.count, new.dtype):
             continue
         before, after = old.read(base), new.read(target)
-        step = (steps or {}).get(name)
-        coded = _codes(before, after, step) if step is not None else None
-        if before.tobytes() == after.tobytes():
-            pieces.append(_Piece(SAME, old.offset, new.offset, new.count))
-        elif step is not None and coded is not None:
-            pieces.append(_Piece(STEPPED, old.offset, new.offset, new.count, step))
-            codes.append(coded)
+        moved = _moved(before, after, (steps or {}).get(name), (ratios or {}).get(name)) if new.dtype == FLOAT else None
+        place = (old.offset, new.offset, new.count)
+        if before.itemsize == 1:
+            pieces.append(_Piece(CODED, *place))
+            coded.append((before.view(np.uint8), after.view(np.uint8)))
+        elif before.tobytes() == after.tobytes():
+            pieces.append(_Piece(SAME, *place))
+        elif moved is not None:
+            kind, step, code = moved
+            pieces.append(_Piece(kind, *place, step))
+            codes.append(code)
+        elif new.dtype == FLOAT:
+            pieces.append(_Piece(EXACT, *place))
+            exact.append(float_differences(before, after))
         else:
-            pieces.append(_Piece(EXACT, old.offset, new.offset, new.count))
-            exact.append(_difference(before, after))
-    literal = _outside(target, [(p.target, p.target + 4 * p.count) for p in pieces])
+            pieces.append(_Piece(WHOLE, *place))
+            exact.append(whole_differences(before, after))
+    nothing = np.zeros(0, np.uint8), np.zeros(0, np.uint8)
+    changed, moves = find_changes(*(np.concatenate(half) for half in zip(nothing, *coded, strict=True)))
     delta = _Delta(
         VERSION,
         len(target),
         _pack(msgspec.msgpack.encode(pieces)),
-        _pack(literal, _outside(base, [(p.base, p.base + 4 * p.count) for p in pieces])),
-        _pack(_planes(_zigzag(np.concatenate([np.zeros(0, np.int16), *codes])))),
-        _pack(_planes(np.concatenate([np.zeros(0, np.uint32), *exact]))),
+        _pack(_outside(target, _spans(pieces)), _outside(base, _base_spans(pieces))),
+        _pack(planes(zigzag(np.concatenate([np.zeros(0, np.int16), *codes])))),
+        _pack(planes(np.concatenate([np.zeros(0, np.uint32), *exact]))),
+        _pack(changed),
+        _pack(moves),
     )
     return msgspec.msgpack.encode(delta)
 
@@ -125,26 +168,51 @@ def apply_delta(base: bytes, delta: bytes, target_bytes: int) -> bytes:
     except msgspec.DecodeError as error:
         raise WireError(f"not a delta: {error}") from error
     _check(pieces, len(base), target_bytes)
-    held = _outside(base, [(p.base, p.base + 4 * p.count) for p in pieces])
-    literal = _unpack(read.literal, target_bytes, held)
+    literal = _unpack(read.literal, target_bytes, _outside(base, _base_spans(pieces)))
     target = bytearray(target_bytes)
-    _fill_outside(target, [(p.target, p.target + 4 * p.count) for p in pieces], literal)
-    stepped, exact = (_total(pieces, kind) for kind in (STEPPED, EXACT))
-    codes = _unzigzag(_unplanes(_unpack(read.codes, 2 * target_bytes, size=2 * stepped), np.uint16))
-    differences = _unplanes(_unpack(read.exact, 2 * target_bytes, size=4 * exact), np.uint32)
+    _fill_outside(target, _spans(pieces), literal)
+    _fill_floats(base, target, pieces, read)
+    _fill_bytes(base, target, [p for p in pieces if p.kind == CODED], read)
+    return bytes(target)
+
+
+def _fill_floats(base: bytes, target: bytearray, pieces: Sequence[_Piece], read: _Delta) -> None:
+    """Every piece of four bytes a value."""
+    target_bytes = len(target)
+    stepped, exact = _total(pieces, STEPPED, SCALED), _total(pieces, EXACT, WHOLE)
+    codes = unzigzag(unplanes(_unpack(read.codes, 2 * target_bytes, size=2 * stepped), np.uint16))
+    differences = unplanes(_unpack(read.exact, 2 * target_bytes, size=4 * exact), np.uint32)
     at_code = at_exact = 0
     for p in pieces:
-        before = np.frombuffer(base, "<f4", p.count, p.base)
-        after = np.frombuffer(target, "<f4", p.count, p.target)
+        if p.kind == CODED:
+            continue
+        dtype = "<i4" if p.kind == WHOLE else FLOAT
+        before, after = np.frombuffer(base, dtype, p.count, p.base), np.frombuffer(target, dtype, p.count, p.target)
         if p.kind == SAME:
             after[:] = before
-        elif p.kind == STEPPED:
-            after[:] = _move(before, codes[at_code : at_code + p.count], p.step)
+        elif p.kind in (STEPPED, SCALED):
+            move_by = _move if p.kind == STEPPED else _scale
+            after[:] = move_by(before, codes[at_code : at_code + p.count], p.step)
             at_code += p.count
         else:
-            after[:] = _undo(before, differences[at_exact : at_exact + p.count])
+            move = move_wholes if p.kind == WHOLE else move_floats
+            after[:] = move(before, differences[at_exact : at_exact + p.count])
             at_exact += p.count
-    return bytes(target)
+
+
+def _fill_bytes(base: bytes, target: bytearray, pieces: Sequence[_Piece], read: _Delta) -> None:
+    """Every piece of one byte a value."""
+    total = _total(pieces, CODED)
+    changed = find_changed(_unpack(read.changed, total, size=-(-total // 8)), total)
+    moves = np.frombuffer(_unpack(read.moves, total, size=int(changed.sum())), np.uint8)
+    at = used = 0
+    for p in pieces:
+        here = changed[at : at + p.count]
+        mine = moves[used : used + int(here.sum())]
+        target[p.target : p.target + p.count] = move_bytes(
+            np.frombuffer(base, np.uint8, p.count, p.base), here, mine
+        ).tobytes()
+        at, used = at + p.count, used + len(mine)
 
 
 def _check(pieces: Sequence[_Piece], base_bytes: int, target_bytes: int) -> None:
@@ -153,19 +221,29 @@ def _check(pieces: Sequence[_Piece], base_bytes: int, target_bytes: int) -> None
         raise WireError(f"{len(pieces)} pieces are over the bound of {PIECES_MAX}")
     end = 0
     for p in pieces:
-        size = 4 * p.count
-        inside = 0 <= p.base <= base_bytes - size and end <= p.target <= target_bytes - size
-        known = p.kind in (SAME, STEPPED, EXACT) and STEP_MIN <= p.step <= STEP_MAX
-        if not known or p.count < 0 or not inside:
+        if p.kind not in ITEM_BYTES:
+            raise WireError(f"the delta has a piece of kind {p.kind}, which this agent does not know")
+        inside = 0 <= p.base <= base_bytes - p.size and end <= p.target <= target_bytes - p.size
+        if not STEP_MIN <= p.step <= STEP_MAX or p.count < 0 or not inside:
             raise WireError("the delta is for another base, or damaged: a piece lies outside its file")
-        end = p.target + size
+        end = p.target + p.size
 
 
-def _total(pieces: Sequence[_Piece], kind: int) -> int:
-    return sum(p.count for p in pieces if p.kind == kind)
+def _total(pieces: Sequence[_Piece], *kinds: int) -> int:
+    return sum(p.count for p in pieces if p.kind in kinds)
 
 
-# --- stepped ----------------------------------------------------------------------------------
+def _spans(pieces: Sequence[_Piece]) -> list[tuple[int, int]]:
+    """What the pieces cover of the target."""
+    return [(p.target, p.target + p.size) for p in pieces]
+
+
+def _base_spans(pieces: Sequence[_Piece]) -> list[tuple[int, int]]:
+    """… and of the base."""
+    return [(p.base, p.base + p.size) for p in pieces]
+
+
+# --- stepped and scaled -----------------------------------------------------------------------
 
 
 def step_size(step: int) -> float:
@@ -178,6 +256,11 @@ def snap_tensor(before: NDArray[np.float32], after: NDArray[np.float32], step: i
     return _move(before, _nearest(before, after, step), step)
 
 
+def scale_tensor(before: NDArray[np.float32], ratio: NDArray[np.floating], step: int) -> NDArray[np.float32]:
+    """`before` (count,) times about `ratio`: one and whole steps, the same for all tensors of the same ratios."""
+    return _scale(before, _whole((ratio.astype(np.float64) - 1) / step_size(step)), step)
+
+
 def _move(before: NDArray[np.float32], codes: NDArray[np.int16], step: int) -> NDArray[np.float32]:
     """base + code * step, rounded once."""
     with np.errstate(all="ignore"):  # whatever the floats are: the encoder looks whether they came out
@@ -185,69 +268,44 @@ def _move(before: NDArray[np.float32], codes: NDArray[np.int16], step: int) -> N
     return moved
 
 
+def _scale(before: NDArray[np.float32], codes: NDArray[np.int16], step: int) -> NDArray[np.float32]:
+    """base * (1 + code * step): the product of code and step is exact, each of the other two is rounded once."""
+    with np.errstate(all="ignore"):
+        factor = np.float32(1) + codes.astype(np.float32) * np.float32(step_size(step))
+        scaled: NDArray[np.float32] = before * factor
+    return scaled
+
+
 def _nearest(before: NDArray[np.float32], after: NDArray[np.float32], step: int) -> NDArray[np.int16]:
     with np.errstate(all="ignore"):
-        codes = np.rint((after.astype(np.float64) - before.astype(np.float64)) / step_size(step))
-        whole: NDArray[np.int16] = np.clip(np.nan_to_num(codes), -(2**15), 2**15 - 1).astype(np.int16)
+        return _whole((after.astype(np.float64) - before.astype(np.float64)) / step_size(step))
+
+
+def _nearest_ratio(before: NDArray[np.float32], after: NDArray[np.float32], step: int) -> NDArray[np.int16]:
+    with np.errstate(all="ignore"):
+        return _whole((after.astype(np.float64) / before.astype(np.float64) - 1) / step_size(step))
+
+
+def _whole(codes: NDArray[np.float64]) -> NDArray[np.int16]:
+    with np.errstate(all="ignore"):
+        whole: NDArray[np.int16] = np.clip(np.nan_to_num(np.rint(codes)), -(2**15), 2**15 - 1).astype(np.int16)
     return whole
 
 
-def _codes(before: NDArray[np.float32], after: NDArray[np.float32], step: int) -> NDArray[np.int16] | None:
-    """The codes that make `after` of `before`; None when some value would not come out bit by bit."""
-    codes = _nearest(before, after, step)
-    return codes if _move(before, codes, step).tobytes() == after.tobytes() else None
-
-
-# --- exact ------------------------------------------------------------------------------------
-
-
-def _ordered(values: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """Float bits as integers that are in the order of the reals: close floats are close integers."""
-    bits = values.view(np.uint32)
-    flipped = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-    return flipped.astype(np.uint32)
-
-
-def _unordered(values: NDArray[np.uint32]) -> NDArray[np.float32]:
-    bits = np.where(values >> 31, values & np.uint32(0x7FFFFFFF), ~values).astype(np.uint32)
-    return bits.view(np.float32)
-
-
-def _difference(before: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[np.uint32]:
-    return _zigzag((_ordered(after) - _ordered(before)).view(np.int32)).view(np.uint32)
-
-
-def _undo(before: NDArray[np.float32], difference: NDArray[np.uint32]) -> NDArray[np.float32]:
-    return _unordered(_ordered(before) + _unzigzag(difference).view(np.uint32))
-
-
-def _zigzag(values: NDArray[np.signedinteger]) -> NDArray[np.unsignedinteger]:
-    """Small magnitudes of either sign become small unsigned numbers."""
-    bits = values.dtype.itemsize * 8 - 1
-    folded: NDArray[np.unsignedinteger] = ((values << 1) ^ (values >> bits)).view(f"u{values.dtype.itemsize}")
-    return folded
-
-
-def _unzigzag(values: NDArray[np.unsignedinteger]) -> NDArray[np.signedinteger]:
-    one = values.dtype.type(1)
-    folded = (values >> one) ^ (~(values & one) + one)
-    unfolded: NDArray[np.signedinteger] = folded.view(f"i{values.dtype.itemsize}")
-    return unfolded
+def _moved(
+    before: NDArray[np.float32], after: NDArray[np.float32], step: int | None, ratio: int | None
+) -> tuple[int, int, NDArray[np.int16]] | None:
+    """Kind, step and the codes that make `after` of `before`; None when some value would not come out bit by bit."""
+    if ratio is not None:
+        codes = _nearest_ratio(before, after, ratio)
+        return (SCALED, ratio, codes) if _scale(before, codes, ratio).tobytes() == after.tobytes() else None
+    if step is not None:
+        codes = _nearest(before, after, step)
+        return (STEPPED, step, codes) if _move(before, codes, step).tobytes() == after.tobytes() else None
+    return None
 
 
 # --- streams ----------------------------------------------------------------------------------
-
-
-def _planes(values: NDArray[np.unsignedinteger]) -> bytes:
-    """All lowest bytes, then all next ones …: what is alike stands together."""
-    little = values.astype(values.dtype.newbyteorder("<"))
-    return np.ascontiguousarray(little.view(np.uint8).reshape(-1, little.itemsize).T).tobytes()
-
-
-def _unplanes(data: bytes, dtype: type[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
-    size = np.dtype(dtype).itemsize
-    rows = np.ascontiguousarray(np.frombuffer(data, np.uint8).reshape(size, -1).T)
-    return rows.view(np.dtype(dtype).newbyteorder("<")).ravel().astype(dtype)
 
 
 def _pack(data: bytes, dictionary: bytes = b"") -> _Stream:

@@ -49,6 +49,8 @@ SCORES: Final = "scores"
 ANALYTIC: Final = "analytic-1"
 """Form of the heads of `cloud.learning.export`: the float32 weights `directions` (d, c), `offsets`, `constants` (c,),
 `quadratic` (c, c) and `temperature` say all that the graph computes (`cloud.learning.heads`)."""
+RIDGE: Final = "ridge-1"
+"""The same weights, and another reading of them. A gateway that does not know it runs the graph."""
 
 FLOAT: Final = "float"
 INT8: Final = "int8"

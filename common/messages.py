@@ -229,6 +229,8 @@ class ReleaseHealth(msgspec.Struct, frozen=True, kw_only=True):
     """Sum and sum of squares of the top probability over `frames`: the centre compares distributions by them."""
     latency_ms: float = 0.0
     """Median of the recent looks."""
+    unseen: float = 0.0
+    """Looks that were due while it ran and did not happen, because the box was too slow for them."""
     compared: int = 0
     """Frames seen by the old release too (shadow, probation)."""
     disagreed: int = 0
@@ -282,6 +284,8 @@ class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
     """Of the release that runs, and of one that is being installed or was just rolled back (at most 3)."""
     shared: bool = False
     """It takes what is published once for all (`Parcel`); else it is told, and given, everything by itself."""
+    trains: bool = False
+    """It answers rounds of weight updates of the backbone."""
 
 
 class Parcel(msgspec.Struct, frozen=True):

@@ -169,6 +169,20 @@ def pack(
     return _lossy(used, counts, means, scatter, bytes_max)
 
 
+def packed_bytes(samples: int, classes: int, dimension: int, bytes_max: int = 0) -> int:
+    """Of the arrays that `pack` makes of so many samples of so many classes, where no two are alike."""
+    rank = min(samples - classes, dimension)
+    counts, triangle = 8 * classes, 8 * (dimension * (dimension + 1) // 2)
+    if not bytes_max:
+        return counts + 8 * classes * dimension + min(8 * rank * dimension, triangle)
+    short = 2 * classes * dimension
+    room = bytes_max - counts - short
+    if 2 * rank * dimension <= room:
+        return counts + short + 2 * rank * dimension
+    kept = min(rank, max(ROWS_MIN, (room - 4 * dimension) // (dimension + 4)))
+    return counts + short + kept * (dimension + 4) + 4 * dimension
+
+
 _EMPTY: NDArray[np.float32] = np.zeros(0, np.float32)
 
 

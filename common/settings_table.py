@@ -1,6 +1,7 @@
-"""Every key of a settings model as rows: for `config keys` and the generated documentation."""
+"""Every key of a settings model as rows: for `config keys`, `sim keys` and the generated documentation."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -32,22 +33,32 @@ def list_keys(model: type[BaseModel], prefix: str = "") -> list[Row]:
 
 
 def markdown_table(model: type[BaseModel]) -> str:
-    """The rows as a Markdown table, for docs/settings.md."""
-    rows = "".join(f"| `{row['key']}` | `{row['default']}` | {row['meaning']} |\n" for row in list_keys(model))
+    """The rows of a model as a Markdown table, for docs/settings.md."""
+    return markdown_rows(list_keys(model))
+
+
+def markdown_rows(keys: Sequence[Row]) -> str:
+    """Rows as a Markdown table."""
+    rows = "".join(f"| `{row['key']}` | `{row['default']}` | {row['meaning']} |\n" for row in keys)
     return f"| key | default | meaning |\n| --- | --- | --- |\n{rows}"
 
 
 def print_keys(model: type[BaseModel], *, as_json: bool, as_markdown: bool = False) -> None:
-    """Print the rows as a table, as JSON or as Markdown."""
+    """Print the rows of a model as a table, as JSON or as Markdown."""
+    print_rows(list_keys(model), as_json=as_json, as_markdown=as_markdown)
+
+
+def print_rows(keys: Sequence[Row], *, as_json: bool, as_markdown: bool = False) -> None:
+    """Print rows in one of the three forms."""
     console = Console()
     if as_json:
-        console.print_json(data=list_keys(model))
+        console.print_json(data=list(keys))
         return
     if as_markdown:
-        console.print(markdown_table(model), markup=False, highlight=False, soft_wrap=True, end="")
+        console.print(markdown_rows(keys), markup=False, highlight=False, soft_wrap=True, end="")
         return
     table = Table("key", "default", "meaning")
-    for row in list_keys(model):
+    for row in keys:
         table.add_row(row["key"], row["default"], row["meaning"])
     console.print(table)
 

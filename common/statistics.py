@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from common.errors import WireError
 
 Array = NDArray[np.float64]
+_COUNT_MIN = 1e-6  # samples may count by less than one, but not by so little
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +43,24 @@ class Statistics:
         return cls(tuple(classes), np.zeros(c), np.zeros((c, dimension)), np.zeros((dimension, dimension)))
 
     @classmethod
-    def of(cls, classes: Sequence[str], embeddings: NDArray[np.floating], labels: Sequence[str]) -> "Statistics":
-        """Statistics of embeddings (n, d) with one label each, accumulated in float64."""
+    def of(
+        cls,
+        classes: Sequence[str],
+        embeddings: NDArray[np.floating],
+        labels: Sequence[str],
+        weights: Array | None = None,
+    ) -> "Statistics":
+        """Statistics of embeddings (n, d) with one label each, accumulated in float64.
+
+        Args:
+            weights: how much each sample (n,) counts; by default once.
+        """
         x = np.asarray(embeddings, dtype=np.float64)
         index = {name: position for position, name in enumerate(classes)}
         one_hot = np.zeros((len(labels), len(index)))
-        one_hot[np.arange(len(labels)), [index[label] for label in labels]] = 1.0
-        return cls(tuple(classes), one_hot.sum(0), one_hot.T @ x, x.T @ x)
+        one_hot[np.arange(len(labels)), [index[label] for label in labels]] = 1.0 if weights is None else weights
+        weighed = x if weights is None else x * weights[:, None]
+        return cls(tuple(classes), one_hot.sum(0), one_hot.T @ x, weighed.T @ x)
 
     @property
     def dimension(self) -> int:
@@ -79,8 +91,10 @@ class Statistics:
         return self._combine(other, 1.0)
 
     def __sub__(self, other: "Statistics") -> "Statistics":
-        """Exact removal of a contribution that was added before."""
-        return self._combine(other, -1.0)
+        """Exact removal of a contribution that was added before; a class of which rounding alone is left has none."""
+        left = self._combine(other, -1.0)
+        left.counts[np.abs(left.counts) < _COUNT_MIN] = 0.0
+        return left
 
     def __mul__(self, weight: float) -> "Statistics":
         """Statistics in which every sample counts `weight` times."""

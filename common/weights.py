@@ -1,4 +1,4 @@
-"""The named float weights of an ONNX file, and where they lie, where there is no onnx package: on a gateway.
+"""The named weights of an ONNX file, and where they lie, where there is no onnx package: on a gateway.
 
 Walks the Protocol Buffers fields of the file (ModelProto.graph, GraphProto.initializer, TensorProto; onnx.proto3) and
 nothing else of it. Decides nothing about what the weights mean.
@@ -6,7 +6,7 @@ nothing else of it. Decides nothing about what the weights mean.
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +16,20 @@ from common.protobytes import BYTES, VARINT, fields, varint
 
 _GRAPH: Final = 7
 _INITIALIZER: Final = 5
-_DIMS, _DATA_TYPE, _NAME, _RAW_DATA = 1, 2, 8, 9
-_FLOAT: Final = 1
-"""TensorProto.DataType of float32."""
+_DIMS, _DATA_TYPE, _FLOAT_DATA, _NAME, _RAW_DATA = 1, 2, 4, 8, 9
+FLOAT: Final = "<f4"
+INT8: Final = "i1"
+_TYPES: Final = {1: FLOAT, 2: "u1", 3: INT8, 6: "<i4"}
+"""TensorProto.DataType of the numbers that are looked at, and numpy's name of them: those of weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A float32 tensor inside a file: little-endian values from byte `offset` on, in the order of `shape`."""
+    """A tensor inside a file: little-endian values from byte `offset` on, in the order of `shape`."""
 
     offset: int
     shape: tuple[int, ...]
+    dtype: str = FLOAT
 
     @property
     def count(self) -> int:
@@ -36,15 +39,15 @@ class Tensor:
     @property
     def end(self) -> int:
         """The byte behind the last value."""
-        return self.offset + 4 * self.count
+        return self.offset + np.dtype(self.dtype).itemsize * self.count
 
-    def read(self, data: bytes) -> NDArray[np.float32]:
+    def read(self, data: bytes) -> NDArray[Any]:
         """The values, flat (count,): a view of `data`, which may stand at any byte."""
-        return np.frombuffer(data, "<f4", self.count, self.offset)
+        return np.frombuffer(data, self.dtype, self.count, self.offset)
 
 
-def find_weights(data: bytes) -> dict[str, Tensor]:
-    """Float32 initializers by name; those kept in another way than raw bytes are left out.
+def find_tensors(data: bytes) -> dict[str, Tensor]:
+    """Initializers of float32, int32 and one-byte numbers by name, without those whose values do not stand in a row.
 
     Raises:
         WireError: not Protocol Buffers, or a tensor whose bytes do not fill its shape.
@@ -61,11 +64,35 @@ def find_weights(data: bytes) -> dict[str, Tensor]:
     return found
 
 
+def find_weights(data: bytes) -> dict[str, Tensor]:
+    """Those of float32.
+
+    Raises:
+        WireError: as `find_tensors`.
+    """
+    return {name: tensor for name, tensor in find_tensors(data).items() if tensor.dtype == FLOAT}
+
+
+def are_alike(one: bytes, other: bytes) -> bool:
+    """Whether two files are the same but for the numbers of their weights.
+
+    Raises:
+        WireError: as `find_tensors`.
+    """
+    if len(one) != len(other):
+        return False
+    bare = [bytearray(file) for file in (one, other)]
+    for place in find_weights(one).values():
+        for file in bare:
+            file[place.offset : place.end] = bytes(place.end - place.offset)
+    return bare[0] == bare[1]
+
+
 def read_weights(data: bytes) -> dict[str, NDArray[np.float32]]:
     """The same as copies in their declared shape.
 
     Raises:
-        WireError: as `find_weights`.
+        WireError: as `find_tensors`.
     """
     return {
         name: tensor.read(data).astype(np.float32).reshape(tensor.shape) for name, tensor in find_weights(data).items()
@@ -74,7 +101,8 @@ def read_weights(data: bytes) -> dict[str, NDArray[np.float32]]:
 
 def _tensor(data: bytes, begin: int, end: int) -> tuple[str, Tensor | None]:
     sizes: list[int] = []
-    data_type, name, raw = 0, "", None
+    data_type, name = 0, ""
+    raw: list[tuple[int, int]] = []
     for number, kind, first, last in fields(data, begin, end):
         if number == _DIMS:
             sizes += _varints(data, first, last)  # one by one, or packed
@@ -82,13 +110,14 @@ def _tensor(data: bytes, begin: int, end: int) -> tuple[str, Tensor | None]:
             data_type, _ = varint(data, first, last)
         elif number == _NAME and kind == BYTES:
             name = data[first:last].decode("utf-8", "replace")
-        elif number == _RAW_DATA and kind == BYTES:
-            raw = (first, last)
-    if data_type != _FLOAT or raw is None:
+        elif number in (_RAW_DATA, _FLOAT_DATA) and kind == BYTES:  # packed floats are the same bytes
+            raw.append((first, last))
+    if data_type not in _TYPES or len(raw) != 1:
         return name, None
-    if raw[1] - raw[0] != 4 * math.prod(sizes):
-        raise WireError(f"the weights {name!r} have {raw[1] - raw[0]} bytes, their shape is {sizes}")
-    return name, Tensor(raw[0], tuple(sizes))
+    (begin, end), tensor = raw[0], Tensor(raw[0][0], tuple(sizes), _TYPES[data_type])
+    if end != tensor.end:
+        raise WireError(f"the weights {name!r} have {end - begin} bytes, their shape is {sizes}")
+    return name, tensor
 
 
 def _varints(data: bytes, at: int, end: int) -> list[int]:

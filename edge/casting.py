@@ -132,6 +132,10 @@ class Casting:
             found = self._try(other, frame, zone, with_patches=with_patches)
         return found
 
+    def miss(self, model: Model, looks: float) -> None:
+        """So many looks were due since the last one, and did not happen."""
+        self._tally(model).unseen += looks
+
     def offer(self, look: Look, frame: Frame, zone: Zone | None) -> None:
         """To the release beside, when the look loop is done with the frame."""
         shadow = self._shadow

@@ -15,10 +15,10 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from common.pictures import read_picture
 from edge.decoding import Recipe
 from edge.motion import Luma
 from edge.ring import Group, PacketRing
-from edge.sources import read_picture
 
 CONVERTERS_MAX: Final = 8
 """Kinds of streams and inputs that alternate on one gateway; each keeps some 100 kB."""

@@ -1,9 +1,10 @@
 """Many analytic heads as one matrix product. Pure.
 
-A head of the analytic form (`cloud.learning.heads`) is t = A x - o per class, then a softmax and a novelty of t. All
-heads of a release stand on one embedding, so their rows A are stacked: one product answers every scenario, and what is
-left is arithmetic on a (heads, classes) table. The ONNX file stays the contract: whether the stacked numbers are what
-the file computes is checked by who loads it (`edge.perception`), and a head of any other form runs as it is.
+A head of the analytic form (`cloud.learning.heads`) is t = A x - o per class, then a softmax of t less a constant (in a
+ridge head, of t Q) and a novelty of both. All heads of a release stand on one embedding, so their rows A are stacked:
+one product answers every scenario, and what is left is arithmetic on a (heads, classes) table. The ONNX file stays the
+contract: whether the stacked numbers are what the file computes is checked by who loads it (`edge.perception`), and a
+head of any other form runs as it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from common.messages import Prediction
 Floats = NDArray[np.float32]
 
 _NAMES: Final = ("directions", "offsets", "constants", "quadratic", "temperature")
+_ABSENT: Final = np.float32(1e4)
+"""And of a class that nobody had a sample of, as the files have it."""
 _FAR: Final = np.float32(1e30)
 """Distance of a place in the table that has no class: never the nearest, and probability zero."""
 
@@ -37,9 +40,12 @@ class AnalyticForm:
     quadratic: Floats
     """(c, c)"""
     temperature: float
+    is_ridge: bool = False
 
     @classmethod
-    def of(cls, scenario: str, classes: tuple[str, ...], weights: Mapping[str, Floats]) -> "AnalyticForm | None":
+    def of(
+        cls, scenario: str, classes: tuple[str, ...], weights: Mapping[str, Floats], is_ridge: bool = False
+    ) -> "AnalyticForm | None":
         """From a file's weights; None where they are not those of this form."""
         if not set(_NAMES) <= set(weights):
             return None
@@ -48,7 +54,8 @@ class AnalyticForm:
         fits = directions.ndim == 2 and directions.shape[1] == c and quadratic.shape == (c, c)
         if not fits or offsets.shape != (c,) or constants.shape != (c,) or temperature.size != 1:
             return None
-        return cls(scenario, classes, directions, offsets, constants, quadratic, float(temperature.reshape(-1)[0]))
+        warmth = float(temperature.reshape(-1)[0])
+        return cls(scenario, classes, directions, offsets, constants, quadratic, warmth, is_ridge)
 
 
 class HeadStack:
@@ -63,6 +70,7 @@ class HeadStack:
         self._offsets = np.zeros((count, widest), np.float32)
         self._constants = np.full((count, widest), _FAR, np.float32)
         self._quadratic = np.zeros((count, widest, widest), np.float32)
+        self._is_ridge = np.array([form.is_ridge for form in forms], bool).reshape(count, 1)
         self._temperatures = np.array([[form.temperature] for form in forms], np.float32).reshape(count, 1)
         for index, form in enumerate(forms):
             c = len(form.classes)
@@ -70,6 +78,7 @@ class HeadStack:
             self._offsets[index, :c] = form.offsets
             self._constants[index, :c] = form.constants
             self._quadratic[index, :c, :c] = form.quadratic
+        self._less = np.where(self._is_ridge & (self._constants < _ABSENT), np.float32(0), self._constants / 2)
         self._rows = rows.reshape(count * widest, dimension)
 
     def judge(self, embedding: Floats) -> tuple[Prediction, ...]:
@@ -77,10 +86,11 @@ class HeadStack:
         if not self._forms:
             return ()
         t = (self._rows @ embedding).reshape(self._offsets.shape) - self._offsets
-        logits = (t - self._constants / 2) / self._temperatures
+        tq = (t[:, None, :] @ self._quadratic)[:, 0, :]
+        logits = (np.where(self._is_ridge, tq, t) - self._less) / self._temperatures
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares = (odds / odds.sum(axis=1, keepdims=True)).tolist()
-        whole = ((t[:, None, :] @ self._quadratic)[:, 0, :] * t).sum(axis=1)
+        whole = (tq * t).sum(axis=1)
         novelties = ((self._constants - 2 * t).min(axis=1) + whole).tolist()
         return tuple(
             Prediction(form.scenario, form.classes, tuple(row[: len(form.classes)]), novelty)

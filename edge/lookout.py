@@ -85,7 +85,7 @@ class Lookout:
         self.looks_by_release: Counter[str] = Counter()
         self._judged_release = ""
         self._last: dict[str, LastLook] = {}
-        self._slots = FrameSlots()
+        self._slots, self._replaced = FrameSlots(), 0
         self._clock = clock
         self._weighed_s, self._waited_s, self._weighed_cpu_s = clock.monotonic_s(), 0.0, time.process_time()
         self._weighed_looks = self._weighed_drops = 0
@@ -323,6 +323,7 @@ class Lookout:
         if self._judged_release != model.release_id:
             self._adopt(model)
         self.looks_by_release[model.release_id] += 1
+        self._casting.miss(model, self._unseen(frame.camera_id))
         verdict = self._judges[frame.camera_id].judge(
             frame.captured_at_ns, view.predictions, view.sightings, view.patches, camera.blind
         )
@@ -343,6 +344,12 @@ class Lookout:
             # the memory for pictures is full: the frames compete within a shorter window
             self._accept(self._selector.flush(frame.camera_id))
         self._casting.offer(look, frame, zone)
+
+    def _unseen(self, camera_id: str) -> float:
+        """Looks that did not happen since the last one: frames that were replaced, and what rationing takes from this
+        camera."""
+        replaced, self._replaced = self._slots.replaced - self._replaced, self._slots.replaced
+        return replaced + 1 / self._rationing.share(camera_id) - 1
 
     def _adopt(self, model: Model) -> None:
         """Another release looks from now on: events of what it no longer watches are closed."""

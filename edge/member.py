@@ -33,7 +33,7 @@ SESSIONS_MAX = 4
 
 
 class Labelled(Protocol):
-    """Where labelled embeddings come from (`edge.learner.Source`)."""
+    """Where labelled embeddings come from (`edge.contributor.Source`)."""
 
     def labelled(self, scenario: str, backbone: str) -> tuple[list[bytes], NDArray[np.float32], list[str]]: ...
 

@@ -52,7 +52,8 @@ class Head:
         outputs = {item.name for item in session.get_outputs()}
         if not {keys.PROBABILITIES, keys.NOVELTY} <= outputs:
             raise OperatorError(f"{path} has the outputs {', '.join(sorted(outputs))}", _HINT)
-        self._form = self._read_form(path) if metadata.get(keys.FORM) == keys.ANALYTIC else None
+        form = metadata.get(keys.FORM)
+        self._form = self._read_form(path, form == keys.RIDGE) if form in (keys.ANALYTIC, keys.RIDGE) else None
 
     @classmethod
     def open(cls, path: Path, backbone_hash: str) -> "Head":
@@ -85,9 +86,9 @@ class Head:
         log.warning("head %s is not of the form it declares: it runs in a session of its own", self.hash[:12])
         return None
 
-    def _read_form(self, path: Path) -> AnalyticForm | None:
+    def _read_form(self, path: Path, is_ridge: bool) -> AnalyticForm | None:
         try:
-            return AnalyticForm.of(self.scenario, self.classes, read_weights(path.read_bytes()))
+            return AnalyticForm.of(self.scenario, self.classes, read_weights(path.read_bytes()), is_ridge)
         except WireError as error:
             log.warning("the weights of %s cannot be read: %s", path, error)
             return None

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from common.clock import Clock
+from common.pictures import read_picture
 from edge.decoding import Recipe
 from edge.frames import FallbackStill, FileStill, Frame, PacketStill, Still
 from edge.gears import Gear
@@ -16,7 +17,7 @@ from edge.motion import shrink
 from edge.ring import Group, PacketRing
 from edge.sampler import Sampler
 from edge.settings import CameraSettings
-from edge.sources import Arrival, read_picture
+from edge.sources import Arrival
 
 
 class Playback:

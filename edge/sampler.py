@@ -140,6 +140,8 @@ class FrameSlots:
         self._frames: OrderedDict[str, Frame] = OrderedDict()
         self._order: deque[str] = deque()
         self._dropped: dict[str, int] = {}
+        self.replaced = 0
+        """Frames that a newer one replaced, of all cameras there ever were."""
         self._changed = threading.Condition()
 
     def put(self, frame: Frame, *, wait: bool, timeout_s: float = 30) -> bool:
@@ -158,6 +160,7 @@ class FrameSlots:
                 return False
             if name in self._frames:
                 self._dropped[name] = self._dropped.get(name, 0) + 1
+                self.replaced += 1
             else:
                 self._order.append(name)
             self._frames[name] = frame

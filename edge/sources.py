@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import av
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from common.clock import Clock
 from common.errors import EnvironmentFault, OperatorError
+from common.pictures import read_picture
 from edge.ring import Packet
 from edge.settings import CameraSettings
 
@@ -92,18 +92,6 @@ def open_source(settings: CameraSettings, clock: Clock) -> Iterator[Shot]:
                     yield Shot(
                         arrival.captured_at_ns, arrival.media_s, frame.to_ndarray(format="bgr24"), frame.key_frame
                     )
-
-
-def read_picture(path: Path) -> NDArray[np.uint8]:
-    """A picture file as uint8 (H, W, 3) BGR.
-
-    Raises:
-        OperatorError: it is none.
-    """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise OperatorError(f"{path} is not a picture that OpenCV can read", "Replace or remove the file.")
-    return np.asarray(image, dtype=np.uint8)
 
 
 def _folder(path: Path, picture_fps: float) -> Iterator[Arrival]:

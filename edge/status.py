@@ -6,7 +6,6 @@ what the cameras see.
 
 import socket
 import threading
-import urllib.parse
 from pathlib import Path
 from typing import Protocol
 
@@ -16,20 +15,16 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.middleware.base import RequestResponseEndpoint
 
 from common.errors import OperatorError
 from common.messages import State
+from common.web import check_writer, guard_pages
 from edge.board import Language, render_board, render_page
 from edge.exemplars import Exemplars
 from edge.metrics import render_metrics
 
 PAGES = Path(__file__).with_name("pages")
-GUARD = {
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
-}
+POLICY = "default-src 'self'; frame-ancestors 'none'"
 LABEL_CHARACTERS_MAX = 120
 
 
@@ -93,12 +88,7 @@ def make_status_app(gateway: Gateway) -> FastAPI:
     """Routes: `/`, `/board`, `/label`, `/health`, `/metrics`, `/api/…`, `/cameras/<id>.jpg`, `/pictures/<id>.jpg`."""
     app = FastAPI(title="headframe gateway", docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/pages", StaticFiles(directory=PAGES), name="pages")
-
-    @app.middleware("http")
-    async def guard(request: Request, call_next: RequestResponseEndpoint) -> Response:
-        reply = await call_next(request)
-        reply.headers.update(GUARD)
-        return reply
+    guard_pages(app, POLICY)
 
     @app.get("/")
     def page(request: Request, lang: str | None = None) -> HTMLResponse:
@@ -151,7 +141,7 @@ def make_status_app(gateway: Gateway) -> FastAPI:
 
     @app.post("/api/labels")
     def label(request: Request, labels: dict[str, dict[str, str]]) -> dict[str, int]:
-        _check_writer(request)
+        check_writer(request)
         try:
             by_id = {bytes.fromhex(name): given for name, given in labels.items()}
         except ValueError as error:
@@ -170,15 +160,6 @@ def make_status_app(gateway: Gateway) -> FastAPI:
 
 def _language(request: Request, asked: str | None) -> Language:
     return Language.choose(asked, request.headers.get("accept-language", ""))
-
-
-def _check_writer(request: Request) -> None:
-    """A page of another origin must not write: JSON only, and an Origin that is ours when there is one."""
-    if request.headers.get("content-type", "").split(";")[0] != "application/json":
-        raise HTTPException(415, "send application/json")
-    origin = request.headers.get("origin")
-    if origin and urllib.parse.urlsplit(origin).netloc != request.headers.get("host"):
-        raise HTTPException(403, "this origin may not write")
 
 
 def _is_line(text: str) -> bool:

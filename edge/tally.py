@@ -32,6 +32,8 @@ class Tally(msgspec.Struct):
     score_squares: float = 0.0
     took_ms: list[float] = []
     """Of the recent looks, the model alone."""
+    unseen: float = 0.0
+    """Looks that were due while it ran and did not happen: the box was too slow for them."""
 
     @property
     def median_ms(self) -> float:
@@ -171,6 +173,7 @@ def _sum_tallies(tallies: Sequence[Tally]) -> Tally:
         score_sum=sum(item.score_sum for item in tallies),
         score_squares=sum(item.score_squares for item in tallies),
         took_ms=[took_ms for item in tallies for took_ms in item.took_ms],
+        unseen=sum(item.unseen for item in tallies),
     )
 
 

@@ -30,9 +30,6 @@ class LazyGroup(typer.core.TyperGroup):
         command.name = name
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        super().format_commands(ctx, formatter)
-
 
 app = typer.Typer(
     cls=LazyGroup, no_args_is_help=True, help="Hoists hard samples from mine sites, lowers better models."

@@ -17,8 +17,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.learning.datasets import Item, read_folder, read_picture
+from cloud.learning.datasets import Item, read_folder
 from common.errors import OperatorError
+from common.pictures import read_picture
 from simulations.belts import BeltCamera, Truth, still_frames
 from simulations.clips import read_truth, write_clip
 from simulations.looks import SCENARIOS, SITES

@@ -15,7 +15,7 @@ from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
 from cloud.learning.export import export_head
-from cloud.learning.heads import solve_lda
+from cloud.learning.heads import Form, solve
 from cloud.trust import Repository
 from common import manifest as keys
 from common.clock import SystemClock
@@ -111,14 +111,19 @@ def tiny_head() -> Callable[..., bytes]:
     """Bytes of a head for a backbone: `normal`, `tear` and more where asked, told apart by the first feature."""
 
     def build(
-        backbone_hash: str, dimension: int = 12, scenario: str = "belt", seed: int = 0, classes: int = 2
+        backbone_hash: str,
+        dimension: int = 12,
+        scenario: str = "belt",
+        seed: int = 0,
+        classes: int = 2,
+        form: Form = "lda",
     ) -> bytes:
         rng = np.random.default_rng(seed)
         names = ("normal", "tear", *(f"tear-{number}" for number in range(2, classes)))
         labels = [names[row % classes] for row in range(50 * classes)]
         x = rng.normal(0, 1, (len(labels), dimension))
         x[:, 0] += [4 * names.index(label) for label in labels]
-        weights = solve_lda(Statistics.of(names, x, labels), 0.1)
+        weights = solve(Statistics.of(names, x, labels), 0.1, form)
         return export_head(weights, scenario, backbone_hash)
 
     return build

@@ -1,16 +1,16 @@
 """The JSON API under /api/v1, and pictures. Writing routes take JSON only and refuse other origins."""
 
-import urllib.parse
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Query, Response
 from fastapi import Path as PathParameter
 from pydantic import BaseModel, Field
 
 from cloud.desk import Desk
 from cloud.store import StoredSample
 from common.errors import HeadframeError
+from common.web import check_writer
 
 LABELS_MAX = 1000
 
@@ -40,15 +40,6 @@ class Launch(Order):
     """Which release is to go out."""
 
     release_id: str = Field(max_length=80)
-
-
-def check_writer(request: Request) -> None:
-    """A page of another origin must not write: JSON only, and an Origin that is ours when there is one."""
-    if request.headers.get("content-type", "").split(";")[0] != "application/json":
-        raise HTTPException(415, "send application/json")
-    origin = request.headers.get("origin")
-    if origin and urllib.parse.urlsplit(origin).netloc != request.headers.get("host"):
-        raise HTTPException(403, "this origin may not write")
 
 
 def sample_row(sample: StoredSample) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Response
 from fastapi import Path as PathParameter
 from pydantic import BaseModel, Field
 
-from cloud.console.api import LABELS_MAX, check_writer, or_refuse
+from cloud.console.api import LABELS_MAX, or_refuse
 from cloud.desk import Desk
+from common.web import check_writer
 
 
 class Decision(BaseModel):

@@ -28,6 +28,14 @@ def make_metrics(desk: Desk) -> APIRouter:
         shelf = Gauge("headframe_shelf", "What is published once for all gateways.", ["figure"], registry=registry)
         for figure, number in sent["shelf"].items():
             shelf.labels(figure).set(number)
+        link = Gauge(
+            "headframe_link",
+            "Since the start: connects; handler_errors, defects to report.",
+            ["figure"],
+            registry=registry,
+        )
+        for figure, number in desk.link().items():
+            link.labels(figure).set(number)
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -5,9 +5,8 @@ import threading
 from pathlib import Path
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
-from starlette.middleware.base import RequestResponseEndpoint
 
 from cloud.console.api import make_api
 from cloud.console.datasets import make_datasets
@@ -15,24 +14,16 @@ from cloud.console.metrics import make_metrics
 from cloud.console.pages import make_pages
 from cloud.desk import Desk
 from common.errors import OperatorError
+from common.web import guard_pages
 
-GUARD = {
-    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 """Scripts from here only; inline styles are the widths of bars."""
 
 
 def make_console(desk: Desk) -> FastAPI:
     """The application: API, pages, static files."""
     app = FastAPI(title="Headframe", docs_url=None, redoc_url=None)
-
-    @app.middleware("http")
-    async def guard(request: Request, call_next: RequestResponseEndpoint) -> Response:
-        reply = await call_next(request)
-        reply.headers.update(GUARD)
-        return reply
+    guard_pages(app, POLICY)
 
     app.include_router(make_api(desk))
     app.include_router(make_datasets(desk))

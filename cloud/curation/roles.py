@@ -7,6 +7,7 @@
 - Gold is fixed. What was gold stays gold; what was learnt from, and what is like it, never becomes gold; only pictures
   (of datasets that give whole scenes: scenes) that were neither join it as their dataset proposes. A picture of a gold
   scene that may not be gold is in neither.
+- Gold in an open conflict is left out until a person decides; where that is over a fifth of it, none is.
 """
 
 from collections.abc import Collection
@@ -18,6 +19,10 @@ from numpy.typing import NDArray
 
 from cloud.curation.folding import nearest_among
 from cloud.curation.rows import Rows
+
+DOUBT_MAX = 0.2
+"""Share of gold that may be left out because it is in doubt. Where more is, what came since is more likely wrong than
+what was there: left out, gold would no longer see it."""
 
 
 class Role(IntEnum):
@@ -94,10 +99,12 @@ def assign_roles(
 
 
 def doubt_gold(roles: NDArray[np.uint8], in_conflict: Collection[int]) -> NDArray[np.uint8]:
-    """The roles with gold pictures that are in an open conflict left out."""
+    """The roles with gold pictures that are in an open conflict left out, unless these are over `DOUBT_MAX`."""
     found = roles.copy()
     rows = np.array(sorted(in_conflict), dtype=np.int64)
-    found[rows[roles[rows] == Role.GOLD]] = Role.GOLD_IN_DOUBT
+    doubted = rows[roles[rows] == Role.GOLD]
+    if len(doubted) <= DOUBT_MAX * (roles == Role.GOLD).sum():
+        found[doubted] = Role.GOLD_IN_DOUBT
     return found
 
 

@@ -11,7 +11,7 @@ Numerical Algorithms*, ch. 4: blocked summation); float64 and integer arrays are
 
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,14 +30,14 @@ Values = NDArray[np.generic]
 
 
 class Kernel(Protocol):
-    """The two passes over an update; `cloud.federation.kernels` has a faster one for float32."""
+    """The two passes over an update; `cloud.federation.kernels` has a faster one for floats."""
 
-    def is_finite(self, values: Values) -> bool:
-        """Whether all of it is."""
-        ...
+    def fold(self, totals: Sequence[Values], update: Sequence[Values], weight: float) -> int | None:
+        """totals += weight * update, array by array; or change nothing.
 
-    def add(self, total: Values, values: Values, weight: float) -> None:
-        """total += weight * values"""
+        Returns:
+            The place of an array with a value that is not finite, if there is one.
+        """
         ...
 
 
@@ -48,12 +48,20 @@ class NumpyKernel:
         self._aligned = np.empty(BLOCK_VALUES * 8, np.uint8)
         self._product = np.empty(BLOCK_VALUES * 8, np.uint8)
 
-    def is_finite(self, values: Values) -> bool:
+    def fold(self, totals: Sequence[Values], update: Sequence[Values], weight: float) -> int | None:
+        for place, values in enumerate(update):
+            if not self._is_finite(values):
+                return place
+        for total, values in zip(totals, update, strict=True):
+            self._add(total, values, weight)
+        return None
+
+    def _is_finite(self, values: Values) -> bool:
         if values.dtype.kind != "f":
             return True
         return all(np.isfinite(block).all() for _, block in self._blocks(values))
 
-    def add(self, total: Values, values: Values, weight: float) -> None:
+    def _add(self, total: Values, values: Values, weight: float) -> None:
         factor = total.dtype.type(weight)
         for start, block in self._blocks(values):
             part = self._product[: len(block) * total.itemsize].view(total.dtype)
@@ -167,12 +175,10 @@ class Mean:
             raise Misfit("weight", f"an update's weight must be positive, not {weight}")
         if arrays.keys() != self._forms.keys():
             raise Misfit("malformed", "an update's arrays are not named as the model's")
-        update = {name: form.values(name, arrays[name]) for name, form in self._forms.items()}
-        for name, values in update.items():
-            if not self._kernel.is_finite(values):
-                raise Misfit("not-finite", f"{name} holds values that are not finite")
-        for name, values in update.items():
-            self._kernel.add(self._partial[name], values, weight)
+        update = [form.values(name, arrays[name]) for name, form in self._forms.items()]
+        wrong = self._kernel.fold(list(self._partial.values()), update, weight)
+        if wrong is not None:
+            raise Misfit("not-finite", f"{list(self._forms)[wrong]} holds values that are not finite")
         self.folds += 1
         self.weight += weight
         self._since_flush += 1

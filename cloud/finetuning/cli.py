@@ -1,17 +1,28 @@
-"""`headframe cloud finetune`."""
+"""`headframe cloud finetune` and `backbone`: what all heads stand on."""
 
 import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
-from cloud.opening import ConfigOption, open_service
+from cloud.opening import WHY, ConfigOption, open_service
 from common.errors import OperatorError
 
+if TYPE_CHECKING:
+    from cloud.finetuning.rounds import Averaging
+    from cloud.finetuning.run import Finetuner
+    from cloud.finetuning.tuning import Recipe
+    from cloud.learning.training import Outcome
+    from cloud.service import Service
+
 DEPTHS = ("adapter", "block", "full")
+
+Show = Callable[[str, int, int], None]
 
 
 def finetune(
@@ -30,6 +41,14 @@ def finetune(
     weights: Annotated[
         Path | None, typer.Option(help="Train nothing: the running layer's file with other numbers, trained elsewhere.")
     ] = None,
+    federated: Annotated[
+        bool, typer.Option("--federated", help="Train at the gateways that name an app for it; an epoch is a round.")
+    ] = False,
+    strategy: Annotated[str, typer.Option(help="How their updates are averaged: docs/federation.md.")] = "fedavg",
+    strategy_args: Annotated[str, typer.Option(help="JSON of what the strategy takes beside.")] = "",
+    compression: Annotated[str, typer.Option(help="Of updates: int8, int4 or topk; by default none.")] = "",
+    sites_min: Annotated[int, typer.Option(min=1, help="So many gateways must be there.")] = 2,
+    deadline_s: Annotated[float, typer.Option(min=1, help="Of a round.")] = 1800.0,
     author: Annotated[str, typer.Option(help="Who says so; kept in the audit log.")] = "headframe cloud finetune",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -39,25 +58,29 @@ def finetune(
     """
     if depth not in DEPTHS:
         raise OperatorError(f"there is no depth {depth!r}", f"There are {', '.join(DEPTHS)}.")
+    if weights and federated:
+        raise OperatorError("--weights trains nothing, --federated does", "Give one of them.")
     from cloud.finetuning.graph import Depth
+    from cloud.finetuning.rounds import Averaging
     from cloud.finetuning.run import Finetuner
     from cloud.finetuning.tuning import Recipe
     from common.files import own_folder
 
     recipe = Recipe(Depth(depth), epochs, batch, rate, distillation, seed=seed)
+    averaging = Averaging(strategy, strategy_args, compression, sites_min, deadline_s)
+    averaging.check()
     with open_service(config) as service:
         folder = service.settings.data_dir / "finetuning"
         with own_folder(folder), Progress(console=Console(stderr=True), transient=True) as progress:
-            tasks: dict[str, int] = {}
-
-            def show(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = progress.add_task(what, total=total)
-                progress.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]  # rich's TaskID
-
+            show = _shown_by(progress)
             parts = service.store, service.catalogue, service.registry, service.trainer, service.clock
             finetuner = Finetuner(*parts, folder)
-            outcome = finetuner.take(_read(weights), author, show) if weights else finetuner.run(recipe, author, show)
+            if federated:
+                outcome = _federate(service, finetuner, recipe, averaging, folder, author, show)
+            elif weights:
+                outcome = finetuner.take(_read(weights), author, show)
+            else:
+                outcome = finetuner.run(recipe, author, show)
         made = {"release_id": outcome.release_id, "backbone": outcome.record["backbone"]}
         service.store.audit(author, "fine-tune", made, service.clock.wall_ns())
     if as_json:
@@ -67,9 +90,96 @@ def finetune(
             f"released {outcome.release_id} on backbone {str(outcome.record['backbone'])[:12]}: "
             f"{outcome.record['delta_bytes']} bytes down instead of {outcome.record['bytes']}"
         )
+        if not outcome.record["step_fraction"]:
+            typer.echo("its weights travel as they are, in no steps (docs/learning.md)", err=True)
     if not outcome.release_id:
-        typer.echo("the gate refused the candidate; `--json` shows every comparison", err=True)
+        typer.echo(f"the gate refused the candidate; {WHY}", err=True)
         raise typer.Exit(1)
+
+
+def _federate(
+    service: "Service",
+    finetuner: "Finetuner",
+    recipe: "Recipe",
+    averaging: "Averaging",
+    folder: Path,
+    author: str,
+    show: Show,
+) -> "Outcome":
+    """Train at the sites, beside the running centre, and take what comes of it."""
+    from cloud.broker import broker_of
+    from cloud.federation.caller import Caller
+    from cloud.finetuning.rounds import FederatedTuning
+
+    finetuner.check_active()
+    tuning = FederatedTuning(service.registry.backbone()[1].read_bytes(), recipe, averaging, folder)
+    caller = Caller(
+        broker_of(service.settings),
+        "headframe-finetune",
+        service.store,
+        service.guard,
+        service.clock,
+        lambda state: state.trains,
+    )
+    expected = [state.gateway_id for state in service.store.states() if state.online and state.trains]
+    tuned = tuning.run(caller, expected, lambda done, total: show("rounds", done, total))
+    parameters = asdict(recipe) | {"federated": asdict(averaging), "counters": dict(caller.grid.counters)}
+    outcome = finetuner.take(tuned.data, author, show, tuned.curve, parameters)
+    tuning.forget()
+    return outcome
+
+
+def backbone(
+    config: ConfigOption,
+    file: Annotated[Path, typer.Argument(help="ONNX model: one picture in, features out.")],
+    output: Annotated[str, typer.Option(help="Tensor to stand heads on; by default the only output.")] = "",
+    input_px: Annotated[int, typer.Option(help="Side of the square input, where the model leaves it open.")] = 0,
+    mean: Annotated[
+        list[float] | None, typer.Option(help="Subtracted from pixels 0..255; once, or thrice (RGB).")
+    ] = None,
+    scale: Annotated[list[float] | None, typer.Option(help="Divided by then; once, or thrice (RGB).")] = None,
+    licence: Annotated[str, typer.Option(help="Its licence, for the lineage of releases.")] = "not stated",
+    author: Annotated[str, typer.Option(help="Who says so; kept in the audit log.")] = "headframe cloud backbone",
+) -> None:
+    """Use your own model as the backbone; with a release out, every head is solved anew on it and the gate decides."""
+    from cloud.finetuning.run import Finetuner
+    from cloud.learning.adoption import adopt_backbone
+    from common.backbone import Backbone
+    from common.files import own_folder
+
+    made = adopt_backbone(_read(file), output=output, input_px=input_px, mean=mean or (0.0,), scale=scale or (1.0,))
+    with open_service(config) as service:
+        if service.registry.active() is None:
+            layer, outcome = service.registry.set_backbone(made, licence), None
+        else:
+            folder, layer = service.settings.data_dir / "finetuning", service.registry.put(made)
+            with own_folder(folder), Progress(console=Console(stderr=True), transient=True) as progress:
+                parts = service.store, service.catalogue, service.registry, service.trainer, service.clock
+                outcome = Finetuner(*parts, folder).replace(made, author, licence, _shown_by(progress))
+            now_ns = service.clock.wall_ns()
+            service.store.audit(author, "replace backbone", {"release_id": outcome.release_id}, now_ns)
+        found = Backbone.open(service.registry.layer_path(layer.hash))
+    typer.echo(
+        f"backbone {layer.hash[:12]}: {found.input_px} pixels, {found.dimension} features, {layer.size_bytes} bytes"
+    )
+    if outcome is None:
+        return
+    if not outcome.release_id:
+        typer.echo(f"the gate refused it; {WHY}", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"released {outcome.release_id}; `headframe cloud rollout list` shows how far it is")
+
+
+def _shown_by(progress: Progress) -> Show:
+    """A bar for each thing that is done."""
+    tasks: dict[str, TaskID] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = progress.add_task(what, total=total)
+        progress.update(tasks[what], completed=done, total=total)
+
+    return show
 
 
 def _read(file: Path) -> bytes:

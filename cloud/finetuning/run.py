@@ -4,6 +4,8 @@ Tune; snap onto the coarsest steps from the running backbone that keep what the 
 centre can see onto the new one; learn the map for what it cannot see; then a training run like any other, with the gate
 asking the running heads on the running backbone and the new ones on the snapped file itself. Backbone and heads are one
 release. What the gate refuses is forgotten. Cut short anywhere, the same command goes on.
+
+A backbone of another architecture takes the same way, but that nothing of it is tuned or snapped: it travels whole.
 """
 
 import logging
@@ -21,7 +23,6 @@ from cloud.finetuning.tuning import Recipe, Tuned, Tuning
 from cloud.learning.clocks import UNLABELLED, Progress, silent
 from cloud.learning.curvature import input_moments
 from cloud.learning.datasets import Catalogue, Dataset
-from cloud.learning.heads import solve_shared
 from cloud.learning.quantise import embed_all
 from cloud.learning.snapping import coarsest, keeps
 from cloud.learning.training import Outcome, Trainer
@@ -34,7 +35,7 @@ from common.files import write_atomically
 from common.ids import layer_hash
 from common.manifest import Layer
 from common.statistics import Statistics
-from common.weights import find_weights
+from common.weights import are_alike
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +48,21 @@ MOMENTS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """A tuned backbone, still to be made, and what is known of it."""
+    """A backbone, still to be made, and what is known of it."""
 
     key: str
     tune: Callable[[], Tuned]
-    seen: Sequence[Example]
-    """Pictures that say how its layers are used"""
-    judged: Sequence[Example]
-    """… and on which the snapped one must say the same"""
-    taught: Sequence[bytes]
-    """Ids of what it was trained on, where that is known"""
     found: Mapping[str, object]
+    akin: bool = True
+    """Whether it is the running one with other numbers"""
+    licence: str = ""
+    """By default that of the running one"""
+    seen: Sequence[Example] = ()
+    """Pictures that say how its layers are used"""
+    judged: Sequence[Example] = ()
+    """… and on which the snapped one must say the same"""
+    taught: Sequence[bytes] = ()
+    """Ids of what it was trained on, where that is known"""
 
 
 class Finetuner:
@@ -80,17 +85,17 @@ class Finetuner:
             OperatorError: there is no release yet, no two classes, a backbone that cannot be trained, or a picture of a
                 dataset that is gone.
         """
-        self._check_active()
+        self.check_active()
         train, held = hold_back(self.examples())
         tuning = Tuning(self._registry.backbone()[1], train, recipe, self._folder)
         outcome = self._release(
             _Origin(
                 tuning.key,
                 partial(tuning.run, partial(progress, "epochs")),
-                train,
-                held or train,
-                [example.id for example in train],
                 {"parameters": asdict(recipe), "held_back": sorted({example.site for example in held})},
+                seen=train,
+                judged=held or train,
+                taught=[example.id for example in train],
             ),
             author,
             progress,
@@ -98,20 +103,51 @@ class Finetuner:
         tuning.forget()
         return outcome
 
-    def take(self, data: bytes, author: str, progress: Progress = silent) -> Outcome:
+    def take(
+        self,
+        data: bytes,
+        author: str,
+        progress: Progress = silent,
+        curve: Sequence[float] = (),
+        parameters: object = "trained elsewhere",
+    ) -> Outcome:
         """Judge and publish a backbone that was trained elsewhere: the running one's file with other numbers.
+
+        Args:
+            curve: mean losses, and
+            parameters: how it was trained, for the record.
 
         Raises:
             OperatorError: as `run`, or it differs in more than its numbers.
         """
-        self._check_active()
+        self.check_active()
         _check_same_graph(self._registry.backbone()[1].read_bytes(), data)
         examples = self.examples()
-        found: dict[str, object] = {"parameters": "trained elsewhere", "held_back": []}
-        origin = _Origin(layer_hash(data), lambda: Tuned(data, ()), examples, examples, [], found)
+        found: dict[str, object] = {"parameters": parameters, "held_back": []}
+        origin = _Origin(layer_hash(data), lambda: Tuned(data, tuple(curve)), found, seen=examples, judged=examples)
         return self._release(origin, author, progress)
 
-    def _check_active(self) -> None:
+    def replace(self, data: bytes, author: str, licence: str, progress: Progress = silent) -> Outcome:
+        """Judge and publish a backbone of another architecture, with every head solved anew on it.
+
+        Everything at the centre is embedded again. Of what stays at sites the old statistics are carried over as far as
+        a map can, until the gateways have counted their samples again.
+
+        Args:
+            data: the layer, see `cloud.learning.adoption`.
+
+        Raises:
+            OperatorError: as `run`.
+        """
+        self.check_active()
+        found: dict[str, object] = {"parameters": "adopted", "held_back": []}
+        origin = _Origin(layer_hash(data), lambda: Tuned(data, ()), found, akin=False, licence=licence)
+        return self._release(origin, author, progress)
+
+    def check_active(self) -> None:
+        """Raises:
+        OperatorError: there is no release yet.
+        """
         if self._registry.active() is None:
             raise OperatorError("there is no release whose backbone to fine-tune", "First `headframe cloud train`.")
 
@@ -129,11 +165,11 @@ class Finetuner:
         run = Run(f"tune-{origin.key[:12]}", self._clock.wall_ns(), None, UNDER_WAY, record)
         self._store.update_run(run)
         try:
-            layer = self._snap(base, path, origin, record)
+            layer = self._snap(base, path, origin, record) if origin.akin else self._keep_whole(origin, record)
             self._note(layer, base, origin, record)
             clocks = self._trainer.clocks
             clocks.bring(layer.hash, self._registry.layer_path(layer.hash), progress, unlabelled=UNLABELLED)
-            clocks.learn(base.hash, layer.hash)
+            clocks.learn(base.hash, layer.hash, akin=origin.akin)
             outcome = self._trainer.run(f"fine-tune {run.run_id}", layer)
             if not outcome.release_id:
                 clocks.forget(layer.hash)
@@ -150,12 +186,12 @@ class Finetuner:
         self._registry.note(
             layer,
             "backbone",
-            parent=base.hash,
+            parent=base.hash if origin.akin else "",
             samples=origin.taught,
             data_version=origin.key,
             parameters=record["parameters"],
             evaluation={name: record[name] for name in ("curve", "step_fraction", "delta_bytes")},
-            licence=next(licences, "") or "not stated",
+            licence=origin.licence or next(licences, "") or "not stated",
         )
 
     def _end(self, run: Run, status: str, record: dict[str, object]) -> None:
@@ -193,6 +229,8 @@ class Finetuner:
         moments = input_moments(tuned.data, (network.tensor(e.read()) for e in _spread(origin.seen, MOMENTS)))
         snapped = coarsest(path.read_bytes(), tuned.data, self._keeps(network, origin.seen, origin.judged), moments)
         target.unlink()
+        if not snapped.fraction:
+            log.warning("no steps keep what the heads say: the weights travel exactly as they were trained")
         delta = snapped.delta(path.read_bytes())
         layer = self._registry.put(snapped.data)
         self._registry.put_delta(base, layer, delta)
@@ -201,6 +239,18 @@ class Finetuner:
             "curve": list(tuned.curve),
             "step_fraction": snapped.fraction,
             "delta_bytes": len(delta),
+            "bytes": layer.size_bytes,
+        }
+        return layer
+
+    def _keep_whole(self, origin: _Origin, record: dict[str, object]) -> Layer:
+        """The layer as it is: it has nothing in common with the running one."""
+        layer = self._registry.put(origin.tune().data)
+        record |= {
+            "backbone": layer.hash,
+            "curve": [],
+            "step_fraction": 0.0,
+            "delta_bytes": layer.size_bytes,
             "bytes": layer.size_bytes,
         }
         return layer
@@ -215,7 +265,7 @@ class Finetuner:
             if len(set(labels)) < 2 or not asked:
                 continue
             statistics = Statistics.of(sorted(set(labels)), embed_all(tuned, [e.read() for e in own]), labels)
-            head = solve_shared(statistics, self._trainer.rules.shrinkage, self._trainer.rules.dimension_max)
+            head = self._trainer.rules.solve_shared(statistics)
             wanted = head.probabilities(embed_all(tuned, [e.read() for e in asked]))
             verdicts.append((head, asked, wanted))
 
@@ -242,13 +292,8 @@ def _spread(examples: Sequence[Example], most: int) -> list[Example]:
 
 def _check_same_graph(base: bytes, data: bytes) -> None:
     """The two files must be the same but for the numbers of their weights: a delta needs that, and so do gateways."""
-    bare = [bytearray(file) for file in (base, data)]
-    if len(base) == len(data):
-        for file in bare:
-            for place in find_weights(base).values():
-                file[place.offset : place.end] = bytes(place.end - place.offset)
-    if bare[0] != bare[1]:
+    if not are_alike(base, data):
         raise OperatorError(
             "this is another model than the running backbone, not the same with other numbers",
-            "Train the running layer itself: docs/learning.md, 'Fine-tune the backbone'.",
+            "Train the running layer itself (docs/learning.md), or replace it: `headframe cloud backbone`.",
         )

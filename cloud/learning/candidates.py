@@ -21,9 +21,18 @@ from cloud.learning.gates import (
     compare_moves,
     pool_undecided,
 )
-from cloud.learning.heads import HeadWeights, calibrate, lift, principal_basis, solve_lda
+from cloud.learning.heads import (
+    Form,
+    HeadWeights,
+    UnlearnableError,
+    calibrate,
+    lift,
+    principal_basis,
+    solve,
+    solve_shared,
+)
 from cloud.learning.parts import project_all
-from cloud.learning.robustness import Suspicion
+from cloud.learning.robustness import Judgement
 from common.manifest import SHARED
 from common.statistics import Array, Statistics
 
@@ -61,14 +70,14 @@ class Evidence:
     shared: Statistics
     """The sum over every contribution: datasets, the centre's own, the gateways'."""
     by_site: Mapping[str, Statistics]
-    """The part of `shared` that each site brought."""
+    """What each site brought, in full: in `shared` some count less (`bounded`)."""
     labelled: Mapping[str, Labelled]
     """Per site, the samples the centre holds itself; a site that shares updates only has none."""
     gold: Labelled
     running: Mapping[str, HeadWeights]
     """The heads that run now: the shared one under `*`, personal ones under their site; empty before release 1."""
-    quarantined: tuple[Suspicion, ...] = ()
-    """Whose contributions are not in `shared`, and why."""
+    judged: Judgement = field(default_factory=Judgement)
+    """Whose contributions are not in `shared` and why, and who of the others costs most."""
     samples: frozenset[bytes] = frozenset()
     """Ids of every sample and picture in `shared`."""
     datasets: tuple[str, ...] = ()
@@ -77,6 +86,10 @@ class Evidence:
     """Which version of the scenario's dataset this is: number, hash, pictures by role, open conflicts."""
     before: Mapping[bytes, NDArray[np.floating]] | None = None
     """By id, what the running backbone says of labelled samples and gold, where the heads stand on another one."""
+    bounded: Mapping[str, float] = field(default_factory=dict)
+    """Gateways over the bound (`cloud.learning.bounds`) -> how much each of their samples counts in `shared`."""
+    weights: Mapping[bytes, float] = field(default_factory=dict)
+    """The same by id, of those samples that the centre holds."""
 
     def project(self, basis: Array) -> "Evidence":
         """The same evidence on projected embeddings; running heads are not projected (see `make_candidates`)."""
@@ -117,6 +130,15 @@ class Rules:
     personal_labels_min: int
     tolerance: float
     dimension_max: int = 512
+    head: Form = "lda"
+
+    def solve(self, statistics: Statistics) -> HeadWeights:
+        """The head of (projected) statistics."""
+        return solve(statistics, self.shrinkage, self.head)
+
+    def solve_shared(self, statistics: Statistics) -> HeadWeights:
+        """The head of statistics as they came: projected, solved, lifted back."""
+        return solve_shared(statistics, self.shrinkage, self.dimension_max, self.head)
 
 
 def make_candidates(full: Evidence, rules: Rules) -> Candidates:
@@ -124,11 +146,14 @@ def make_candidates(full: Evidence, rules: Rules) -> Candidates:
 
     Everything is solved in the principal subspace of the shared statistics and lifted back at the end, so a head still
     takes the backbone's embedding.
+
+    Raises:
+        UnlearnableError: too little is known for a head.
     """
     basis = principal_basis(full.shared, rules.dimension_max)
     evidence = full.project(basis)
     gold = evidence.gold
-    shared = solve_lda(evidence.shared, rules.shrinkage)
+    shared = rules.solve(evidence.shared)
     heads = {SHARED: calibrate(shared, gold.embeddings, list(gold.labels))}
     choices: dict[str, str] = {}
     comparisons, moves = _compare_on_gold(full, lift(shared, basis), rules)
@@ -140,7 +165,7 @@ def make_candidates(full: Evidence, rules: Rules) -> Candidates:
         choices[site] = choice
         at_sites += [comparison] if comparison else []
         if choice == "personal":
-            personal = solve_lda(_personal(evidence.shared, evidence.by_site[site], rules), rules.shrinkage)
+            personal = rules.solve(_personal(evidence.shared, evidence.by_site[site], rules))
             heads[site] = calibrate(personal, gold.embeddings, list(gold.labels))
     comparisons += [*at_sites, *pool_undecided("sites/undecided", at_sites, rules.tolerance)]
     kept = tuple(site for site, choice in choices.items() if choice == "kept")
@@ -174,7 +199,10 @@ def _judge_site(
     wants_personal = evidence.by_site[site].total >= rules.personal_labels_min
     if own is None or not own.labels:  # nothing to judge by: the site's pixels and labels stay with it
         return ("personal" if wants_personal else "shared"), None
-    shared, personal = _cross_validate(own, evidence, site, rules)
+    try:
+        shared, personal = _cross_validate(own, evidence, site, rules)
+    except UnlearnableError:  # without a third of them nothing is left: they are all that is known
+        return "shared", None
     before = running if running is not None else shared
     choice = choose_head(
         site, own.labels, before, shared, personal if wants_personal else None, may_keep=evidence.before is None
@@ -189,11 +217,12 @@ def _cross_validate(own: Labelled, evidence: Evidence, site: str, rules: Rules) 
     for fold in np.unique(own.folds):
         held = own.folds == fold
         out = own.pick(held)
-        left = Statistics.of(evidence.classes, out.embeddings, out.labels)
-        rest, site_rest = evidence.shared - left, evidence.by_site[site] - left
+        counted = np.array([evidence.weights.get(name, 1.0) for name in out.ids])
+        rest = evidence.shared - Statistics.of(evidence.classes, out.embeddings, out.labels, counted)
+        site_rest = evidence.by_site[site] - Statistics.of(evidence.classes, out.embeddings, out.labels)
         heads = (
-            solve_lda(rest, rules.shrinkage),
-            solve_lda(_personal(rest, site_rest, rules), rules.shrinkage),
+            rules.solve(rest),
+            rules.solve(_personal(rest, site_rest, rules)),
         )
         for predictions, head in zip((shared, personal), heads, strict=True):
             for row, label in zip(np.flatnonzero(held), head.predict(out.embeddings), strict=True):

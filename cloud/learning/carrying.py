@@ -2,7 +2,8 @@
 
 A site that has not looked at its samples again after a fine-tune has statistics of embeddings that nobody computes any
 more. The centre has pictures of its own, and what both backbones say of them teaches a map x' = x + W (x - m) + b by
-ridge regression *of the change*: where the pictures say nothing, an embedding stays what it was. Statistics map as
+ridge regression *of the change*: where the pictures say nothing, an embedding stays what it was. Where the new backbone
+is another network its embeddings have nothing of the old ones, and the map is x' = W (x - m) + b. Statistics map as
 embeddings do: means by the map, a factor of the scatter by its linear part. What the map cannot foretell is variance
 that the site's own embeddings will have; it is measured on pictures of sites that the map was not learnt from, and
 added to the diagonal, so that no direction looks quieter than it is.
@@ -32,14 +33,14 @@ class LinearMap:
     """x' = x matrix + offset, for rows x (n, d)."""
 
     matrix: Array
-    """(d, d)"""
+    """(d, e)"""
     offset: Array
-    """(d,)"""
+    """(e,)"""
     unexplained: Array
-    """(d,) variance of what the map does not foretell"""
+    """(e,) variance of what the map does not foretell"""
 
     def embeddings(self, rows: NDArray[np.floating]) -> Array:
-        """Embeddings (n, d) as the new backbone would see them, as far as can be told."""
+        """Embeddings (n, e) as the new backbone would see them, as far as can be told."""
         moved: Array = np.asarray(rows, np.float64) @ self.matrix + self.offset
         return moved
 
@@ -67,21 +68,26 @@ class LinearMap:
         cross = np.outer(moved, self.offset)
         moment = self.matrix.T @ old.moment @ self.matrix + cross + cross.T
         moment += old.total * np.outer(self.offset, self.offset)
-        moment.flat[:: old.dimension + 1] += old.total * self.unexplained
+        moment.flat[:: len(moment) + 1] += old.total * self.unexplained
         return Statistics(old.classes, counts, sums, (moment + moment.T) / 2)
 
 
-def learn_map(old: NDArray[np.floating], new: NDArray[np.floating], sites: Sequence[str]) -> LinearMap:
-    """The map between two backbones' embeddings (n, d) of the same pictures.
+def learn_map(
+    old: NDArray[np.floating], new: NDArray[np.floating], sites: Sequence[str], *, akin: bool = True
+) -> LinearMap:
+    """The map between two backbones' embeddings, (n, d) and (n, e), of the same pictures.
 
     Args:
         sites: where each picture is from: the penalty is chosen by sites that were left out.
+        akin: the new backbone is the old one with other numbers, so d and e are equal.
     """
-    x, change = np.asarray(old, np.float64), np.asarray(new, np.float64) - np.asarray(old, np.float64)
-    dimension = x.shape[1]
+    x, change = np.asarray(old, np.float64), np.asarray(new, np.float64)
+    start = np.zeros((x.shape[1], change.shape[1]))
+    if akin:
+        start, change = np.eye(x.shape[1]), change - x
     if len(x) < PAIRS_MIN:
-        offset = change.mean(axis=0) if len(x) else np.zeros(dimension)
-        return LinearMap(np.eye(dimension), offset, change.var(axis=0) if len(x) else np.zeros(dimension))
+        offset = change.mean(axis=0) if len(x) else np.zeros(change.shape[1])
+        return LinearMap(start, offset, change.var(axis=0) if len(x) else np.zeros(change.shape[1]))
     order = {name: place for place, name in enumerate(dict.fromkeys(sites))}
     folds = np.array([order[name] % FOLDS for name in sites])
     if len(order) < FOLDS:
@@ -96,7 +102,7 @@ def learn_map(old: NDArray[np.floating], new: NDArray[np.floating], sites: Seque
     unexplained = {penalty: np.concatenate(parts).mean(axis=0) for penalty, parts in errors.items()}
     best = min(PENALTIES, key=lambda penalty: float(unexplained[penalty].sum()))
     weights, offset = _Ridge(x, change).solve(best)
-    return LinearMap(np.eye(dimension) + weights, offset, unexplained[best])
+    return LinearMap(start + weights, offset, unexplained[best])
 
 
 class _Ridge:

@@ -7,6 +7,7 @@ over by a linear map (`cloud.learning.carrying`) and marked; what the gateway co
 
 import io
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -97,10 +98,14 @@ class Clocks:
             self._store.put_embeddings(name, dict(self._embedded(backbone, batch)))
             progress("samples", start + len(batch), len(samples))
 
-    def learn(self, old: str, new: str) -> LinearMap:
-        """The map between two backbones, from all pictures that both have seen; kept."""
+    def learn(self, old: str, new: str, *, akin: bool = True) -> LinearMap:
+        """The map between two backbones, from all pictures that both have seen; kept.
+
+        Args:
+            akin: see `learn_map`.
+        """
         before, after, sites = self._pairs(old, new)
-        found = learn_map(before, after, sites)
+        found = learn_map(before, after, sites, akin=akin)
         buffer = io.BytesIO()
         np.savez(buffer, matrix=found.matrix, offset=found.offset, unexplained=found.unexplained)
         write_atomically(self._path(old, new), buffer.getvalue())
@@ -165,8 +170,10 @@ class Clocks:
             if first.backbone == old and second is not None and second.ids == first.ids:
                 for row in np.flatnonzero(~first.is_gold):
                     found[first.ids[row]] = first.sites[row], first.embeddings[row], second.embeddings[row]
-        for name, site, one, other in self._store.pairs(old, new, PAIRS_MAX):
-            if len(one) == len(other):  # a gateway may have sent anything
+        uploaded = self._store.pairs(old, new, PAIRS_MAX)
+        sizes = Counter(len(one) for *_, one, _ in uploaded)
+        for name, site, one, other in uploaded:
+            if len(one) == sizes.most_common(1)[0][0]:  # a gateway may have sent anything
                 before, after = (np.frombuffer(data, "<f2").astype(np.float32) for data in (one, other))
                 found[name] = site, before, after
         chosen = list(found.values())[:: max(1, -(-len(found) // PAIRS_MAX))]

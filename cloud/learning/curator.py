@@ -78,7 +78,7 @@ class Look:
                         "site": self.rows.owners[row],
                         "source": self.rows.sources[row],
                         "file": self.files.get(self.rows.ids[row], ""),
-                        "gold": bool(self.roles[row] == Role.GOLD_IN_DOUBT),
+                        "gold": bool(self.roles[row] in (Role.GOLD, Role.GOLD_IN_DOUBT)),
                     }
                     for row in conflict.rows
                 ],

@@ -26,6 +26,7 @@ from common.backbone import Backbone
 from common.errors import OperatorError
 from common.files import write_atomically
 from common.ids import check_name
+from common.pictures import read_picture
 from common.statistics import Statistics
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp"}
@@ -144,18 +145,6 @@ def _from_classes(folder: Path) -> Iterator[Item]:
     for path in sorted(folder.glob("*/*")):
         if path.suffix.lower() in PICTURES:
             yield Item(path, path.parent.name, folder.name)
-
-
-def read_picture(path: Path) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3) BGR.
-
-    Raises:
-        OperatorError: no picture.
-    """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise OperatorError(f"{path} is not a picture that OpenCV can read", "Replace or remove the file.")
-    return np.asarray(image, dtype=np.uint8)
 
 
 def read_as_jpeg(path: Path) -> bytes | None:

@@ -41,23 +41,26 @@ def export_head(weights: HeadWeights, scenario: str, backbone_hash: str) -> byte
     initializers = [
         constant("directions", weights.directions.T),
         constant("offsets", weights.offsets),
-        constant("half_constants", weights.constants / 2),
+        constant("half_constants", weights.less),
         constant("constants", weights.constants),
         constant("temperature", np.array([weights.temperature])),
         constant("two", np.array([2.0])),
         constant("quadratic", weights.quadratic),
         numpy_helper.from_array(np.array([1], dtype=np.int64), "class_axis"),
     ]
+    scores = helper.make_node("MatMul", ["t", "quadratic"], ["tq"])
+    is_ridge = weights.form == "ridge"
     nodes = [
         helper.make_node("MatMul", [keys.EMBEDDING, "directions"], ["projected"]),
         helper.make_node("Sub", ["projected", "offsets"], ["t"]),
-        helper.make_node("Sub", ["t", "half_constants"], ["logits"]),
+        *([scores] if is_ridge else []),
+        helper.make_node("Sub", ["tq" if is_ridge else "t", "half_constants"], ["logits"]),
         helper.make_node("Div", ["logits", "temperature"], ["scaled"]),
         helper.make_node("Softmax", ["scaled"], [keys.PROBABILITIES], axis=1),
         helper.make_node("Mul", ["t", "two"], ["t2"]),
         helper.make_node("Sub", ["constants", "t2"], ["distances"]),
         helper.make_node("ReduceMin", ["distances"], ["nearest"], axes=[1], keepdims=0),
-        helper.make_node("MatMul", ["t", "quadratic"], ["tq"]),
+        *([] if is_ridge else [scores]),  # where it always was: equal heads of any version are equal files
         helper.make_node("Mul", ["tq", "t"], ["tqt"]),
         helper.make_node("ReduceSum", ["tqt", "class_axis"], ["whole"], keepdims=0),
         helper.make_node("Add", ["nearest", "whole"], [keys.NOVELTY]),
@@ -83,7 +86,7 @@ def export_head(weights: HeadWeights, scenario: str, backbone_hash: str) -> byte
         {
             keys.KIND: "head",
             keys.BACKBONE: backbone_hash,
-            keys.FORM: keys.ANALYTIC,
+            keys.FORM: keys.RIDGE if is_ridge else keys.ANALYTIC,
             keys.SCENARIO: scenario,
             keys.CLASSES: json.dumps(weights.classes, ensure_ascii=False),
         },
@@ -102,6 +105,7 @@ def read_head(data: bytes) -> HeadWeights:
         values["constants"],
         values["quadratic"],
         float(values["temperature"][0]),
+        "ridge" if metadata.get(keys.FORM) == keys.RIDGE else "lda",
     )
 
 

@@ -2,9 +2,10 @@
 
 What counts: the datasets, what gateways contributed, and a gateway's labelled samples at the centre that its own
 contribution does not cover. What does not: who was unlearned (`cloud.learning.unlearning`), contributions that are not
-to be believed (`cloud.learning.robustness`), and pictures that are near-duplicates (`cloud.learning.curator`). Of
-contributions that share a gateway (masked sums, `cloud.federation.masked`) the newest counts. What was gathered is kept
-as a version of the scenario's dataset.
+to be believed (`cloud.learning.robustness`), and pictures that are near-duplicates (`cloud.learning.curator`). A
+contribution that counts far more samples than others do counts less (`cloud.learning.bounds`). Of contributions that
+share a gateway (masked sums, `cloud.federation.masked`) the newest counts. What was gathered is kept as a version of
+the scenario's dataset.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud.learning.bounds import weights_within
 from cloud.learning.candidates import Evidence, Labelled
 from cloud.learning.clocks import unpacked
 from cloud.learning.curator import Curator
@@ -22,7 +24,7 @@ from cloud.learning.export import read_head
 from cloud.learning.heads import HeadWeights
 from cloud.learning.ledger import Ledger, Part
 from cloud.learning.parts import SiteParts
-from cloud.learning.robustness import Suspicion, Trusted, find_suspects
+from cloud.learning.robustness import Judgement, Trusted, judge
 from cloud.registry import Registry
 from cloud.store import SUM, LabelledSet, Store
 from common.manifest import Layer, Manifest
@@ -31,15 +33,23 @@ from common.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
+SENT = "gateway/"  # and its name: what it sent, in the ledger
 Held = dict[str, tuple[str, Labelled]]
 """gateway -> its site, and its labelled samples at the centre"""
 
 
 class Gathering:
-    """Evidence from the store and the catalogue."""
+    """Evidence from the store and the catalogue.
 
-    def __init__(self, store: Store, catalogue: Catalogue, registry: Registry, *, quarantine: bool) -> None:
-        self._store, self._catalogue, self._registry, self._quarantine = store, catalogue, registry, quarantine
+    Args:
+        ratio_max: a gateway's statistics count for so many times the median gateway's; 0: no bound.
+    """
+
+    def __init__(
+        self, store: Store, catalogue: Catalogue, registry: Registry, *, quarantine: bool, ratio_max: float
+    ) -> None:
+        self._store, self._catalogue, self._registry = store, catalogue, registry
+        self._quarantine, self._ratio_max = quarantine, ratio_max
         self.curator = Curator(store, catalogue)
         self.ledger = Ledger(catalogue.folder.parent / "totals")
 
@@ -59,13 +69,14 @@ class Gathering:
         datasets = look.datasets
         gold = join([d.gold for d in datasets], datasets[0].embeddings.shape[1] if datasets else 0)
         sent, covered = self._contributions(scenario, backbone, classes)
-        suspects = self._suspects(sent, datasets, classes, gold)
-        for suspect in suspects:  # what it uploaded and people labelled still counts
-            del sent[suspect.site], covered[suspect.site]
+        judged = self._judge(sent, datasets, classes, gold)
+        for suspect in judged.suspects:  # what it uploaded and people labelled still counts
+            del sent[suspect.gateway], covered[suspect.gateway]
+        bounded = weights_within({name: part.size for name, part in sent.items()}, self._ratio_max)
         held = _held(look.samples)
         version = look.version(scenario, backbone, classes, {name: part.version for name, part in sent.items()})
         kept = self.curator.keep(look, version, self._registry.now_ns()) if keep else {}
-        parts = {f"gateway/{name}": part for name, part in sent.items()} | _uncovered(held, covered, classes)
+        parts = {SENT + name: part for name, part in sent.items()} | _uncovered(held, covered, classes)
         site_of = self._site_of() | {name: site for name, (site, _) in held.items()}
         by_site: dict[str, list[Packed]] = {}
         for key, part in parts.items():
@@ -78,14 +89,15 @@ class Gathering:
         )
         moves = active is not None and active.backbone.hash != backbone
         before = self._before(scenario, active.backbone.hash) if active and moves else None
+        total = self.ledger.total(scenario, backbone, classes, dimension, parts)
         return Evidence(
             classes,
-            with_datasets(self.ledger.total(scenario, backbone, classes, dimension, parts), datasets),
+            with_datasets(_within(total, sent, bounded), datasets),
             SiteParts(by_site),
             {site: _known(own, before) for site, own in _by_site(held, dimension).items()},
             _known(gold, before) if datasets else join([], dimension),
             self._running(scenario, active),
-            suspects,
+            judged,
             frozenset[bytes]().union(
                 *covered.values(),
                 *(dataset.learnt_from for dataset in datasets),
@@ -94,7 +106,25 @@ class Gathering:
             tuple(dataset.name for dataset in datasets),
             kept,
             before,
+            bounded,
+            {
+                key: bounded[name]
+                for name in bounded
+                if name in held
+                for key in covered[name].intersection(held[name][1].ids)
+            },
         )
+
+    def within_bound(self, total: Statistics, scenario: str, backbone: str, classes: tuple[str, ...]) -> Statistics:
+        """A kept sum (`ledger`), with the gateways that are over the bound counting as much as it lets them."""
+        sizes = {
+            key.removeprefix(SENT): size
+            for key, size in self.ledger.sizes(scenario, backbone).items()
+            if key.startswith(SENT)
+        }
+        weights = weights_within(sizes, self._ratio_max)
+        sent, _ = self._contributions(scenario, backbone, classes, list(weights)) if weights else ({}, {})
+        return _within(total, sent, weights)
 
     def _before(self, scenario: str, backbone: str) -> dict[bytes, NDArray[np.float32]]:
         """What the running backbone says of all that the gate may ask about."""
@@ -122,7 +152,7 @@ class Gathering:
         sent, covered = self._contributions(scenario, backbone, classes, [*gateways, *sums])
         samples = self.curator.look(scenario, classes, backbone, judge=False).samples
         held = {name: own for name, own in _held(samples).items() if name in gateways}
-        return {f"gateway/{name}": part for name, part in sent.items()} | _uncovered(held, covered, classes)
+        return {SENT + name: part for name, part in sent.items()} | _uncovered(held, covered, classes)
 
     def sums_with(self, gateways: Collection[str], scenario: str, backbone: str) -> list[str]:
         """Names of the kept sums that one of these gateways is in."""
@@ -149,23 +179,24 @@ class Gathering:
             packed = unpacked(contribution).over(classes)
             gone = any(name in excluded or site_of.get(name) in excluded for name in members)
             if packed.total and not gone:
-                found[client] = Part(str(contribution.at_ns), packed)
+                found[client] = Part(str(contribution.at_ns), packed, len(members))
                 covered[client] = {bytes.fromhex(name) for name in contribution.meta["covered"]}
         return dict(sorted(found.items())), covered
 
-    def _suspects(
+    def _judge(
         self, sent: Mapping[str, Part], datasets: Sequence[Dataset], classes: tuple[str, ...], gold: Labelled
-    ) -> tuple[Suspicion, ...]:
+    ) -> Judgement:
         """Gateways whose statistics do not go into the sum. What people labelled at the centre is never judged here."""
         if not self._quarantine or not sent:
-            return ()
+            return Judgement()
+        weights = weights_within({name: part.size for name, part in sent.items()}, self._ratio_max)
         nothing = Statistics.empty(classes, next(iter(sent.values())).packed.dimension)
         trusted = with_datasets(nothing, datasets)
-        by_gateway = SiteParts({name: [part.packed] for name, part in sent.items()})
-        suspects = find_suspects(by_gateway, Trusted(trusted, gold.embeddings.astype(np.float64), gold.labels))
-        for suspect in suspects:
-            log.warning("the statistics of %s are left out: %s", suspect.site, suspect.reason)
-        return suspects
+        by_gateway = SiteParts({name: [part.packed] for name, part in sent.items()}, weights=weights)
+        judged = judge(by_gateway, Trusted(trusted, gold.embeddings.astype(np.float64), gold.labels))
+        for suspect in judged.suspects:
+            log.warning("the statistics of %s are left out: %s", suspect.gateway, suspect.reason)
+        return judged
 
     def _running(self, scenario: str, active: Manifest | None) -> dict[str, HeadWeights]:
         heads: dict[str, Layer] = next((s.heads for s in active.scenarios if s.name == scenario), {}) if active else {}
@@ -177,6 +208,13 @@ def with_datasets(brought: Statistics, datasets: Sequence[Dataset]) -> Statistic
     for dataset in datasets:
         brought = brought + dataset.statistics(brought.classes)
     return brought
+
+
+def _within(total: Statistics, sent: Mapping[str, Part], weights: Mapping[str, float]) -> Statistics:
+    """A sum in which each of these gateways counts by its weight."""
+    for name, weight in weights.items():
+        total = total - sent[name].packed.statistics() * (1 - weight)
+    return total
 
 
 def join(parts: Sequence[Labelled], dimension: int) -> Labelled:

@@ -1,4 +1,4 @@
-"""The analytic head: linear discriminant analysis from summed statistics, with novelty for the price of one matmul.
+"""The analytic heads, LDA and ridge, from the same summed statistics, with novelty for the price of one matmul.
 
 With class means μ_k, their mean m and the shrunk within-class covariance S, everything the head says about an
 embedding x follows from t = A (x - m), where A has the rows S⁻¹(μ_k - m):
@@ -8,10 +8,15 @@ embedding x follows from t = A (x - m), where A has the rows S⁻¹(μ_k - m):
   S_total = S + B, B the between-class covariance, xᵀS⁻¹x cancels (Woodbury) and what is left is
   min_k (c_k - 2 t_k) + qᵀ (I + D S⁻¹ Dᵀ)⁻¹ q with q = √p t and D the rows √p (μ_k - m).
 
+- Ridge, one-vs-rest least squares in which all classes weigh alike and scatter by S, has the scores
+  (x - m)ᵀ (S + B)⁻¹ p (μ_k - m). By Woodbury again these are the rows of t p (I + D S⁻¹ Dᵀ)⁻¹: the very matrix between
+  the two q of the novelty, so a ridge head is an LDA head whose logits are read elsewhere.
+
 So a head with novelty is d·c + c² numbers: kilobytes, where a full covariance would be megabytes.
 """
 
 from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +24,16 @@ from numpy.typing import NDArray
 from common.errors import OperatorError
 from common.statistics import Array, Statistics
 
+SCATTER_MIN = 1e-9
+"""Of the samples' second moment, the share that must lie within classes: less is rounding, and its inverse nonsense."""
+Form = Literal["lda", "ridge"]
+_TEMPERATURES: Final = {"lda": np.geomspace(0.25, 4096.0, 85), "ridge": np.geomspace(2.0**-12, 4.0, 85)}
+"""LDA in 1,280 directions of few samples needs hundreds; ridge scores differ by one at most."""
 _ABSENT = 1e4  # c_k of a class without samples: its probability is zero and it is never the nearest
+
+
+class UnlearnableError(OperatorError):
+    """The labels at hand are too few, or too much alike, for any head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +50,13 @@ class HeadWeights:
     quadratic: Array
     """√p (I + D S⁻¹ Dᵀ)⁻¹ √p (c, c)"""
     temperature: float = 1.0
+    form: Form = "lda"
+
+    @property
+    def less(self) -> Array:
+        """What the scores of the classes are lowered by (c,)."""
+        half: Array = self.constants / 2
+        return half if self.form == "lda" else np.where(self.constants < _ABSENT, 0.0, half)
 
     def project(self, embeddings: NDArray[np.floating]) -> Array:
         """t (n, c) of embeddings (n, d)."""
@@ -43,7 +64,8 @@ class HeadWeights:
 
     def logits(self, embeddings: NDArray[np.floating]) -> Array:
         """(n, c), before the temperature."""
-        return self.project(embeddings) - self.constants / 2
+        t = self.project(embeddings)
+        return (t if self.form == "lda" else t @ self.quadratic) - self.less
 
     def probabilities(self, embeddings: NDArray[np.floating]) -> Array:
         """(n, c), rows sum to one."""
@@ -71,16 +93,21 @@ def solve_lda(statistics: Statistics, shrinkage: float) -> HeadWeights:
         shrinkage: share of the scaled identity in S, 0..1; it makes S invertible with fewer samples than dimensions.
 
     Raises:
-        OperatorError: fewer than two classes have samples.
+        UnlearnableError: fewer than two classes have samples, or those of each class are all alike, as one alone is.
     """
     present = statistics.counts > 0
     if present.sum() < 2:
-        raise OperatorError(
+        raise UnlearnableError(
             f"a head needs labelled samples of at least two classes, got {int(present.sum())}",
             "Label more samples, or add a dataset with `headframe cloud dataset add`.",
         )
     counts = statistics.counts[present]
     means, covariance = within_covariance(statistics, shrinkage)
+    if not np.trace(covariance) * counts.sum() > SCATTER_MIN * np.trace(statistics.moment):
+        raise UnlearnableError(
+            "a head needs a class with two labelled samples that differ, got one each, or copies",
+            "Label more samples, or add a dataset with `headframe cloud dataset add`.",
+        )
 
     centre = means.mean(axis=0)
     spread = means - centre
@@ -90,6 +117,11 @@ def solve_lda(statistics: Statistics, shrinkage: float) -> HeadWeights:
     gram = share * spread @ directions.T
     quadratic = share * np.linalg.inv(np.eye(len(counts)) + (gram + gram.T) / 2)
     return _over_all_classes(statistics.classes, present, directions, directions @ centre, constants, quadratic)
+
+
+def solve(statistics: Statistics, shrinkage: float, form: Form = "lda") -> HeadWeights:
+    """The head of either form; see `solve_lda`."""
+    return replace(solve_lda(statistics, shrinkage), form=form)
 
 
 def within_covariance(statistics: Statistics, shrinkage: float) -> tuple[Array, Array]:
@@ -137,10 +169,10 @@ def principal_basis(statistics: Statistics, dimension_max: int) -> Array:
     return basis
 
 
-def solve_shared(statistics: Statistics, shrinkage: float, dimension_max: int) -> HeadWeights:
+def solve_shared(statistics: Statistics, shrinkage: float, dimension_max: int, form: Form = "lda") -> HeadWeights:
     """The head of these statistics on the embeddings themselves: projected, solved, lifted back."""
     basis = principal_basis(statistics, dimension_max)
-    return lift(solve_lda(statistics.project(basis), shrinkage), basis)
+    return lift(solve(statistics.project(basis), shrinkage, form), basis)
 
 
 def lift(weights: HeadWeights, basis: Array) -> HeadWeights:
@@ -163,7 +195,7 @@ def calibrate(weights: HeadWeights, embeddings: NDArray[np.floating], labels: li
     present = weights.constants < _ABSENT
     logits = weights.logits(embeddings)
     truth = np.array([weights.classes.index(label) for label in labels])
-    temperatures = np.geomspace(0.25, 4096.0, 85)  # LDA in 1,280 directions of few samples needs hundreds
+    temperatures = _TEMPERATURES[weights.form]
     losses = [_log_loss(logits / temperature, truth, present) for temperature in temperatures]
     return replace(weights, temperature=float(temperatures[int(np.argmin(losses))]))
 

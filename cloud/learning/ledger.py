@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cloud.learning.bounds import Size
 from cloud.learning.parts import add_up
 from common.errors import WireError
 from common.files import write_atomically
@@ -33,12 +34,19 @@ class Part:
 
     version: str
     packed: Packed
+    members: int = 1
+    """Gateways in it."""
+
+    @property
+    def size(self) -> Size:
+        return Size(self.packed.total, self.members)
 
 
 @dataclass(frozen=True, slots=True)
 class _Sum:
     statistics: Statistics
     versions: dict[str, str]
+    sizes: dict[str, Size]
     subtractions: int
 
 
@@ -62,7 +70,8 @@ class Ledger:
             total, subtractions = add_up(classes, dimension, (part.packed for part in parts.values())), 0
         versions = {key: part.version for key, part in parts.items()}
         if kept is None or kept.versions != versions:
-            self._write(scenario, backbone, _Sum(total, versions, subtractions))
+            sizes = {key: part.size for key, part in parts.items()}
+            self._write(scenario, backbone, _Sum(total, versions, sizes, subtractions))
         return total
 
     def without(self, scenario: str, backbone: str, gone: Mapping[str, Part]) -> Statistics | None:
@@ -82,8 +91,14 @@ class Ledger:
         for part in leaving.values():
             total = total - part.packed.over(total.classes).statistics()
         versions = {key: version for key, version in kept.versions.items() if key not in leaving}
-        self._write(scenario, backbone, _Sum(total, versions, kept.subtractions + len(leaving)))
+        sizes = {key: kept.sizes[key] for key in versions}
+        self._write(scenario, backbone, _Sum(total, versions, sizes, kept.subtractions + len(leaving)))
         return total
+
+    def sizes(self, scenario: str, backbone: str) -> dict[str, Size]:
+        """What each part of the kept sum counts; empty where there is none."""
+        kept = self._read(scenario, backbone)
+        return kept.sizes if kept else {}
 
     def _path(self, scenario: str, backbone: str) -> Path:
         return self._folder / f"{scenario}.{backbone[:16]}.npz"
@@ -94,7 +109,8 @@ class Ledger:
             with np.load(self._path(scenario, backbone), allow_pickle=False) as arrays:
                 meta = json.loads(str(arrays["meta"]))
                 found = read_packed(tuple(meta["classes"]), {key: arrays[key] for key in ("counts", "sums", "moment")})
-            return _Sum(found.statistics(), dict(meta["versions"]), int(meta["subtractions"]))
+            sizes = {key: Size(*size) for key, size in meta["sizes"].items()}
+            return _Sum(found.statistics(), dict(meta["versions"]), sizes, int(meta["subtractions"]))
         except FileNotFoundError:
             return None
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, WireError) as error:
@@ -103,7 +119,12 @@ class Ledger:
 
     def _write(self, scenario: str, backbone: str, kept: _Sum) -> None:
         packed = Triangle.of(kept.statistics)
-        meta = {"classes": packed.classes, "versions": kept.versions, "subtractions": kept.subtractions}
+        meta = {
+            "classes": packed.classes,
+            "versions": kept.versions,
+            "sizes": kept.sizes,
+            "subtractions": kept.subtractions,
+        }
         buffer = io.BytesIO()
         np.savez(buffer, meta=np.array(json.dumps(meta)), counts=packed.counts, sums=packed.sums, moment=packed.moment)
         write_atomically(self._path(scenario, backbone), buffer.getvalue())

@@ -68,15 +68,22 @@ class SiteParts(Mapping[str, Statistics]):
     Args:
         parts: at least one for every site, all over the same classes.
         basis: (d, k) onto which the statistics are projected.
+        weights: of sites whose samples count less than once.
     """
 
-    def __init__(self, parts: Mapping[str, Sequence[Packed]], basis: Array | None = None) -> None:
-        self._parts, self._basis = parts, basis
+    def __init__(
+        self,
+        parts: Mapping[str, Sequence[Packed]],
+        basis: Array | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        self._parts, self._basis, self._weights = parts, basis, weights or {}
 
     def __getitem__(self, site: str) -> Statistics:
         basis = self._basis
         opened = (part.statistics() if basis is None else part.project(basis) for part in self._parts[site])
-        return reduce(Statistics.__add__, opened)
+        found = reduce(Statistics.__add__, opened)
+        return found * self._weights[site] if site in self._weights else found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
@@ -86,7 +93,7 @@ class SiteParts(Mapping[str, Statistics]):
 
     def project(self, basis: Array) -> "SiteParts":
         """The same sites, each projected when it is looked at."""
-        return SiteParts(self._parts, basis if self._basis is None else self._basis @ basis)
+        return SiteParts(self._parts, basis if self._basis is None else self._basis @ basis, self._weights)
 
     def totals(self) -> dict[str, int]:
         """Samples of each site; opens nothing."""

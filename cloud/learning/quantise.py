@@ -60,8 +60,6 @@ def quantise(float_layer: bytes, pictures: Sequence[NDArray[np.uint8]], backbone
     Raises:
         OperatorError: no pictures to calibrate with.
     """
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
     if len(pictures) < CALIBRATION_MIN:
         raise OperatorError(
             f"{len(pictures)} pictures are too few to calibrate with", f"Give at least {CALIBRATION_MIN} labelled ones."
@@ -75,9 +73,8 @@ def quantise(float_layer: bytes, pictures: Sequence[NDArray[np.uint8]], backbone
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the quantiser advises what has been done
         folder = Path(name)
-        source, prepared, made = folder / "float.onnx", folder / "prepared.onnx", folder / "int8.onnx"
-        source.write_bytes(float_layer)
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)  # folds the batch norms
+        prepared, made = folder / "prepared.onnx", folder / "int8.onnx"
+        prepared.write_bytes(fold(float_layer))
         for early in EARLY_FLOAT:
             _quantise_file(prepared, made, tensors, early)
             data = _with_metadata(made, metadata)
@@ -85,6 +82,17 @@ def quantise(float_layer: bytes, pictures: Sequence[NDArray[np.uint8]], backbone
             if mean_cosine(wanted, embed_all(Backbone.open(made), tried)) >= COSINE_MIN:
                 break
     return data
+
+
+def fold(float_layer: bytes) -> bytes:
+    """A backbone's file as it is quantised: batch norms folded into the convolutions before them."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as name:
+        source, prepared = Path(name) / "float.onnx", Path(name) / "prepared.onnx"
+        source.write_bytes(float_layer)
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        return prepared.read_bytes()
 
 
 def _quantise_file(prepared: Path, made: Path, tensors: Sequence[NDArray[np.float32]], early: int) -> None:

@@ -4,8 +4,8 @@ What the gate sees and the signature covers is the snapped model, so the small d
 lost between gate and gateway. The step of a tensor is a fraction of the root mean square of its change: 1/8 costs about
 5 bits a weight, 1/2 about 3 (the entropy of a Gaussian in such steps). One step a tensor was measured to be better
 than one a channel: for the same bytes, the embedding moves a fifth less. Where the moments of a convolution's inputs
-are known, its weights are rounded one input channel after the other and each error is made up for by the channels that
-follow (GPTQ, arXiv:2210.17323, on the *change* of the weights). Pure: the caller says what passes.
+are known, the *change* of its weights is rounded with them (`cloud.learning.compensation`). Pure: the caller says what
+passes.
 """
 
 import math
@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud.learning.compensation import compensate, error_factor
 from cloud.learning.heads import HeadWeights
 from common.delta import STEP_MAX, STEP_MIN, make_delta, snap_tensor, step_size
 from common.statistics import Array
-from common.weights import find_weights
+from common.weights import find_tensors, find_weights
 
 FRACTIONS = (3.0, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.125, 0.0625)
 """Coarsest first; the last is as good as exact (agreement 1.000 in every fine-tune that was measured)."""
@@ -32,8 +33,6 @@ SHIFT_MAX = 0.004
 CHANGED_MAX = 0.005
 """And of the pictures, those that may be named otherwise: a head that is sure of nothing changes its mind at little.
 With 0.01, three in a hundred pictures of other scenes were named otherwise after a short fine-tune of every weight."""
-DAMPING = 0.01  # of the mean diagonal: as in GPTQ
-BLOCK = 128  # channels between two large updates: one matrix product instead of many outer products
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +42,11 @@ class Snapped:
     data: bytes
     steps: dict[str, int]
     fraction: float
+    """0 where nothing was snapped: the delta is exact then, and most of the file."""
 
     def delta(self, base: bytes) -> bytes:
         """The file that turns the base into this model."""
-        return make_delta(base, self.data, find_weights(base), find_weights(self.data), self.steps)
+        return make_delta(base, self.data, find_tensors(base), find_tensors(self.data), self.steps)
 
 
 def snap(base: bytes, target: bytes, fraction: float, moments: Mapping[str, Array] | None = None) -> Snapped:
@@ -68,7 +68,7 @@ def snap(base: bytes, target: bytes, fraction: float, moments: Mapping[str, Arra
         if before.tobytes() == after.tobytes():
             continue
         is_vector = new.count < VECTOR_MAX
-        steps[name] = _nearest_step(before, after, min(fraction, VECTOR_FRACTION) if is_vector else fraction)
+        steps[name] = nearest_step(before, after, min(fraction, VECTOR_FRACTION) if is_vector else fraction)
         if moments and name in moments:
             after = _compensate(before, after, step_size(steps[name]), moments[name])
         made[new.offset : new.end] = snap_tensor(before, after, steps[name]).tobytes()
@@ -78,7 +78,7 @@ def snap(base: bytes, target: bytes, fraction: float, moments: Mapping[str, Arra
 def coarsest(
     base: bytes, target: bytes, passes: Callable[[bytes], bool], moments: Mapping[str, Array] | None = None
 ) -> Snapped:
-    """The snapped model with the largest steps that `passes`, else the finest.
+    """The snapped model with the largest steps that `passes`, else the target itself.
 
     Args:
         passes: judges the snapped file itself; see `keeps`.
@@ -90,7 +90,7 @@ def coarsest(
         # where only vectors changed, the coarser ones are all the same
         finer = next((candidate for candidate in candidates if candidate.data != snapped.data), None)
         if finer is None:
-            break
+            return Snapped(target, {}, 0.0)
         snapped = finer
     return snapped
 
@@ -101,13 +101,17 @@ def keeps(head: HeadWeights, embeddings: NDArray[np.floating], wanted: Array) ->
     Counting changed predictions needs hundreds of pictures to tell 0.99 from 0.97; the probability that moves (total
     variation) is as telling with a hundred, since it also counts the predictions that nearly changed.
     """
-    said = head.probabilities(embeddings)
+    shift, changed = compare_answers(head.probabilities(embeddings), wanted)
+    return shift <= SHIFT_MAX and changed <= CHANGED_MAX
+
+
+def compare_answers(said: Array, wanted: Array) -> tuple[float, float]:
+    """Share of the probability (n, c) that moved, and of the answers that changed."""
     shift = np.abs(said - wanted).sum(axis=1) / 2
-    changed = said.argmax(axis=1) != wanted.argmax(axis=1)
-    return float(shift.mean()) <= SHIFT_MAX and float(changed.mean()) <= CHANGED_MAX
+    return float(shift.mean()), float(np.mean(said.argmax(axis=1) != wanted.argmax(axis=1)))
 
 
-def _nearest_step(before: NDArray[np.float32], after: NDArray[np.float32], fraction: float) -> int:
+def nearest_step(before: NDArray[np.float32], after: NDArray[np.float32], fraction: float) -> int:
     """Index of the step closest to `fraction` of the root mean square of the change."""
     moved = after.astype(np.float64) - before.astype(np.float64)
     size = max(float(np.sqrt(np.mean(moved**2))) * fraction, SIZE_MIN)
@@ -125,18 +129,7 @@ def _compensate(
         before: weights (outputs * inputs,) of a 1x1 convolution; `after` the ones wanted.
         moment: second moment (inputs, inputs) of what the layer sees.
     """
-    inputs = len(moment)
-    left = (after.astype(np.float64) - before.astype(np.float64)).reshape(-1, inputs)
-    damped = moment + np.eye(inputs) * (DAMPING * np.trace(moment) / inputs + 1e-12)
-    factor = np.linalg.cholesky(np.linalg.inv(damped)).T  # upper: row i says how later channels make up for channel i
-    whole = np.empty_like(left)
-    for start in range(0, inputs, BLOCK):
-        block = slice(start, min(start + BLOCK, inputs))
-        errors = np.zeros((len(left), block.stop - block.start))
-        for i in range(block.start, block.stop):
-            whole[:, i] = np.rint(left[:, i] / step) * step
-            errors[:, i - start] = (left[:, i] - whole[:, i]) / factor[i, i]
-            left[:, i + 1 : block.stop] -= np.outer(errors[:, i - start], factor[i, i + 1 : block.stop])
-        left[:, block.stop :] -= errors @ factor[block, block.stop :]
+    change = (after.astype(np.float64) - before.astype(np.float64)).reshape(-1, len(moment))
+    whole = compensate(change, error_factor(moment), lambda values, _: np.rint(values / step) * step)
     moved: NDArray[np.float32] = (before.astype(np.float64) + whole.ravel()).astype(np.float32)
     return moved

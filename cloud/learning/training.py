@@ -17,6 +17,7 @@ from cloud.learning.datasets import Catalogue
 from cloud.learning.export import export_head, read_head
 from cloud.learning.gathering import Gathering
 from cloud.learning.golden import make_golden
+from cloud.learning.heads import UnlearnableError
 from cloud.learning.parts import totals
 from cloud.learning.quantise import judge_variant, read_gold
 from cloud.registry import Registry
@@ -28,10 +29,12 @@ from common.manifest import SHARED, Layer, Manifest, Scenario, Variant
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended: `release_id` is empty when the gate refused."""
+    """How a run ended: `release_id` is empty when nothing passed."""
 
     release_id: str
     record: dict[str, object]
+    held_back: tuple[str, ...] = ()
+    """Scenarios that the gate refused, or that too little is known of: what ran of them runs on."""
 
 
 class Trainer:
@@ -39,7 +42,9 @@ class Trainer:
 
     def __init__(self, store: Store, catalogue: Catalogue, registry: Registry, settings: LearningSettings) -> None:
         self._store, self._catalogue, self._registry = store, catalogue, registry
-        self.gathering = Gathering(store, catalogue, registry, quarantine=settings.quarantine)
+        self.gathering = Gathering(
+            store, catalogue, registry, quarantine=settings.quarantine, ratio_max=settings.gateway_samples_ratio_max
+        )
         self.clocks = Clocks(store, catalogue, catalogue.folder.parent / "maps")
         self._rules = Rules(
             settings.shrinkage,
@@ -47,6 +52,7 @@ class Trainer:
             settings.personal_labels_min,
             settings.tolerance,
             settings.dimensions,
+            settings.head,
         )
 
     @property
@@ -99,13 +105,16 @@ class Trainer:
         self._store.audit(author, "decide labels", {"scenario": scenario, "pictures": len(labels)}, now_ns)
 
     def run(self, note: str, onto: Layer | None = None) -> Outcome:
-        """Solve, judge, and publish when every scenario's gate passes.
+        """Solve, judge, and publish the scenarios that pass; of the others what runs now runs on.
+
+        No head runs on a backbone that it was not solved for, so heads move to another backbone together: one that runs
+        and is not ready holds all of them back.
 
         Args:
             onto: backbone that all heads move to; by default they stay on the one that runs.
 
         Raises:
-            OperatorError: there is no dataset and no label to learn from, or a dataset's pictures are not to be found.
+            OperatorError: there is nothing to learn any scenario from, or a dataset's pictures are not to be found.
         """
         scenarios = self.scenarios()
         if not scenarios:
@@ -115,37 +124,39 @@ class Trainer:
             self.clocks.bring(name, self._registry.layer_path(name))
         made: dict[str, Candidates] = {}
         known: dict[str, Evidence] = {}
+        unlearnable: dict[str, UnlearnableError] = {}
         record: dict[str, object] = {"backbone": backbone.hash, "note": note}
         for name, classes in scenarios.items():
             carried = self.clocks.carry(name, backbone.hash)
-            evidence = self.gathering.evidence(name, classes, backbone.hash, active)
-            made[name] = make_candidates(evidence, self._rules)
-            known[name] = evidence
-            record[name] = {
-                "classes": list(classes),
-                "data_version": _data_version(evidence),
-                "dataset": dict(evidence.dataset),
-                "samples": int(evidence.shared.total),
-                "by_site": totals(evidence.by_site),
-                "carried": carried,
-                "gate": summarise(made[name].gate),
-                "quarantined": [asdict(suspect) for suspect in evidence.quarantined],
-            }
-        gate = {"passed": all(c.gate.passed for c in made.values())} | {
+            known[name] = self.gathering.evidence(name, classes, backbone.hash, active)
+            found = _summary(classes, known[name], carried)
+            try:
+                made[name] = make_candidates(known[name], self._rules)
+                record[name] = found | {"gate": summarise(made[name].gate)}
+            except UnlearnableError as error:
+                unlearnable[name] = error
+                record[name] = found | {"unlearnable": str(error)}
+        if not made:
+            name, reason = next(iter(unlearnable.items()))
+            raise OperatorError(f"nothing can be learnt yet; {name}: {reason.message}", reason.hint)
+        passed, running = _part(made, backbone, active)
+        held_back = tuple(name for name in scenarios if name not in passed)
+        gate = {"passed": bool(passed), "held_back": list(held_back)} | {
             name: summarise(candidates.gate) for name, candidates in made.items()
         }
         record["gate"] = gate
-        if not gate["passed"]:
-            return Outcome("", record)
-        released = tuple(self._scenario(name, scenarios[name], made[name], backbone, active) for name in scenarios)
-        for scenario in released:
-            self._note(scenario, known[scenario.name], record[scenario.name], active)
+        if not passed:
+            return Outcome("", record, held_back)
+        renewed = {name: self._scenario(name, scenarios[name], made[name], backbone, active) for name in passed}
+        for name, scenario in renewed.items():
+            self._note(scenario, known[name], record[name], active)
+        released = tuple((running | renewed)[name] for name in scenarios if name in running or name in renewed)
         variants, record["variants"] = self._variants(
             backbone, released, {name: evidence.gold for name, evidence in known.items()}
         )
         golden = self._registry.put(make_golden(backbone, variants, released, self._registry.layer_path))
         release = self._registry.publish(released, backbone, gate, note, variants, golden)
-        return Outcome(release, record | {"release_id": release})
+        return Outcome(release, record | {"release_id": release}, held_back)
 
     def _note(self, scenario: Scenario, evidence: Evidence, record: object, active: Manifest | None) -> None:
         """Where the heads come from; one that a site keeps has its record already."""
@@ -205,6 +216,32 @@ class Trainer:
         if SHARED not in heads:
             raise OperatorError(f"scenario {name} has no shared head", "This is a defect; please report it.")
         return Scenario(name, classes, normal, heads)
+
+
+def _summary(classes: Sequence[str], evidence: Evidence, carried: int) -> dict[str, object]:
+    """What a scenario was learnt from, as plain values."""
+    return {
+        "classes": list(classes),
+        "data_version": _data_version(evidence),
+        "dataset": dict(evidence.dataset),
+        "samples": round(evidence.shared.total),
+        "by_site": totals(evidence.by_site),
+        "carried": carried,
+        "quarantined": [asdict(suspect) for suspect in evidence.judged.suspects],
+        "costly": [asdict(gateway) for gateway in evidence.judged.costly],
+        "bounded": {name: round(weight, 4) for name, weight in evidence.bounded.items()},
+    }
+
+
+def _part(
+    made: Mapping[str, Candidates], backbone: Layer, active: Manifest | None
+) -> tuple[tuple[str, ...], dict[str, Scenario]]:
+    """The scenarios to renew, and those that run and may run on beside them."""
+    passed = tuple(name for name, candidates in made.items() if candidates.gate.passed)
+    running = {scenario.name: scenario for scenario in active.scenarios} if active else {}
+    if active and active.backbone.hash != backbone.hash and not running.keys() <= set(passed):
+        return (), running
+    return passed, running
 
 
 def _append(classes: tuple[str, ...], more: Sequence[str]) -> tuple[str, ...]:

@@ -7,10 +7,11 @@ starts a training run.
 """
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from cloud.learning.gathering import with_datasets
-from cloud.learning.heads import HeadWeights, solve_shared
+from cloud.learning.gathering import SENT, with_datasets
+from cloud.learning.heads import HeadWeights, UnlearnableError
 from cloud.learning.training import Trainer
 from cloud.registry import Registry
 from cloud.store import Store
@@ -30,7 +31,7 @@ class Unlearnt:
     anew: list[str] = field(default_factory=list)
     """Scenarios whose sum had to be made anew, because it was not the one of the last run."""
     heads: dict[str, HeadWeights] = field(default_factory=dict)
-    """scenario -> shared head; a scenario with fewer than two classes left has none"""
+    """scenario -> shared head; one of which too little is left has none"""
 
     def summary(self) -> dict[str, object]:
         """As plain values, for the log and the command line."""
@@ -62,15 +63,16 @@ def unlearn(name: str, store: Store, registry: Registry, trainer: Trainer, autho
     store.exclude(name, author, now_ns)  # before anything is deleted: a crash after it leaves the name out as well
     for scenario, classes in scenarios.items():
         found.samples += sum(int(part.packed.total) for part in gone[scenario].values())
-        found.contributions += sum(key.startswith("gateway/") for key in gone[scenario])
+        found.contributions += sum(key.startswith(SENT) for key in gone[scenario])
         rest = gathering.ledger.without(scenario, backbone.hash, gone[scenario])
         if rest is None:
             found.anew.append(scenario)
             shared = gathering.evidence(scenario, classes, backbone.hash, active).shared
         else:
-            shared = with_datasets(rest.over(classes), gathering.datasets(scenario, classes, backbone.hash))
-        if (shared.counts > 0).sum() >= 2:
-            found.heads[scenario] = solve_shared(shared, trainer.rules.shrinkage, trainer.rules.dimension_max)
+            brought = gathering.within_bound(rest.over(classes), scenario, backbone.hash, classes)
+            shared = with_datasets(brought, gathering.datasets(scenario, classes, backbone.hash))
+        with suppress(UnlearnableError):
+            found.heads[scenario] = trainer.rules.solve_shared(shared)
     sums = [n for scenario in scenarios for n in gathering.sums_with(gateways, scenario, backbone.hash)]
     store.delete_contributions([*gateways, *sums])
     found.seconds = time.perf_counter() - began_s

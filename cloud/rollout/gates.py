@@ -6,8 +6,8 @@ a rollout that is looked at every second for weeks is stopped wrongly with that 
 - Failures, silence and refusals count by gateway, each against the rate that is tolerated of it. Gateways under way
   count as healthy, which can only lower the value: failures that are reported sooner than successes do not look like
   more of them. Who fails and goes back by itself has healed; who falls silent has not, so less of that is tolerated.
-- Behaviour (disagreement, flags, scores, latency) is averaged over gateways, each with the noise of its frames and a
-  usual spread between sites, and compared with its limit.
+- Behaviour (disagreement, flags, scores, latency, throughput) is averaged over gateways, each with the noise of its
+  frames and a usual spread between sites, and compared with its limit.
 - Classes: of the frames on which the release before names a class, on how many does the new one name another? Each
   class by itself, a gateway being one observation however many frames it has seen: frames of a camera resemble each
   other. So the loss of a class is found that is too rare to show in any mean, and without a label.
@@ -40,6 +40,9 @@ LATENCY_NOISE: Final = 0.25
 """Of the logarithm of a median latency: between two measurements, for a box has other work too, and between boxes. One
 gateway alone stops nobody: it judges its own latency on probation, and goes back by itself."""
 LATENCY_SCALE: Final = 0.3
+UNSEEN_NOISE: Final = 0.15
+"""Of the share of looks that do not happen, between two times of one box: as with latency, one alone stops nobody."""
+UNSEEN_SCALE: Final = 0.1
 CLASS_AGAINST_MAX: Final = 0.75
 """Of the labels of one class that decide, those that may speak for the old release: classes trade a little."""
 CLASS_SHARE: Final = 0.05
@@ -52,12 +55,13 @@ EXPLAINED_MAX: Final = 0.9
 SHARES: Final = {
     "failures": 0.15,
     "silence": 0.3,
-    "refusals": 0.05,
+    "refusals": 0.04,
     "classes": 0.2,
-    "disagreement": 0.05,
-    "flags": 0.05,
-    "scores": 0.05,
+    "disagreement": 0.04,
+    "flags": 0.04,
+    "scores": 0.04,
     "latency": 0.05,
+    "throughput": 0.04,
     "labels": 0.1,
 }
 """How the false alarms are shared out among the gates."""
@@ -90,6 +94,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     scores_change_max: float = 0.10
     """Change of the mean top probability, either way."""
     latency_ratio_max: float = 2.0
+    unseen_more_max: float = 0.10
+    """How much larger the share of due looks may become that do not happen, for the box is too slow."""
     labels_against_max: float = 0.55
     """Of the labels on which exactly one of the two releases is right, those that may speak for the old one."""
 
@@ -101,6 +107,7 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
     flagged: int = 0
     score_sum: float = 0.0
     latency_ms: float = 0.0
+    unseen: float = 0.0
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +118,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     score_sum: float = 0.0
     score_squares: float = 0.0
     latency_ms: float = 0.0
+    unseen: float = 0.0
     compared: int = 0
     disagreed: int = 0
     explained: float = 0.0
@@ -183,6 +191,7 @@ def judge(
         _change("flags", [_flags(o) for o in observations], limits.flags_change_max, SPREAD, limits),
         _change("scores", [_scores(o) for o in observations], limits.scores_change_max, SPREAD, limits),
         _latency(observations, limits),
+        _throughput(observations, limits),
         _labels(labels, limits),
     ]
     return tuple(verdicts)
@@ -273,6 +282,19 @@ def _latency(observations: Sequence[Observation], limits: Limits) -> Verdict:
     limit = math.log(limits.latency_ratio_max)
     evidence = log_mean_evidence(mean - limit, variance, LATENCY_SCALE) if effects else -LOG_MAX
     return _verdict("latency", evidence, math.exp(min(mean, 20.0)), limits.latency_ratio_max, len(effects), limits)
+
+
+def _throughput(observations: Sequence[Observation], limits: Limits) -> Verdict:
+    """Looks that do not happen are seen in no latency: the box skips them to keep up."""
+    effects = [
+        (o.unseen / (o.frames + o.unseen) - o.before.unseen / (o.before.frames + o.before.unseen), UNSEEN_NOISE**2)
+        for o in observations
+        if o.before is not None and o.frames and o.before.frames
+    ]
+    mean, variance = _pool(effects)
+    limit = limits.unseen_more_max
+    evidence = log_mean_evidence(mean - limit, variance, UNSEEN_SCALE) if effects else -LOG_MAX
+    return _verdict("throughput", evidence, mean, limit, len(effects), limits)
 
 
 def _labels(labels: LabelTally, limits: Limits) -> Verdict:

@@ -120,7 +120,11 @@ def _baseline(report: Report) -> Baseline | None:
     if running is None or not math.isfinite(running.score_sum):
         return None
     return Baseline(
-        frames=running.frames, flagged=running.flagged, score_sum=running.score_sum, latency_ms=running.latency_ms
+        frames=running.frames,
+        flagged=running.flagged,
+        score_sum=running.score_sum,
+        latency_ms=running.latency_ms,
+        unseen=running.unseen,
     )
 
 
@@ -208,6 +212,7 @@ def verdicts_of(rollout: Rollout, world: World) -> tuple[Verdict, ...]:
                 score_sum=health.score_sum,
                 score_squares=health.score_squares,
                 latency_ms=health.latency_ms,
+                unseen=health.unseen,
                 compared=health.compared,
                 disagreed=health.disagreed,
                 explained=world.explained(rollout, report.site_id),

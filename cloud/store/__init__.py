@@ -2,6 +2,8 @@
 
 from cloud.store.delivery import Gap
 from cloud.store.records import (
+    QUEUED,
+    RUNNING,
     SUM,
     Assignment,
     Contribution,
@@ -16,6 +18,8 @@ from cloud.store.records import (
 from cloud.store.store import Store
 
 __all__ = [
+    "QUEUED",
+    "RUNNING",
     "SUM",
     "Assignment",
     "Contribution",

@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from cloud.store.models import AuditRow, ContributionRow, ExclusionRow, QuarantineRow, ReleaseRow, RunRow, StateRow
-from cloud.store.records import SUM, Contribution, Release, Run
+from cloud.store.records import QUEUED, RUNNING, SUM, Contribution, Release, Run
 from cloud.store.sessions import Sessions
 from common.errors import OperatorError
 from common.messages import State
@@ -164,7 +164,27 @@ class OperationTables(Sessions):
         """Runs, newest first; all of them with a limit of None."""
         with self._read() as session:
             rows = session.scalars(select(RunRow).order_by(RunRow.started_ns.desc()).limit(limit))
-            return [Run(row.run_id, row.started_ns, row.finished_ns, row.status, row.record) for row in rows]
+            return [_run(row) for row in rows]
+
+    def open_runs(self) -> list[Run]:
+        """Rounds that wait or are under way, oldest first."""
+        with self._read() as session:
+            rows = session.scalars(
+                select(RunRow).where(RunRow.status.in_((QUEUED, RUNNING))).order_by(RunRow.started_ns, RunRow.run_id)
+            )
+            return [_run(row) for row in rows]
+
+    def run(self, run_id: str) -> Run:
+        """One of them.
+
+        Raises:
+            OperatorError: there is none.
+        """
+        with self._read() as session:
+            row = session.get(RunRow, run_id)
+            if row is None:
+                raise OperatorError(f"there is no run {run_id!r}", "`headframe cloud runs` lists them.")
+            return _run(row)
 
     def add_release(
         self,
@@ -255,6 +275,10 @@ def make_active(session: Session, release_id: str) -> None:
 def _release(row: ReleaseRow) -> Release:
     parts = row.release_id, row.sequence, row.manifest, row.signature, row.gate, row.status, row.created_at_ns
     return Release(*parts, row.base or "")
+
+
+def _run(row: RunRow) -> Run:
+    return Run(row.run_id, row.started_ns, row.finished_ns, row.status, row.record)
 
 
 def _fields(run: Run) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What the store returns: plain values, detached from any session."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,14 +64,19 @@ class Contribution:
         return tuple(self.meta.get("members", (self.client,)))
 
 
+QUEUED: Final = "queued"
+RUNNING: Final = "running"
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A round and its record."""
+    """A round, or another training run, and its record."""
 
     run_id: str
     started_ns: int
     finished_ns: int | None
     status: str
+    """`QUEUED` or `RUNNING`, and then how it ended"""
     record: dict[str, Any]
 
 

@@ -3,7 +3,6 @@
 The same head recipe for both: LDA on the same example pictures, embedded by the backbone it stands on.
 """
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +16,12 @@ from cloud.learning.export import export_default_backbone, export_head
 from cloud.learning.heads import solve_lda
 from common import manifest as keys
 from common.backbone import Backbone
-from common.errors import OperatorError
 from common.ids import layer_hash
 from common.manifest import SHARED, Layer, Manifest, Scenario
 from common.statistics import Statistics
 from edge.perception import Model, load_model
 from simulations.bench._footage import Example
+from simulations.data import find_data
 
 SCENARIO: Final = "watch"
 NORMAL: Final = "normal"
@@ -44,11 +43,7 @@ def write_int8_backbone(folder: Path) -> Path:
     Raises:
         OperatorError: the data folder does not hold it.
     """
-    default = Path(__file__).resolve().parents[3] / "shared" / "data"
-    data = Path(os.environ.get("HEADFRAME_DATA", default))
-    source = data / "backbone-efficientnet-lite0" / "efficientnet_lite0_int8_qdq.onnx"
-    if not source.is_file():
-        raise OperatorError(f"there is no {source}", "Set HEADFRAME_DATA to the folder of the data sets.")
+    source = find_data("backbone-efficientnet-lite0", "efficientnet_lite0_int8_qdq.onnx")
     model = onnx.load(source)
     graph = model.graph
     end = next(index for index, node in enumerate(graph.node) if node.op_type == "GlobalAveragePool")

@@ -9,7 +9,6 @@ B-frames, a key frame every two seconds; 1080p at 25 fps, and 360p at 5 fps.
 
 import functools
 import json
-import os
 import random
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import OperatorError
+from simulations.data import find_data
 
 Picture = NDArray[np.uint8]
 
@@ -69,11 +68,7 @@ def find_videos() -> Path:
     Raises:
         OperatorError: it is not there; says how to name it.
     """
-    default = Path(__file__).resolve().parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("HEADFRAME_DATA", default)) / "videos"
-    if not (folder / "one_by_one_person.mp4").is_file():
-        raise OperatorError(f"there are no clips in {folder}", "Set HEADFRAME_DATA to the folder of the data sets.")
-    return folder
+    return find_data("videos", "one_by_one_person.mp4").parent
 
 
 @functools.lru_cache(maxsize=3)

@@ -36,7 +36,7 @@ from common.logs import configure_logs
 from common.manifest import SHARED, Layer, Manifest, Scenario, decode_manifest, encode_manifest, release_id
 from common.messages import Desired, Fetch, LayerPart
 from common.statistics import Statistics
-from common.weights import find_weights
+from common.weights import find_tensors
 from edge.installer import LAYERS, Installer, in_a_thread
 from edge.lookout import Lookout
 from edge.settings import CameraSettings, EdgeSettings, EventSettings, GearSettings, InstallSettings
@@ -160,7 +160,7 @@ class Depot:
         before, after = (decode_manifest(item.manifest) for item in (old, new))
         for a, b in zip(before.layers_for(SITE)[:2], after.layers_for(SITE)[:2], strict=True):
             data = [(self.folder / name).read_bytes() for name in (a.hash, b.hash)]
-            delta = make_delta(data[0], data[1], find_weights(data[0]), find_weights(data[1]))
+            delta = make_delta(data[0], data[1], find_tensors(data[0]), find_tensors(data[1]))
             (self.folder / f"{a.hash}.{b.hash}").write_bytes(delta)
 
 

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.progress import track
 
 from cloud.curation.rows import HASH_BYTES
-from cloud.learning.datasets import read_folder, read_picture
+from cloud.learning.datasets import read_folder
 from cloud.learning.export import export_default_backbone
 from cloud.pictures import perceptual_hash
 from common.backbone import Backbone
+from common.pictures import read_picture
 from simulations.belts import SITES, still_frames
 from simulations.bench._labels import SCENARIO
 

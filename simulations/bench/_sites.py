@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from cloud.learning.datasets import Item, read_folder, read_picture
+from cloud.learning.datasets import Item, read_folder
 from cloud.learning.export import export_default_backbone
 from common.backbone import Backbone
 from common.errors import OperatorError
+from common.pictures import read_picture
+from simulations.data import find_data
 
 DATA_SETS = ("neu-steel", "belt-defects")
 EXTRA = "HEADFRAME_BENCH_DATA"
@@ -62,14 +64,11 @@ def find_folders() -> list[Path]:
     Raises:
         OperatorError: one of them is not there.
     """
-    default = Path(__file__).resolve().parents[3] / "shared" / "data"
-    root = Path(os.environ.get("HEADFRAME_DATA", default))
     extra = [Path(part) for part in os.environ.get(EXTRA, "").split(os.pathsep) if part]
-    folders = [*(root / name for name in DATA_SETS), *extra]
-    for folder in folders:
+    for folder in extra:
         if not folder.is_dir():
-            raise OperatorError(f"there is no folder {folder}", "Set HEADFRAME_DATA to the folder of the data sets.")
-    return folders
+            raise OperatorError(f"there is no folder {folder}", f"{EXTRA} names folders, separated like PATH.")
+    return [*map(find_data, DATA_SETS), *extra]
 
 
 def embed_folder(folder: Path, workers: int = 2) -> Pictures:

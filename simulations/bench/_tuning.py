@@ -12,10 +12,11 @@ from rich.progress import Progress
 from cloud.finetuning.examples import Example, Picture
 from cloud.finetuning.tuning import Recipe, Tuned, Tuning
 from cloud.learning.curvature import input_moments
-from cloud.learning.datasets import Item, read_picture
+from cloud.learning.datasets import Item
 from cloud.learning.heads import HeadWeights
 from cloud.learning.snapping import Snapped, coarsest, keeps
 from common.backbone import Backbone
+from common.pictures import read_picture
 from simulations.bench._sites import embed_items
 
 MOMENT_PICTURES = 64

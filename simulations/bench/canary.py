@@ -47,7 +47,7 @@ from simulations.bench._successors import (
 )
 
 SITES: Final = 3_000
-RUNS, QUICK_RUNS = 100, 25
+RUNS, QUICK_RUNS = 100, 50
 SEED: Final = 1_000
 """Of the first run. Limits and weights of the gates were chosen on other seeds."""
 CANARY_WAVES: Final = 3
@@ -155,9 +155,8 @@ def bench_canary(*, quick: bool) -> dict[str, Any]:
     began_s = time.monotonic()
     runs = QUICK_RUNS if quick else RUNS
     found: dict[str, list[Run]] = {case: [] for case in CASES}
-    folders = find_folders()[1:2] if quick else find_folders()
     with tempfile.TemporaryDirectory(prefix="headframe-canary-") as folder:
-        sets = [project(embed_folder(path)) for path in folders]
+        sets = [project(embed_folder(path)) for path in find_folders()]
         for number in track(range(runs), "runs", console=Console(stderr=True), transient=True):
             trials, truth = make_trials(sets[number % len(sets)], SEED + number, Path(folder))
             for case, outcomes in found.items():

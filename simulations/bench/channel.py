@@ -104,7 +104,6 @@ class Attack:
 
     def __init__(self, centre: SecuredCentre, broker: str) -> None:
         self.centre, self.broker, self.rows = centre, broker, list[Row]()
-        self.spied: list[str] = []
         self.south, self.south_got, self.south_file = centre.gateway("south-1")
         self.north, self.north_got, self.north_file = centre.gateway("north-1")
 

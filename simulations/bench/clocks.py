@@ -29,7 +29,7 @@ from common.statistics import Statistics
 from simulations.bench._learners import solve
 from simulations.bench._sites import Pictures, Rows, embed_items, mean_and_error, split
 from simulations.bench._tuning import embed, snap_tuned, tune
-from simulations.bench.loop import find_data
+from simulations.data import find_data
 
 SEEDS, QUICK_SEEDS = 5, 1
 LABELS_MAX, QUICK_LABELS_MAX = 24, 12
@@ -112,7 +112,7 @@ def bench_clocks(*, quick: bool) -> dict[str, Any]:
 
 def read_world(*, quick: bool) -> World:
     """The belts, embedded; quick takes a few pictures of each class in each scene."""
-    items = read_folder(find_data())
+    items = read_folder(find_data("belt-defects"))
     if quick:
         count: dict[tuple[str, str], int] = {}
         for item in items:

@@ -150,7 +150,7 @@ def _fold(data: DataSet, studio: Studio, rng: np.random.Generator) -> dict[str, 
     found = groups[len(data.shots) :] == groups[chosen]
     figures = {f"recall_{kind}": float(found[[k == kind for k in kinds]].mean()) for kind in PLANTS}
     as_one = near_groups(shots.hashes, known, shots.embeddings, ["one"] * len(shots))
-    right = wrong = natural = 0
+    right = wrong = 0
     for group in np.unique(as_one):
         rows = np.flatnonzero(as_one == group)
         a, b = np.triu_indices(len(rows), 1)
@@ -158,7 +158,6 @@ def _fold(data: DataSet, studio: Studio, rng: np.random.Generator) -> dict[str, 
         copy = origin[a] == origin[b]
         right += int(copy.sum())
         wrong += int((~copy & (scenes[a] != scenes[b])).sum())
-        natural += int((~copy & (scenes[a] == scenes[b])).sum())
     alone = near_groups(data.shots.hashes, known[: len(data.shots)], data.shots.embeddings, data.places)
     figures["precision"] = right / max(right + wrong, 1)
     figures["alike_before"] = 1 - len(np.unique(alone)) / len(alone)

@@ -28,7 +28,7 @@ from common.ids import layer_hash
 from common.statistics import Statistics
 from common.weights import find_weights
 from simulations.bench._tuning import embed, snap_tuned, tune
-from simulations.bench.loop import find_data
+from simulations.data import find_data
 
 KINDS = {"adapter": Depth.ADAPTER, "last_block": Depth.BLOCK, "full": Depth.FULL}
 EPOCHS, QUICK_EPOCHS = 12, 1
@@ -42,7 +42,7 @@ DIMENSIONS = 512
 def bench_deltas(*, quick: bool) -> dict[str, Any]:
     """Make the releases, their deltas and the comparators' deltas."""
     began_s = time.monotonic()
-    data = find_data()
+    data = find_data("belt-defects")
     train, held = _hold_out(_pictures(data, "train"))
     solving = train[:: 4 if quick else 1]
     known = {item.label for item in solving}  # a few rare classes are not in every fourth picture

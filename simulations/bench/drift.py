@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from cloud.learning.datasets import read_folder, read_picture
+from cloud.learning.datasets import read_folder
 from cloud.learning.export import export_default_backbone
 from common.backbone import Backbone
+from common.pictures import read_picture
 from common.statistics import Statistics
 from edge.drift import REFERENCE, STREAM, CameraDrift, Usual
 from simulations.bench._learners import solve
@@ -34,7 +35,6 @@ CHANGED, QUICK_CHANGED = 400, 150
 """Pictures that are changed and embedded anew, for each corruption."""
 CLEAN_STREAMS, QUICK_CLEAN_STREAMS = 2_000, 350
 STREAMS: Final = 60
-FALSE_ALARMS: Final = 0.001
 Floats = NDArray[np.floating]
 Picture = NDArray[np.uint8]
 

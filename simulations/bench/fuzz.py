@@ -45,7 +45,6 @@ from simulations.single_key import Signer, SingleKey
 
 GATEWAY = "north-1"
 FULL, QUICK = 100_000, 4_000
-SLOWEST = 5
 PARTS = 16  # layers are fetched in so many parts, so that a spoiled one comes in the middle
 
 

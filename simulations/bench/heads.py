@@ -4,7 +4,6 @@ Comparators in the same run: one head, and the same forty heads each in an ONNX 
 all variants alternate, so that a busy machine disturbs them alike.
 """
 
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from cloud.learning.heads import solve_lda
 from common import manifest as keys
 from common.backbone import Backbone
 from common.clock import SystemClock
-from common.errors import OperatorError
 from common.ids import layer_hash
 from common.manifest import SHARED, Layer, Manifest, Scenario
 from common.statistics import Statistics
@@ -31,6 +29,7 @@ from edge.sources import open_source
 from edge.striking import Striking
 from edge.threads import one_thread_each
 from simulations.bench._edge_models import write_float_backbone, write_int8_backbone
+from simulations.data import find_data
 
 HEADS: Final = 40
 CLASSES: Final = (2, 3, 6, 4)
@@ -73,10 +72,7 @@ def _measure(
 
 def _frames() -> list[NDArray[np.uint8]]:
     """Frames of a real video, spread over it."""
-    default = Path(__file__).resolve().parents[3] / "shared" / "data"
-    path = Path(os.environ.get("HEADFRAME_DATA", default)) / "videos" / "worker_zone.mp4"
-    if not path.is_file():
-        raise OperatorError(f"there is no {path}", "Set HEADFRAME_DATA to the folder of the data sets.")
+    path = find_data("videos", "worker_zone.mp4")
     camera = CameraSettings(id="frames", source=str(path), paced=False)
     found = [shot.image for shot in open_source(camera, SystemClock())]
     return found[:: max(1, len(found) // FRAMES)][:FRAMES]

@@ -5,7 +5,6 @@ run, on the frames where it finds exactly one; the comparator is a patch chosen 
 """
 
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from edge.patches import PatchNormal
 from edge.settings import CameraSettings
 from edge.sources import open_source
 from edge.threads import one_thread_each
+from simulations.data import find_data
 
 EVERY: Final = {True: 3, False: 1}
 WARM_FRAMES: Final = 60
@@ -36,7 +36,7 @@ CPU_PASSES: Final = 60
 
 def bench_heat(*, quick: bool) -> dict[str, Any]:
     """Figures of docs/benchmarks.md, `heat`."""
-    data = _data()
+    data = find_data()
     truth = json.loads((data / "videos" / "one_by_one_person.json").read_text())
     camera = CameraSettings(id="yard", source=str(data / "videos" / "one_by_one_person.mp4"), paced=False)
     with tempfile.TemporaryDirectory() as name, one_thread_each():
@@ -79,14 +79,6 @@ def bench_heat(*, quick: bool) -> dict[str, Any]:
         "frames": len(peaks),
         "frames_located": len(inside),
     }
-
-
-def _data() -> Path:
-    default = Path(__file__).resolve().parents[3] / "shared" / "data"
-    data = Path(os.environ.get("HEADFRAME_DATA", default))
-    if not (data / "videos" / "one_by_one_person.mp4").is_file():
-        raise OperatorError(f"there is no {data / 'videos'}", "Set HEADFRAME_DATA to the folder of the data sets.")
-    return data
 
 
 def _detector(folder: Path, data: Path) -> Detector:

@@ -7,7 +7,6 @@ pictures that nobody labelled. The comparator is the same run with the choice le
 """
 
 import logging
-import os
 import random
 import shutil
 import tempfile
@@ -23,20 +22,22 @@ import numpy as np
 from cloud.broker import EmbeddedBroker
 from cloud.desk import Desk
 from cloud.learning.candidates import Labelled
-from cloud.learning.datasets import Item, read_folder, read_picture
+from cloud.learning.datasets import Item, read_folder
 from cloud.learning.export import read_head
 from cloud.learning.gates import balanced_accuracy
 from cloud.service import Service
 from cloud.settings import CloudBrokerSection, CloudSettings, LearningSettings, RolloutSettings
 from common.backbone import Backbone
-from common.errors import EnvironmentFault, OperatorError
+from common.errors import EnvironmentFault
 from common.manifest import SHARED, decode_manifest
 from common.mqtt import Broker
+from common.pictures import read_picture
 from common.settings import BrokerSection
 from edge.agent import Agent
 from edge.perception import Model, load_model
 from edge.settings import CameraSettings, EdgeSettings, InstallSettings, SelectionSettings
 from edge.sources import FOLDER_EPOCH_NS
+from simulations.data import find_data
 
 log = logging.getLogger(__name__)
 
@@ -61,25 +62,10 @@ class Measured:
     pictures: int
 
 
-def find_data() -> Path:
-    """The belt-defects folder.
-
-    Raises:
-        OperatorError: it is not there; says how to name it.
-    """
-    default = Path(__file__).resolve().parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("HEADFRAME_DATA", default)) / "belt-defects"
-    if not (folder / "manifest.csv").is_file():
-        raise OperatorError(
-            f"there is no {folder / 'manifest.csv'}", "Set HEADFRAME_DATA to the folder of the data sets."
-        )
-    return folder
-
-
 def bench_loop(*, quick: bool) -> dict[str, object]:
     """Run all seeds, each with selection and with chance."""
     began_s = time.monotonic()
-    data = find_data()
+    data = find_data("belt-defects")
     seeds = list(range(QUICK_SEEDS if quick else SEEDS))
     unseen = read_folder(data, "test")
     if quick:  # every other scene
@@ -232,7 +218,7 @@ class Arm:
 
     def _learn(self) -> str:
         """A round, and its release on every gateway; returns what runs."""
-        run_id = self._service.start_round("bench")
+        run_id = self._service.rounds.queue("bench")
         ended = ("released", "refused by the gate", "failed")
         store = self._service.store
         self._wait(lambda: next(r.status for r in store.runs() if r.run_id == run_id) in ended, "the round")

@@ -23,18 +23,19 @@ from rich.console import Console
 from rich.progress import track
 
 from cloud.choosing import Choice
-from cloud.learning.datasets import read_folder, read_picture
+from cloud.learning.datasets import read_folder
 from cloud.learning.export import export_default_backbone
 from cloud.settings import OfferSettings
 from common import codec
 from common.backbone import Backbone
 from common.coverage import from_int8, unit_rows
-from common.errors import OperatorError
 from common.ids import layer_hash, sample_id
 from common.messages import Offer, Sample
+from common.pictures import read_picture
 from edge.offers import OFFER_BYTES_MAX, make_offer
 from edge.threads import one_thread_each
 from simulations.bench._messages import made_sample
+from simulations.data import find_data
 
 SITES: Final = 50
 COPIES: Final = 4
@@ -128,7 +129,7 @@ def _without_budget(originals: Rows, seen: list[Seen], similarity_max: float) ->
 
 def _sightings(count: int, rng: np.random.Generator) -> tuple[Rows, list[Seen]]:
     """Embeddings of the distinct pictures, and every sighting in the order in which it is offered."""
-    items = read_folder(_data() / "belt-defects")
+    items = read_folder(find_data("belt-defects"))
     picked = [items[row] for row in rng.permutation(len(items))[:count]]
     file = export_default_backbone()
     with one_thread_each():
@@ -230,12 +231,3 @@ def _rounded(offer: Offer) -> NDArray[np.float64]:
 
 def _unit(row: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(unit_rows(row[None])[0], np.float64)
-
-
-def _data() -> Path:
-    folder = Path(os.environ.get("HEADFRAME_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
-    if not (folder / "belt-defects").is_dir():
-        raise OperatorError(
-            f"there is no belt-defects in {folder}", "Set HEADFRAME_DATA to the folder of the data sets."
-        )
-    return folder

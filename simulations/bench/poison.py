@@ -7,6 +7,10 @@ the same, or one class only) or scaling their statistics; the centre holds a sma
 - *styled*: the same, and each site's style shifts all its embeddings, by a quarter or half of their standard deviation;
 - *scenes*: every scene is a site, as the pictures come.
 
+Beside these, one gateway alone is *loud*: it claims a hundred thousand samples with one class moved most of the way to
+another, so that nothing about them is impossible. Naming it is not asked; that it cannot do much is (the bound of
+`cloud.learning.bounds`, which everybody is under).
+
 Compared are the head of the clean run, of the defended and of the open centre, on unseen pictures (of unseen styles,
 unseen scenes).
 """
@@ -19,8 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud.learning.bounds import Size, weights_within
 from cloud.learning.heads import principal_basis
-from cloud.learning.robustness import Trusted, find_suspects
+from cloud.learning.robustness import Trusted, judge
+from cloud.settings import LearningSettings
 from common.statistics import Statistics
 from simulations.bench._labels import generated_belts
 from simulations.bench._learners import add_up, solve
@@ -38,6 +44,7 @@ DIMENSIONS = (
 )
 STYLES = (0.25, 0.5)
 UNSEEN_STYLES = 7
+LOUD, LOUD_SAMPLES, LOUD_MOVED = "one loud gateway", 100_000, 0.8
 ATTACKS = ("flipped labels", "colluding flips", "one class renamed", "scaled statistics", "scaled sums")
 FIELDS = ("accuracy_loss", "named", "wrongly_quarantined")
 
@@ -64,10 +71,13 @@ def bench_poison(*, quick: bool) -> dict[str, object]:
                     name = f"{kind} {style}" if style else kind
                     results[pictures.name, name, attack].append(result)
     of_kind = {
-        kind: {key: found for key, found in results.items() if key[1].startswith(kind)}
+        kind: {key: found for key, found in results.items() if key[1].startswith(kind) and key[2] != LOUD}
         for kind in ("plain", "styled", "scenes")
     }
     figures: dict[str, object] = dict(zip(FIELDS, _figures(of_kind["plain"]), strict=True))
+    loud = [found for key, found in results.items() if key[2] == LOUD]
+    figures["accuracy_loss_loud"] = max(float(np.mean([r.clean - r.defended for r in found])) for found in loud)
+    figures["accuracy_loss_loud_unbounded"] = max(float(np.mean([r.clean - r.open for r in found])) for found in loud)
     for kind in ("styled", "scenes"):
         figures |= {f"{field}_{kind}": value for field, value in zip(FIELDS, _figures(of_kind[kind]), strict=True)}
     return figures | {
@@ -127,26 +137,51 @@ def _attacks(pictures: Pictures, seed: int, kind: str, style: float) -> dict[str
         for site, rows in homes.items()
     }
     unseen = x[test] + scale * rng.normal(size=(UNSEEN_STYLES, DIMENSIONS))[rng.integers(0, UNSEEN_STYLES, len(test))]
-    liars = set(rng.choice(sorted(honest), max(1, round(POISONED * len(honest))), replace=False).tolist())
+    liars: set[str] = set(rng.choice(sorted(honest), max(1, round(POISONED * len(honest))), replace=False).tolist())
     trusted = Trusted(Statistics.empty(classes, DIMENSIONS), x[gold], tuple(str(name) for name in y[gold]))
 
     def accuracy(parts: Mapping[str, Statistics]) -> float:
         said = np.array(solve(add_up(parts.values())).predict(unseen))
         return 100 * float((said == y[test]).mean())
 
-    clean = accuracy(honest)
+    def result(sent: Mapping[str, Statistics], lying: set[str]) -> Result:
+        bounded = bound(sent)
+        named = {suspect.gateway for suspect in judge(bounded, trusted).suspects}
+        return Result(
+            clean,
+            accuracy({site: part for site, part in bounded.items() if site not in named}),
+            accuracy(sent),
+            len(named & lying) / len(lying),
+            len(named - lying) / (len(honest) - len(lying)),
+        )
+
+    clean = accuracy(bound(honest))
     found = {}
     for attack in ATTACKS:
         sent = {site: poison(part, attack, rng) if site in liars else part for site, part in honest.items()}
-        named = {suspect.site for suspect in find_suspects(sent, trusted)}
-        found[attack] = Result(
-            clean,
-            accuracy({site: part for site, part in sent.items() if site not in named}),
-            accuracy(sent),
-            len(named & liars) / len(liars),
-            len(named - liars) / (len(honest) - len(liars)),
-        )
+        found[attack] = result(sent, liars)
+    liar = min(liars)
+    found[LOUD] = result(honest | {liar: shout(honest[liar], add_up(honest.values()))}, {liar})
     return found
+
+
+def bound(sent: Mapping[str, Statistics]) -> dict[str, Statistics]:
+    """As the centre counts them."""
+    sizes = {site: Size(part.total) for site, part in sent.items()}
+    weights = weights_within(sizes, LearningSettings().gateway_samples_ratio_max)
+    return {site: part * weights.get(site, 1.0) for site, part in sent.items()}
+
+
+def shout(part: Statistics, everyone: Statistics) -> Statistics:
+    """What the loud gateway sends: its largest class moved towards another, all of it many times over."""
+    means = everyone.sums / np.maximum(everyone.counts, 1.0)[:, None]
+    one = int(part.counts.argmax())
+    other = int(np.argsort(np.linalg.norm(means - means[one], axis=1))[1])  # the nearest: the one it can be taken for
+    moved = LOUD_MOVED * (means[other] - means[one])
+    count, summed, sums = part.counts[one], part.sums[one], part.sums.copy()
+    sums[one] += count * moved
+    moment = part.moment + np.outer(moved, summed) + np.outer(summed, moved) + count * np.outer(moved, moved)
+    return Statistics(part.classes, part.counts, sums, moment) * (LOUD_SAMPLES / part.total)
 
 
 def _project(pictures: Pictures, train: NDArray[np.integer]) -> NDArray[np.float64]:

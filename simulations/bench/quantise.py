@@ -5,7 +5,6 @@ that came with the data, made by the common recipe with every layer quantised; a
 is worth, two heads solved from different nine tenths of the same data.
 """
 
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud.learning.candidates import Labelled
-from cloud.learning.datasets import Catalogue, Dataset, Item, read_folder, read_picture
+from cloud.learning.datasets import Catalogue, Dataset, Item, read_folder
 from cloud.learning.gates import balanced_accuracy
 from cloud.learning.heads import HeadWeights, calibrate, lift, principal_basis, solve_lda
 from cloud.learning.quantise import AGREEMENT_MIN, embed_all, measure_drift, read_gold
@@ -26,10 +25,11 @@ from cloud.store import Store
 from cloud.trust import Repository
 from common.backbone import Backbone
 from common.clock import SystemClock
-from common.errors import OperatorError
+from common.pictures import read_picture
 from common.statistics import Statistics
 from edge.threads import one_thread_each
 from simulations.bench._edge_models import write_int8_backbone
+from simulations.data import find_data
 
 SCENARIO: Final = "belt"
 QUICK_PICTURES: Final = 500
@@ -85,10 +85,7 @@ def _measure(folder: Path, pictures: Path, store: Store) -> dict[str, Any]:
 
 def _pictures(folder: Path, *, quick: bool) -> Path:
     """The labelled patches, one folder per class; in the quick form every n-th of each scene's."""
-    default = Path(__file__).resolve().parents[3] / "shared" / "data"
-    source = Path(os.environ.get("HEADFRAME_DATA", default)) / "belt-defects"
-    if not source.is_dir():
-        raise OperatorError(f"there is no {source}", "Set HEADFRAME_DATA to the folder of the data sets.")
+    source = find_data("belt-defects")
     if not quick:
         return source
     items = read_folder(source)

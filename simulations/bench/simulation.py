@@ -26,7 +26,7 @@ from common.errors import EnvironmentFault
 from common.flower import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from common.statistics import Statistics
 from simulations.bench._process import alone
-from simulations.bench.loop import find_data
+from simulations.data import find_data
 from simulations.fleet.cli import open_pool
 from simulations.fleet.engine import Processes, Simulation
 from simulations.fleet.pool import Pool
@@ -45,7 +45,7 @@ _POOL, _TOTAL = "HEADFRAME_BENCH_POOL", "HEADFRAME_BENCH_TOTAL"
 
 def bench_simulation(*, quick: bool) -> dict[str, object]:
     """Measure ours, then Flower's engine on fewer sites, then ours on those few for the sums."""
-    find_data()  # says early what is missing
+    find_data("belt-defects")  # says early what is missing
     fleet = msgspec.structs.replace(FLEET, sites=QUICK_SITES) if quick else FLEET
     few = msgspec.structs.replace(
         FLEET,

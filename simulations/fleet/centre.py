@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cloud.learning.gates import compare_classes
 from cloud.learning.heads import HeadWeights, solve_lda
-from cloud.learning.robustness import Trusted, find_suspects
+from cloud.learning.robustness import Trusted, judge
 from common.statistics import Array, Statistics
 from simulations.fleet.pool import Pool
 from simulations.fleet.scenario import Fleet
@@ -25,7 +25,7 @@ def believed(fleet: Fleet, total: Statistics, by_site: Sequence[Statistics]) -> 
         return total, []
     nobody = Trusted(Statistics.empty(total.classes, total.dimension), np.empty((0, total.dimension)), ())
     sent = {str(site): part for site, part in enumerate(by_site) if part.total}
-    accused = [int(suspicion.site) for suspicion in find_suspects(sent, nobody)]
+    accused = [int(suspicion.gateway) for suspicion in judge(sent, nobody).suspects]
     for site in accused:
         total = total - by_site[site]
     return total, sorted(accused)

@@ -13,11 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from common.errors import ConfigError
+from common.settings_table import print_rows
 from simulations.chaos.cli import chaos
+from simulations.data import find_data
 from simulations.fleet.engine import Alone, Crew, Processes, RayCluster, RoundFigures, Simulation
 from simulations.fleet.pool import Pool, generated_pool, real_pool
 from simulations.fleet.report import as_rows, write_report, write_table
-from simulations.fleet.scenario import SCENARIOS, Fleet, Scenario, read_scenario
+from simulations.fleet.scenario import SCENARIOS, Fleet, Scenario, list_keys, read_scenario
 from simulations.load.cli import load
 from simulations.powercut.cli import powercut
 
@@ -34,6 +36,15 @@ def list_scenarios() -> None:
     for file in sorted(SCENARIOS.glob("*.toml")):
         table.add_row(file.stem, read_scenario(file).question)
     Console().print(table)
+
+
+@app.command("keys")
+def keys(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of docs/federation.md.")] = False,
+) -> None:
+    """Every key of a scenario's [fleet], with its default and meaning."""
+    print_rows(list_keys(), as_json=as_json, as_markdown=as_markdown)
 
 
 @app.command()
@@ -97,8 +108,7 @@ def open_pool(fleet: Fleet, folder: Path, every: int = 1) -> Pool:
         return generated_pool(fleet.dimensions, fleet.seed)
     from cloud.learning.export import default_backbone  # needs torch and onnx, which `generated` does not
 
-    default = Path(__file__).resolve().parents[3] / "shared" / "data"
-    data = Path(os.environ.get("HEADFRAME_DATA", default)) / fleet.data
+    data = find_data(fleet.data)
     folder.mkdir(parents=True, exist_ok=True)
     _, backbone = default_backbone(folder)
     return real_pool(data, backbone, fleet.dimensions, every)

@@ -69,8 +69,9 @@ def real_pool(folder: Path, backbone: Path, dimensions: int, every: int = 1) -> 
     Raises:
         OperatorError: no such folder, or no backbone.
     """
-    from cloud.learning.datasets import read_folder, read_picture
+    from cloud.learning.datasets import read_folder
     from common.backbone import Backbone
+    from common.pictures import read_picture
 
     items = read_folder(folder)[::every]
     if not items:

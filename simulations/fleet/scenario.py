@@ -1,15 +1,18 @@
 """A scenario file: what the virtual fleet is like and what happens to it. `headframe sim run FILE` reads it.
 
-Every key is a field below; files of the questions people ask are in `simulations/scenarios/`.
+Every key is a field below (`headframe sim keys` lists them, docs/federation.md has the list); files of the questions
+people ask are in `simulations/scenarios/`.
 """
 
 import itertools
+import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
+from msgspec import Meta
 
 from common.errors import ConfigError
 
@@ -17,45 +20,85 @@ SCENARIOS = Path(__file__).resolve().parents[1] / "scenarios"
 SITES_MAX, ROUNDS_MAX, VARIANTS_MAX = 1_000_000, 1_000, 64
 JUDGED_BYTES_MAX = 4_000_000_000
 """Quarantine holds each site's second moment: 2,000 sites in 256 dimensions are 1 GB."""
+PACKED_MAX: Final = 200_000
+"""Site-rounds under a bound on bytes: what is lost by it is lost site by site, two milliseconds each."""
+HINT: Final = "`headframe sim keys` lists every key with its meaning."
 
 
 class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One fleet, and how it lives."""
 
-    sites: int = 1000
-    rounds: int = 10
-    seed: int = 1
-    data: str = "generated"
-    """`generated`, or a labelled folder below HEADFRAME_DATA such as belt-defects or neu-steel."""
-    dimensions: int = 128
-    """Embeddings are projected to their principal directions, as where the link is thin."""
-    alpha: float = 0.3
-    """Dirichlet: how alike the sites' class mixtures are; small is one class per site."""
-    style: float = 0.5
-    """Length of a site's own shift of all embeddings, in standard deviations of the data."""
-    phases: int = 1
-    """The classes arrive in so many steps over the rounds."""
-    frames: int = 16
-    """Frames a site looks at per round."""
-    budget: int = 4
-    """Frames of a round that it may send or have labelled."""
-    choice: str = "uncertain"
-    """How it chooses: `uncertain`, `novel` or `random`."""
-    label_delay: int = 0
-    """Rounds until a chosen frame has its label."""
-    outage: float = 0.0
-    """Share of rounds in which a site has no link; what it has then waits for the next one."""
-    poisoned: float = 0.0
-    """Share of sites that lie."""
-    poison: str = "flip"
-    """How: `flip` the labels, or `scale` the embeddings behind the statistics."""
-    shrinkage: float = 0.3
-    quarantine: bool = False
-    """The centre leaves out the sites whose statistics are not to be believed (`cloud.learning.robustness`)."""
-    gate: float = 0.0
-    """A head that loses more than this share of a class on the gold rows is not released; 0: no gate."""
-    personal: float = 0.0
-    """A site's own statistics count so many times in a head of its own; 0: no personal heads."""
+    sites: Annotated[int, Meta(description="Virtual sites.", ge=1, le=SITES_MAX)] = 1000
+    rounds: Annotated[int, Meta(description="Rounds of looking, choosing and sending.", ge=1, le=ROUNDS_MAX)] = 10
+    seed: Annotated[int, Meta(description="Same seed, same result.")] = 1
+    data: Annotated[
+        str,
+        Meta(description="`generated`, or a labelled folder below HEADFRAME_DATA such as belt-defects or neu-steel."),
+    ] = "generated"
+    dimensions: Annotated[
+        int, Meta(description="Embeddings are projected to so many principal directions of the data.", ge=2, le=2048)
+    ] = 128
+    alpha: Annotated[
+        float,
+        Meta(description="Dirichlet: how alike the sites' class mixtures are; small is one class per site.", gt=0),
+    ] = 0.3
+    style: Annotated[
+        float, Meta(description="Length of a site's own shift of all embeddings, in standard deviations of the data.")
+    ] = 0.5
+    phases: Annotated[int, Meta(description="The classes arrive in so many steps over the rounds.", ge=1)] = 1
+    frames: Annotated[int, Meta(description="Frames a site looks at per round.", ge=1, le=1024)] = 16
+    budget: Annotated[int, Meta(description="Frames of a round that it may send or have labelled.", ge=1)] = 4
+    choice: Annotated[
+        Literal["uncertain", "novel", "random"], Meta(description="How it chooses: `uncertain`, `novel` or `random`.")
+    ] = "uncertain"
+    label_delay: Annotated[int, Meta(description="Rounds until a chosen frame has its label.", ge=0)] = 0
+    outage: Annotated[
+        float,
+        Meta(
+            description="Share of rounds in which a site has no link; what it has then waits for the next one.",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.0
+    statistics_bytes_max: Annotated[
+        int,
+        Meta(
+            description="Bytes that a site's statistics may have, as `learning.statistics_bytes_max`; 0: no bound.",
+            ge=0,
+        ),
+    ] = 0
+    poisoned: Annotated[float, Meta(description="Share of sites that lie.", ge=0, lt=1)] = 0.0
+    poison: Annotated[
+        Literal["flip", "scale"],
+        Meta(description="How: `flip` the labels, or `scale` the embeddings behind the statistics."),
+    ] = "flip"
+    shrinkage: Annotated[float, Meta(description="As `learning.shrinkage` of cloud.toml.", gt=0, le=1)] = 0.3
+    quarantine: Annotated[
+        bool, Meta(description="The centre leaves out the sites whose statistics are not to be believed.")
+    ] = False
+    gate: Annotated[
+        float,
+        Meta(
+            description="A head that loses more than this share of a class on gold rows is not released; 0: no gate.",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.0
+    personal: Annotated[
+        float,
+        Meta(
+            description="A site's own statistics count so many times in a head of its own; 0: no personal heads.", ge=0
+        ),
+    ] = 0.0
+
+
+def list_keys() -> list[dict[str, str]]:
+    """Every key of `[fleet]`: `key`, `default`, `meaning`."""
+    properties = msgspec.json.schema(Fleet)["$defs"]["Fleet"]["properties"]
+    return [
+        {"key": name, "default": json.dumps(found["default"]), "meaning": found["description"]}
+        for name, found in properties.items()
+    ]
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -81,7 +124,7 @@ def read_scenario(path: Path, overrides: Mapping[str, Any] | None = None) -> Sce
         base = {**content.get("fleet", {}), **(overrides or {})}
         variants = tuple(_variants(base, content.get("vary", {})))
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise ConfigError(f"{found}: {error}", "See simulations/fleet/scenario.py for the keys.") from error
+        raise ConfigError(f"{found}: {error}", HINT) from error
     return Scenario(str(content.get("name", found.stem)), str(content.get("question", "")), variants)
 
 
@@ -105,21 +148,13 @@ def _said(key: str, value: object) -> str:
 
 def _check(fleet: Fleet) -> None:
     bounds = {
-        "sites": 1 <= fleet.sites <= SITES_MAX,
-        "rounds": 1 <= fleet.rounds <= ROUNDS_MAX,
-        "phases": 1 <= fleet.phases <= fleet.rounds,
-        "budget": 1 <= fleet.budget <= fleet.frames <= 1024,
-        "dimensions": 2 <= fleet.dimensions <= 2048,
-        "choice": fleet.choice in ("uncertain", "novel", "random"),
-        "poison": fleet.poison in ("flip", "scale"),
-        "outage": 0 <= fleet.outage < 1,
-        "poisoned": 0 <= fleet.poisoned < 1,
-        "alpha": fleet.alpha > 0,
-        "label_delay": 0 <= fleet.label_delay < fleet.rounds,
-        "gate": 0 <= fleet.gate < 1,
-        "personal": fleet.personal >= 0,
+        "phases (at most rounds)": fleet.phases <= fleet.rounds,
+        "budget (at most frames)": fleet.budget <= fleet.frames,
+        "label_delay (less than rounds)": fleet.label_delay < fleet.rounds,
         "quarantine (sites * dimensions²)": not fleet.quarantine
         or 8 * fleet.sites * fleet.dimensions**2 <= JUDGED_BYTES_MAX,
+        "statistics_bytes_max (sites * rounds)": not fleet.statistics_bytes_max
+        or fleet.sites * fleet.rounds <= PACKED_MAX,
     }
     if wrong := [key for key, holds in bounds.items() if not holds]:
-        raise ConfigError(f"out of bounds: {', '.join(wrong)}", "See simulations/fleet/scenario.py for the keys.")
+        raise ConfigError(f"out of bounds: {', '.join(wrong)}", HINT)

@@ -5,12 +5,15 @@ by the very head of the round (`cloud.learning.heads`), its labels become `commo
 statistics add, those of a whole batch are computed as one: that is where the speed is.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloud.learning.heads import HeadWeights
+from common.ids import SAMPLE_ID_BYTES
+from common.packing import pack, packed_bytes
 from common.statistics import Array, Statistics
 from simulations.fleet.pool import STEP, Pool, on_grid
 from simulations.fleet.scenario import Fleet
@@ -22,6 +25,9 @@ NONE = -1
 POISON_SCALE = 10.0
 HOME_ROWS = 64
 """Held-out rows that a site's own head is measured on."""
+ENVELOPE_BYTES = 1_000
+"""Of a reply beside its arrays and ids: 691 to 1,033 were measured."""
+_OPENED = STEP**2  # the grid of exact second moments
 _FRAME, _ORDER, _LINK, _TRAIT, _HOME = range(5)
 _SCORE_DIGITS = 6  # matrix products round by shape in the last digits; scores must not depend on the batch
 
@@ -41,7 +47,7 @@ class Contribution:
     statistics: Statistics | None
     memory: Memory
     reporting: int
-    """Sites that had a link."""
+    """Sites that had a link and anything to tell."""
     labels: int
     bytes_up: int
 
@@ -142,25 +148,84 @@ def step(
     due = linked[:, None] & (rounds > memory.sent[:, None]) & (rounds <= ready)
     which, when, place = np.nonzero(due[:, :, None] & (chosen != NONE))
     sent = np.where(linked & (ready >= 0), np.maximum(memory.sent, ready), memory.sent)
-    statistics = _statistics(fleet, pool, sites, which, chosen[which, when, place], shift) if len(which) else None
-    d, c = pool.rows.shape[1], len(pool.classes)
-    packed_bytes = 8 * (d * (d + 1) // 2 + c * d + c)
-    reporting = len(np.unique(which))
-    return Contribution(statistics, Memory(chosen, sent), reporting, len(which), reporting * packed_bytes)
+    after = Memory(chosen, sent)
+    if not len(which):
+        statistics = None
+    elif fleet.statistics_bytes_max:
+        statistics = _exchanged(fleet, pool, sites, np.unique(which), memory, after)
+    else:
+        statistics = _statistics(fleet, pool, sites, which, chosen[which, when, place], shift)
+    reporting, bytes_up = _on_the_wire(fleet, pool, after, linked)
+    return Contribution(statistics, after, reporting, len(which), bytes_up)
+
+
+def _on_the_wire(fleet: Fleet, pool: Pool, memory: Memory, linked: NDArray[np.bool_]) -> tuple[int, int]:
+    """How many sites answer the round, and with how many bytes: each with the statistics of all that it has."""
+    which, rows = _labelled(memory)
+    which, rows = which[linked[which]], rows[linked[which]]
+    samples = np.bincount(which, minlength=len(linked))
+    seen = np.zeros((len(linked), len(pool.classes)), bool)
+    seen[which, pool.labels[rows]] = True
+    kinds = Counter(zip(samples.tolist(), seen.sum(axis=1).tolist(), strict=True))
+    del kinds[0, 0]
+    bound, dimension = fleet.statistics_bytes_max, pool.rows.shape[1]
+    return kinds.total(), sum(
+        count * (packed_bytes(n, classes, dimension, bound) + n * SAMPLE_ID_BYTES + ENVELOPE_BYTES)
+        for (n, classes), count in kinds.items()
+    )
+
+
+def _labelled(memory: Memory) -> tuple[Numbers, Numbers]:
+    """What sites have sent so far, all rounds together: places of sites in the batch, and rows, one for each label."""
+    rounds = np.arange(memory.chosen.shape[1])
+    there = (rounds[None, :, None] <= memory.sent[:, None, None]) & (memory.chosen != NONE)
+    which, when, place = np.nonzero(there)
+    return which, memory.chosen[which, when, place]
+
+
+def _exchanged(fleet: Fleet, pool: Pool, sites: Numbers, renewed: Numbers, before: Memory, after: Memory) -> Statistics:
+    """What changes in the sum when these sites' statistics, which lose something on the link, replace the last ones."""
+    total = Statistics.empty(pool.classes, pool.rows.shape[1])
+    for place in renewed:
+        one = slice(place, place + 1)
+        new, old = (
+            sent_by(fleet, pool, sites[one], Memory(memory.chosen[one], memory.sent[one]))[0]
+            for memory in (after, before)
+        )
+        total = total + new - old
+    return total
 
 
 def sent_by(fleet: Fleet, pool: Pool, sites: Numbers, memory: Memory) -> list[Statistics]:
     """What each of these sites has sent so far, all rounds together."""
     shift = styles(fleet, sites, pool.rows.shape[1])
-    rounds = np.arange(memory.chosen.shape[1])
-    there = (rounds[None, :, None] <= memory.sent[:, None, None]) & (memory.chosen != NONE)
+    owners, rows = _labelled(memory)
     found = []
     for place in range(len(sites)):
-        rows = memory.chosen[place][there[place]]
-        which = np.zeros(len(rows), np.int64)
-        one = slice(place, place + 1)
-        found.append(_statistics(fleet, pool, sites[one], which, rows, shift[one]))
+        own, one = rows[owners == place], slice(place, place + 1)
+        if fleet.statistics_bytes_max and len(own):
+            found.append(_lossy(fleet, pool, sites[one], own, shift[place]))
+        else:
+            found.append(_statistics(fleet, pool, sites[one], np.zeros(len(own), np.int64), own, shift[one]))
     return found
+
+
+def _lossy(fleet: Fleet, pool: Pool, site: Numbers, rows: Numbers, shift: Array) -> Statistics:
+    """A site's statistics as they are opened at the centre, on a grid on which their sums are exact too."""
+    labels, x = pool.labels[rows], on_grid(pool.rows[rows] + shift)
+    if is_poisoned(fleet, site)[0]:
+        if fleet.poison == "flip":
+            labels = (labels + 1) % len(pool.classes)
+        else:
+            x = x * POISON_SCALE
+    packed, _ = pack(pool.classes, x, [pool.classes[k] for k in labels], fleet.statistics_bytes_max)
+    opened = packed.over(pool.classes).statistics()
+    return Statistics(
+        pool.classes,
+        opened.counts,
+        np.round(opened.sums / _OPENED) * _OPENED,
+        np.round(opened.moment / _OPENED) * _OPENED,
+    )
 
 
 def _statistics(fleet: Fleet, pool: Pool, sites: Numbers, which: Numbers, rows: Numbers, shift: Array) -> Statistics:

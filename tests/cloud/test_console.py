@@ -14,8 +14,10 @@ from cloud.console.server import ConsoleServer
 from cloud.console.texts import TEXTS, choose_language, texts
 from cloud.desk import Desk
 from cloud.learning.export import set_default_backbone
+from cloud.rounds import train_now
 from cloud.service import Service
 from cloud.settings import CloudSettings
+from cloud.store import Run
 from common.messages import CameraState, Prediction, Sample, State
 from common.mqtt import Broker
 
@@ -232,6 +234,21 @@ def test_hostile_names_are_text_and_faults_are_seen(office: Office, page) -> Non
 
 
 @pytest.mark.browser
+def test_who_is_left_out_and_who_costs_is_shown_with_the_round(office: Office, page) -> None:
+    part = {
+        "data_version": "v1",
+        "quarantined": [{"gateway": HOSTILE, "reason": "labels: other names fit", "samples": 9, "influence": 2.5}],
+        "bounded": {"loud-1": 0.004},
+        "costly": [{"gateway": "odd-1", "samples": 80, "influence": 1.25}],
+    }
+    office.service.store.add_run(Run("run-0", 1, 2, "released", {"belt": part}))
+    page.goto(f"{office.url}/releases")
+    page.get_by_text("other names fit (2.5 points)").wait_for()
+    page.get_by_text("loud-1: counts so many samples that each weighs 0.004").wait_for()
+    page.get_by_text("odd-1: without it the gold set would gain 1.25 points").wait_for()
+    assert page.evaluate("window.hacked") is None
+
+
 def test_a_release_is_rolled_back_after_a_question(office: Office, page) -> None:
     office.service.registry.roll_back(office.http.get("/releases").json()[0]["release_id"], "second")
     page.goto(f"{office.url}/releases")
@@ -244,6 +261,19 @@ def test_a_release_is_rolled_back_after_a_question(office: Office, page) -> None
     wait_until(lambda: len(office.http.get("/releases").json()) == 3)
     page.click("summary")
     assert "gold" in page.inner_text("details") or "site" in page.inner_text("details")
+
+
+@pytest.mark.browser
+def test_a_round_says_which_scenario_was_held_back_and_why(office: Office, page, make_sample: MakeSample) -> None:
+    service = office.service
+    only = next(iter(service.store.samples(limit=1)))
+    service.store.add_labels([(only.sample_id, "helmet", "no helmet")], "li", 2)
+    train_now(service.store, service.trainer, "li", "second", service.clock)
+    page.goto(f"{office.url}/releases?lang=zh")
+    page.wait_for_selector("text=helmet: 暂无法训练")
+    row = page.inner_text("tr:has-text('helmet')")
+    assert "已发布" in row
+    assert "at least two classes" in row
 
 
 @pytest.mark.browser

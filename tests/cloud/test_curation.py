@@ -244,9 +244,14 @@ def test_two_people_who_disagree_are_a_conflict_before_any_doubt() -> None:
 
 
 def test_gold_in_conflict_is_left_out_and_the_rest_stays() -> None:
-    roles = np.array([Role.GOLD, Role.GOLD, Role.LEARNT], np.uint8)
-    assert doubt_gold(roles, {1, 2}).tolist() == [Role.GOLD, Role.GOLD_IN_DOUBT, Role.LEARNT]
-    assert roles[1] == Role.GOLD, "not in place"
+    roles = np.array([Role.GOLD] * 5 + [Role.LEARNT], np.uint8)
+    assert doubt_gold(roles, {4, 5}).tolist() == [Role.GOLD] * 4 + [Role.GOLD_IN_DOUBT, Role.LEARNT]
+    assert roles[4] == Role.GOLD, "not in place"
+
+
+def test_where_over_a_fifth_of_gold_is_in_doubt_the_doubt_is_in_doubt() -> None:
+    roles = np.array([Role.GOLD] * 5 + [Role.LEARNT], np.uint8)
+    assert doubt_gold(roles, {3, 4, 5}).tolist() == roles.tolist()
 
 
 # --- versions ---------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """The analytic head: its formulas against the textbook, federation against one place, ONNX against numpy."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime
 import pytest
 
 from cloud.learning.export import export_head, read_head
-from cloud.learning.heads import calibrate, solve_lda
+from cloud.learning.heads import Form, UnlearnableError, calibrate, solve, solve_lda
 from common.errors import OperatorError
 from common.statistics import Statistics
 
@@ -45,6 +47,58 @@ def test_the_head_agrees_with_the_textbook_formulas_of_lda_and_relative_mahalano
     np.testing.assert_allclose(head.novelty(x), novelty, atol=1e-9)
 
 
+def test_a_ridge_head_is_least_squares_with_all_classes_weighing_alike() -> None:
+    """Solved by numpy from the pictures: each class as often as every other, the ridge on slopes only."""
+    shares = {"normal": 4, "tear": 2, "hole": 1}
+    x, labels = blobs(1, n=180)
+    per_class = [np.array([r for r, label in zip(x, labels, strict=True) if label == c])[:30] for c in CLASSES]
+    # one scatter for all classes is what the statistics have; so give them the same one, around means of their own
+    noise = per_class[0] - per_class[0].mean(0)
+    rows = np.concatenate([np.tile(noise, (shares[c], 1)) + per_class[k].mean(0) for k, c in enumerate(CLASSES)])
+    named = [c for c in CLASSES for _ in range(30 * shares[c])]
+    head = solve(Statistics.of(CLASSES, rows, named), SHRINKAGE, "ridge")
+
+    weight = np.array([1 / shares[c] for c in named]) / (30 * len(CLASSES))
+    centre = np.mean([part.mean(0) for part in per_class], axis=0)
+    wanted = np.array([[float(label == c) - 1 / len(CLASSES) for c in CLASSES] for label in named])
+    z, d = rows - centre, rows.shape[1]
+    scatter = (noise.T @ noise) / 30
+    between = z.T @ (weight[:, None] * z) - scatter
+    ridge = SHRINKAGE * np.trace(scatter) / d * np.eye(d)
+    slopes = np.linalg.solve((1 - SHRINKAGE) * scatter + ridge + between, z.T @ (weight[:, None] * wanted))
+    np.testing.assert_allclose(head.logits(rows), z @ slopes, atol=1e-9)
+    barely = solve(Statistics.of(CLASSES, rows, named), 1e-9, "ridge")
+    fitted, *_ = np.linalg.lstsq(z * np.sqrt(weight)[:, None], wanted * np.sqrt(weight)[:, None], rcond=None)
+    np.testing.assert_allclose(barely.logits(rows), z @ fitted, atol=1e-6)
+
+
+def test_both_forms_have_the_same_novelty_and_neither_names_a_class_without_samples() -> None:
+    x, labels = blobs(3)
+    statistics = Statistics.of(CLASSES, x, labels).over((*CLASSES, "fire"))
+    lda, ridge = solve(statistics, SHRINKAGE), solve(statistics, SHRINKAGE, "ridge")
+    np.testing.assert_array_equal(ridge.novelty(x), lda.novelty(x))
+    assert np.abs(ridge.probabilities(x) - lda.probabilities(x)).max() > 0.01
+    calibrated = calibrate(ridge, x, labels)
+    assert calibrated.probabilities(x)[:, 3].max() < 1e-6
+    assert calibrated.temperature < 1
+    right = [said == label for said, label in zip(calibrated.predict(x), labels, strict=True)]
+    assert np.mean(right) > 0.9
+
+
+@pytest.mark.parametrize("form", ["lda", "ridge"])
+def test_a_head_of_either_form_is_what_its_file_says(form: Form) -> None:
+    x, labels = blobs(3)
+    head = replace(solve(Statistics.of((*CLASSES, "fire"), x, labels), SHRINKAGE, form), temperature=0.7)
+    data = export_head(head, "belt", "b" * 64)
+    read = read_head(data)
+    assert (read.form, read.classes) == (form, head.classes)
+    session = onnxruntime.InferenceSession(data)
+    probabilities, novelty = session.run(None, {"embedding": x.astype(np.float32)})
+    np.testing.assert_allclose(probabilities, head.probabilities(x), atol=1e-4)
+    np.testing.assert_allclose(read.probabilities(x), head.probabilities(x), atol=1e-4)
+    np.testing.assert_allclose(novelty, head.novelty(x), atol=1e-3)
+
+
 def test_federated_in_any_partition_and_order_equals_all_data_in_one_place() -> None:
     x, labels = blobs(2)
     whole = solve_lda(Statistics.of(CLASSES, x, labels), SHRINKAGE)
@@ -69,6 +123,18 @@ def test_one_class_alone_is_refused_with_what_to_do() -> None:
     x, _ = blobs(4)
     with pytest.raises(OperatorError, match="at least two classes"):
         solve_lda(Statistics.of(CLASSES, x, ["normal"] * len(x)), SHRINKAGE)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_sample_of_each_class_is_refused_whatever_rounding_says(seed: int) -> None:
+    x = np.random.default_rng(seed).normal(size=(2, 1280)) + 5
+    with pytest.raises(UnlearnableError, match="two labelled samples that differ"):
+        solve_lda(Statistics.of(CLASSES, x, ["normal", "tear"]), SHRINKAGE)
+    three = np.concatenate([x, x[:1] + 0.01])
+    assert solve_lda(Statistics.of(CLASSES, three, ["normal", "tear", "normal"]), SHRINKAGE).predict(x) == [
+        "normal",
+        "tear",
+    ]
 
 
 def test_unlike_samples_are_more_novel_than_those_of_trained_classes() -> None:

@@ -68,3 +68,12 @@ def test_layers_that_have_nothing_in_common_make_no_delta(registry: Registry) ->
 def test_a_layer_that_is_not_held_is_said_so(registry: Registry) -> None:
     assert registry.part(Fetch(layer="e" * 64, offset=0, length=10)).total_bytes == 0
     assert registry.part(Fetch(layer="../key", offset=0, length=10)).total_bytes == 0
+
+
+def test_the_smallest_delta_that_is_kept_is_sent(registry: Registry) -> None:
+    bases = [registry.put(head(1, move=move)) for move in (0.0, 0.01, 0.02)]
+    layer = registry.put(head(1, move=0.03))
+    registry.put_delta(bases[0], layer, b"d" * 300)
+    registry.put_delta(bases[2], layer, b"d" * 200)
+    for names in (bases, bases[::-1]):
+        assert fetched(registry, layer, *(base.hash for base in names)) == (b"d" * 200, bases[2].hash)

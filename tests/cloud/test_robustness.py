@@ -1,11 +1,15 @@
 """Sites that lie are named; sites that merely look like nowhere else are not."""
 
+from functools import reduce
+from operator import add
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud.learning.robustness import Suspicion, Trusted, find_suspects
+from cloud.learning.heads import solve_lda
+from cloud.learning.robustness import COSTLY_MAX, Judgement, Suspicion, Trusted, judge
 from common.statistics import Statistics
 
 CLASSES = ("normal", "tear", "wear", "hole")
@@ -38,7 +42,7 @@ def trusted() -> Trusted:
 
 
 def named(sites: dict[str, Statistics]) -> dict[str, Suspicion]:
-    return {suspect.site: suspect for suspect in find_suspects(sites, trusted())}
+    return {suspect.gateway: suspect for suspect in judge(sites, trusted()).suspects}
 
 
 def honest(count: int = 16) -> dict[str, Statistics]:
@@ -73,7 +77,50 @@ def test_a_class_that_only_one_site_has_is_not_judged() -> None:
     x = np.random.default_rng(3).normal(4, 1, (12, DIMENSION))
     sites = {name: part.over(classes) for name, part in honest().items()}
     sites["new"] = Statistics.of(classes, x, ["fire"] * 12)
-    assert find_suspects(sites, Trusted(Statistics.empty(classes, DIMENSION), x[:0], ())) == ()
+    assert judge(sites, Trusted(Statistics.empty(classes, DIMENSION), x[:0], ())) == Judgement()
+
+
+def trusted_of_all_classes(count: int) -> Trusted:
+    rng = np.random.default_rng(900)
+    truth = rng.integers(0, len(CLASSES), count)
+    x = CENTRES[truth] + rng.normal(0, 2.5, (count, DIMENSION))
+    return Trusted(Statistics.empty(CLASSES, DIMENSION), x, tuple(CLASSES[k] for k in truth))
+
+
+def test_what_each_believed_site_costs_is_what_leaving_it_out_wins() -> None:
+    """Three sites have no majority, so the liar is believed; the trusted pictures say what that costs."""
+    sites = {name: styled(seed, classes=4, style=0.1) for seed, name in enumerate(("north", "south"))}
+    sites["liar"] = styled(100, (1, 2, 3, 0), classes=4, style=0.1) * 1.5
+    held = trusted_of_all_classes(60)
+
+    def points(parts: dict[str, Statistics]) -> float:
+        total = reduce(add, parts.values())
+        right = [a == b for a, b in zip(solve_lda(total, 0.3).predict(held.embeddings), held.labels, strict=True)]
+        return 100 * float(np.mean(right))
+
+    wins = {name: points({n: p for n, p in sites.items() if n != name}) - points(sites) for name in sites}
+    found = judge(sites, held)
+    assert found.suspects == ()
+    (liar,) = found.costly
+    assert (liar.gateway, liar.samples) == ("liar", 60)
+    assert liar.influence == pytest.approx(wins["liar"], abs=0.01)
+    assert liar.influence > 5
+    assert max(wins["north"], wins["south"]) <= 0
+
+
+def test_of_many_that_cost_the_worst_are_told() -> None:
+    """Each calls tears what lies half-way to normal: nothing that could be named, and together it costs."""
+    rng, sites = np.random.default_rng(3), {}
+    for number in range(3 * COSTLY_MAX):
+        truth = rng.integers(0, len(CLASSES), 40)
+        x = CENTRES[truth] + rng.normal(0, 1, (40, DIMENSION))
+        x += 0.5 * (CENTRES[0] - CENTRES[1]) * (truth == 1)[:, None]
+        sites[f"site-{number:02}"] = Statistics.of(CLASSES, x, [CLASSES[k] for k in truth])
+    found = judge(sites, trusted_of_all_classes(2000))
+    influences = [gateway.influence for gateway in found.costly]
+    assert len(influences) == COSTLY_MAX
+    assert influences == sorted(influences, reverse=True)
+    assert min(influences) > 0
 
 
 def test_two_sites_are_no_majority() -> None:

@@ -56,6 +56,7 @@ def test_a_release_that_behaves_passes() -> None:
         ({"flagged": 1000}, "flags"),
         ({"score_sum": 1100.0, "score_squares": 700.0}, "scores"),
         ({"latency_ms": 100.0}, "latency"),
+        ({"unseen": 2000.0}, "throughput"),
     ],
 )
 def test_a_release_that_behaves_otherwise_is_stopped_by_the_gate_of_that_name(
@@ -71,6 +72,12 @@ def test_disagreement_that_is_known_to_be_improvement_is_not_held_against_it() -
 def test_five_times_slower_is_found_in_a_wave_of_five_and_one_busy_box_stops_nobody() -> None:
     assert stops([behaves(latency_ms=100.0)], told=1) == []
     assert stops([behaves(latency_ms=100.0)] * 5, told=5) == ["latency"]
+
+
+def test_boxes_that_skip_half_of_their_looks_are_found_and_one_of_them_stops_nobody() -> None:
+    assert stops([behaves(unseen=2000.0)], told=1) == []
+    assert stops([behaves(unseen=2000.0)] * 5, told=5) == ["throughput"]
+    assert stops([behaves(unseen=100.0)] * 30, told=30) == []
 
 
 def test_three_failures_of_three_are_enough_and_three_of_a_hundred_are_not() -> None:

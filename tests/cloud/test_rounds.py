@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloud.federation.masked import Round
+from cloud.federation.masked import MaskedRounds, Round
 from cloud.learning.datasets import Dataset
 from cloud.learning.export import read_head
 from cloud.learning.heads import HeadWeights, solve_shared
@@ -21,7 +21,7 @@ from common.cohort import MASKED
 from common.flower import message_from_bytes
 from common.manifest import SHARED
 from common.mqtt import Broker
-from edge.partition import Partition
+from common.partition import Partition
 from simulations.virtual import SAMPLES, VirtualGateway, made_up
 
 CLASSES, DIMENSION, PICTURES = ("normal", "tear"), 12, 60
@@ -79,7 +79,7 @@ def a_round(service: Service, fleet: Sequence[VirtualGateway]) -> Run:
             time.sleep(0.1)
 
     wait_for(lambda: len(service.online()) == len(fleet))
-    run_id = service.start_round("test")
+    run_id = service.rounds.queue("test")
     found = lambda: next(run for run in service.store.runs() if run.run_id == run_id)  # noqa: E731
     wait_for(lambda: found().finished_ns is not None)
     return found()
@@ -137,7 +137,7 @@ def test_a_gateway_that_flips_its_labels_is_named_and_the_head_is_the_one_withou
         assert run.status == "released", run.record
         assert run.record["federation"]["answered"] == len(HONEST) + 1, "its answer was well-formed, and kept"
         (suspect,) = run.record["belt"]["quarantined"]
-        assert suspect["site"] == "liar"
+        assert suspect["gateway"] == "liar"
         assert suspect["reason"].startswith("labels:")
         assert suspect["samples"] == SAMPLES
         head = released(service)
@@ -171,7 +171,9 @@ def test_of_a_masked_scenario_the_centre_keeps_sums_only(
             asked = Round(again.run_id, backbone_of(service), {"belt": CLASSES}, labels, 8.0)
             datasets = {"belt": service.catalogue.datasets("belt")}
             fall_silent(fleet[2])
-            resumed = service.masked.run(service.grid, HONEST, asked, datasets, time.time_ns())
+            resumed = MaskedRounds(service.store, service.settings.privacy).run(
+                service.grid, HONEST, asked, datasets, time.time_ns()
+            )
         assert (resumed["summed"], resumed["silent"]) == (len(HONEST) - 1, 1), "as after a crash in the middle of it"
         for run in (first, again):
             assert run.status == "released", run.record

@@ -82,7 +82,7 @@ def test_knowing_the_inputs_keeps_the_embedding_closer(pictures: NDArray[np.floa
     assert aware < plain / 2
 
 
-def test_the_coarsest_model_that_passes_is_taken_and_the_finest_when_none_does() -> None:
+def test_the_coarsest_model_that_passes_is_taken_and_the_exact_one_when_none_does() -> None:
     base, target = network(1), network(1, move=0.01)
     judged: list[bytes] = []
 
@@ -93,7 +93,11 @@ def test_the_coarsest_model_that_passes_is_taken_and_the_finest_when_none_does()
     chosen = coarsest(base, target, third_passes)
     assert chosen.fraction == FRACTIONS[2]
     assert chosen.data == judged[2]
-    assert coarsest(base, target, lambda _: False).fraction == FRACTIONS[-1]
+    judged.clear()
+    exact = coarsest(base, target, lambda model: bool(judged.append(model)))
+    assert (exact.data, exact.fraction) == (target, 0.0)
+    assert len(judged) == len(FRACTIONS)
+    assert apply_delta(base, exact.delta(base), len(target)) == target
 
 
 def test_a_model_that_did_not_change_stays_as_it_is() -> None:

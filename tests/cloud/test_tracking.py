@@ -4,6 +4,7 @@ import builtins
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,22 @@ def run(number: int, *, status: str = "released", finished: bool = True) -> Run:
         record = {"author": "li", "trigger": None, "labels": 0, "error": "1 of 9 gateways answered"}
     started = (1_700_000_000 + 100 * number) * S
     return Run(f"run-{number}", started, started + 30 * S if finished else None, status, record)
+
+
+def tuned(number: int) -> Run:
+    plain = run(number)
+    record = plain.record | {
+        "kind": "fine-tune",
+        "parameters": {"depth": "adapter", "epochs": 3, "rate": 0.0},
+        "held_back": ["south", "西矿"],
+        "parent": "a" * 64,
+        "pictures": 120,
+        "curve": [1.5, 0.75, 0.5],
+        "step_fraction": 0.35,
+        "delta_bytes": 26_000,
+        "bytes": 13_000_000,
+    }
+    return replace(plain, run_id=f"tune-{number}", record=record)
 
 
 RUNS = [run(1), run(2, status="failed"), run(3, status="running", finished=False), run(4)]
@@ -88,6 +105,35 @@ def test_mlflow_has_each_run_once(tmp_path: Path, scheme: str, monkeypatch: pyte
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
+def test_of_a_fine_tune_recipe_sites_kept_back_and_bytes_are_told_too() -> None:
+    found = tracked(tuned(5))
+    assert found.loss == (1.5, 0.75, 0.5)
+    assert (found.parameters["kind"], found.parameters["fine-tune/depth"]) == ("fine-tune", "adapter")
+    assert found.parameters["fine-tune/held_back"] == "south, 西矿"
+    assert (found.metrics["fine-tune/delta_bytes"], found.metrics["fine-tune/step_fraction"]) == (26_000, 0.35)
+    elsewhere = tuned(6)
+    elsewhere.record.update(parameters="trained elsewhere", curve=[], held_back=[])
+    assert tracked(elsewhere).parameters["fine-tune/recipe"] == "trained elsewhere"
+    died = replace(
+        tuned(7), status="failed", record={k: v for k, v in tuned(7).record.items() if k not in ("curve", "bytes")}
+    )
+    assert tracked(died).loss == ()
+    assert "fine-tune/bytes" not in tracked(died).metrics
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's own, of its file store
+def test_the_loss_of_a_fine_tune_is_a_curve_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = f"file:{tmp_path}/mlruns"
+    assert export_to_mlflow([tuned(5)], uri) == ["tune-5"]
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    (one,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    points = client.get_metric_history(one.info.run_id, "fine-tune/loss")
+    assert sorted((point.step, point.value) for point in points) == [(1, 1.5), (2, 0.75), (3, 0.5)]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_an_export_to_mlflow_that_was_cut_short_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
@@ -123,6 +169,16 @@ def test_tensorboard_has_each_run_as_one_step(tmp_path: Path) -> None:
     assert points == [(1, 101, 1_700_000_130), (4, 104, 1_700_000_430)]
     assert [event.step for event in events.Scalars("seconds")] == [1, 2, 4]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_the_losses_of_fine_tunes_are_lines_of_their_own_in_tensorboard(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert export_to_tensorboard([tuned(5), tuned(6)], tmp_path) == ["tune-5", "tune-6"]
+    events = accumulator.EventAccumulator(str(tmp_path / "headframe"))
+    events.Reload()
+    for name in ("tune-5", "tune-6"):
+        points = [(event.step, event.value) for event in events.Scalars(f"fine-tune/loss/{name}")]
+        assert points == [(1, 1.5), (2, 0.75), (3, 0.5)]
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,45 @@ def test_one_gateway_of_a_site_leaves_and_the_others_stay(centre: Centre) -> Non
     same(centre.head(), never)
 
 
+def crowd(centre: Centre) -> None:
+    """Sites of six contributed samples, and one of ninety."""
+    for number in range(1, 7):
+        centre.gateway(f"quiet-{number}", f"quiet-{number}", number)
+    centre.gateway("loud-1", "loud", 9, 180)
+
+
+def test_a_loud_gateway_counts_as_much_as_the_bound_lets_it(centre: Centre) -> None:
+    crowd(centre)
+    evidence = centre.trainer.gathering.evidence("belt", CLASSES, centre.backbone, None)
+    assert evidence.bounded == {"loud-1": pytest.approx(60 / 90)}
+    assert evidence.by_site["loud"].total == 180, "its own head is solved from all that it has"
+    dataset = 48
+    assert evidence.shared.total == pytest.approx(dataset + 6 * 12 + 90 + 60)
+    own = evidence.labelled["loud"]
+    weights = np.array([evidence.weights.get(name, 1.0) for name in own.ids])
+    assert weights.sum() == pytest.approx(90 + 60)
+    without = evidence.shared - Statistics.of(CLASSES, own.embeddings, own.labels, weights)
+    assert without.total == pytest.approx(dataset + 6 * 12), "the gate's folds leave the sum exactly"
+
+
+@pytest.mark.parametrize("name", ["quiet-1", "loud"])
+def test_unlearning_beside_a_loud_gateway_is_exact_too(centre: Centre, name: str) -> None:
+    """The one that leaves moves the median, and with it what the loud one may count."""
+    for number in range(1, 7):
+        if name != f"quiet-{number}":
+            centre.gateway(f"quiet-{number}", f"quiet-{number}", number, 12 if number < 4 else 16)
+    if name != "loud":
+        centre.gateway("loud-1", "loud", 9, 180)
+    never = centre.head()
+    centre.gateway(*(("loud-1", "loud", 9, 180) if name == "loud" else ("quiet-1", "quiet-1", 1, 12)))
+    assert centre.trainer.gathering.evidence("belt", CLASSES, centre.backbone, None).bounded
+    assert np.abs(centre.head().directions - never.directions).max() > 1e-4
+    found = unlearn(name, centre.store, centre.registry, centre.trainer, "li", 5)
+    assert found.anew == []
+    same(found.heads["belt"], never)
+    same(centre.head(), never)
+
+
 def test_what_changed_since_the_last_run_is_summed_anew_and_right(centre: Centre) -> None:
     centre.gateway("east-1", "east", 1)
     never = centre.head()

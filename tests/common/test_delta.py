@@ -1,5 +1,7 @@
 """Weight deltas: whatever the weights are, the target comes out bit by bit; whatever arrives, nothing else does."""
 
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from common.delta import STEP_MAX, STEP_MIN, apply_delta, make_delta, snap_tensor, step_size
+from common.delta import ITEM_BYTES, STEP_MAX, STEP_MIN, apply_delta, make_delta, snap_tensor, step_size
 from common.errors import WireError
 from common.weights import Tensor
 
@@ -18,13 +20,14 @@ any_floats = arrays.arrays(np.float32, st.integers(1, 40), elements=st.floats(wi
 HEADER, FOOTER = b"a file's head", b"and its foot"
 
 
-def file_of(*tensors: Floats, note: bytes = b"") -> tuple[bytes, dict[str, Tensor]]:
+def file_of(*tensors: NDArray[Any], note: bytes = b"") -> tuple[bytes, dict[str, Tensor]]:
     """A file with the tensors between other bytes, and where they lie."""
     data, places = HEADER, {}
     for number, values in enumerate(tensors):
         data += f"tensor {number}".encode()
-        places[str(number)] = Tensor(len(data), values.shape)
-        data += values.astype("<f4").tobytes()
+        little = values.astype(values.dtype.newbyteorder("<"))
+        places[str(number)] = Tensor(len(data), values.shape, little.dtype.str.lstrip("|"))
+        data += little.tobytes()
     return data + note + FOOTER, places
 
 
@@ -40,6 +43,53 @@ def test_any_floats_come_out_bit_by_bit(before: Floats, data: st.DataObject) -> 
     step = data.draw(st.none() | st.integers(STEP_MIN, STEP_MAX))
     delta = make_delta(base, target, old, new, None if step is None else {"0": step})
     assert apply_delta(base, delta, len(target)) == target
+
+
+@settings(max_examples=200, deadline=None)
+@given(dtype=st.sampled_from((np.int8, np.uint8, np.int32)), count=st.integers(0, 40), data=st.data())
+def test_any_whole_numbers_come_out_bit_by_bit(dtype: type[np.integer], count: int, data: st.DataObject) -> None:
+    floats, codes, more = (
+        [data.draw(arrays.arrays(kind, count)) for _ in range(2)] for kind in (np.float32, dtype, dtype)
+    )
+    (base, old), (target, new) = (file_of(floats[age], codes[age], more[age]) for age in range(2))
+    assert apply_delta(base, make_delta(base, target, old, new), len(target)) == target
+
+
+def test_few_changed_codes_cost_less_than_a_bit_a_code() -> None:
+    generator = np.random.default_rng(1)
+    before = generator.integers(-127, 128, 200_000).astype(np.int8)
+    moves = generator.choice([-1, 0, 1], before.shape, p=[0.01, 0.98, 0.01]).astype(np.int8)
+    (base, old), (target, new) = file_of(before), file_of(before + moves)
+    assert len(make_delta(base, target, old, new)) * 8 < 0.25 * len(before)
+
+
+def test_biases_that_moved_a_little_travel_as_what_they_moved_by() -> None:
+    generator = np.random.default_rng(1)
+    before = generator.integers(-(2**20), 2**20, 20_000).astype(np.int32)
+    after = before + generator.integers(-100, 100, before.shape).astype(np.int32)
+    (base, old), (target, new) = file_of(before), file_of(after)
+    assert len(make_delta(base, target, old, new)) < 0.3 * before.nbytes
+
+
+def test_a_tensor_of_another_type_travels_with_the_rest_of_the_file() -> None:
+    (base, old), (target, new) = file_of(np.arange(40, dtype=np.int32)), file_of(weights(1, 40))
+    assert apply_delta(base, make_delta(base, target, old, new), len(target)) == target
+
+
+def test_a_delta_from_before_there_were_codes_is_read() -> None:
+    base, target, delta = sent(weights(1), weights(2))
+    assert apply_delta(base, msgspec.msgpack.encode(msgspec.msgpack.decode(delta)[:6]), len(target)) == target
+
+
+def test_a_piece_of_an_unknown_kind_is_refused() -> None:
+    base, target, delta = sent()
+    parts = msgspec.msgpack.decode(delta)
+    pieces = msgspec.msgpack.decode(zstandard.decompress(parts[2][1]))
+    pieces[0][0] = max(ITEM_BYTES) + 1
+    table = msgspec.msgpack.encode(pieces)
+    parts[2] = [len(table), zstandard.compress(table)]
+    with pytest.raises(WireError, match="does not know"):
+        apply_delta(base, msgspec.msgpack.encode(parts), len(target))
 
 
 @settings(max_examples=200, deadline=None)
@@ -79,11 +129,14 @@ def test_tensors_that_came_went_or_grew_travel_with_the_rest_of_the_file() -> No
     assert apply_delta(base, make_delta(base, target, old, new), len(target)) == target
 
 
-def sent() -> tuple[bytes, bytes, bytes]:
-    """A base, a target, and the delta between them with all three kinds of tensors."""
+def sent(*more: NDArray[Any]) -> tuple[bytes, bytes, bytes]:
+    """A base, a target, and the delta between them with every kind of tensor (float ones alone if some are given)."""
     before = [weights(seed) for seed in range(3)]
     after = [before[0], snap_tensor(before[1], before[1] + weights(9, scale=0.001), -48), before[2] * 1.5]
-    (base, old), (target, new) = file_of(*before), file_of(*after)
+    whole = [] if more else [np.arange(100, dtype=dtype) for dtype in (np.int32, np.int8, np.uint8)]
+    (base, old), (target, new) = (
+        file_of(*floats, *more, *(values + age for values in whole)) for age, floats in enumerate((before, after))
+    )
     return base, target, make_delta(base, target, old, new, {"1": -48})
 
 

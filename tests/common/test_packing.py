@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from common.contribution import Request, pack_reply, pack_request, unpack_reply, unpack_request
 from common.errors import WireError
 from common.flower import Array, ArrayRecord
-from common.packing import Factor, Triangle, pack, read_packed
+from common.packing import Factor, Triangle, pack, packed_bytes, read_packed
 from common.statistics import Statistics
 
 CLASSES = ("normal", "tear", "wood")
@@ -65,6 +65,15 @@ def test_a_bound_is_kept_and_no_direction_loses_its_variance(
     np.testing.assert_allclose(np.diag(opened.moment), np.diag(whole.moment), rtol=5e-3)
     assert np.linalg.norm(opened.moment - whole.moment) < tolerance * np.linalg.norm(whole.moment)
     assert np.linalg.eigvalsh(opened.moment).min() > -1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(4, 24), st.sampled_from([0, 200, 1_000, 100_000]))
+def test_bytes_are_known_before_anything_is_packed(count: int, dimension: int, bytes_max: int) -> None:
+    rng = np.random.default_rng(count)
+    labels = [CLASSES[k] for k in rng.integers(0, 3, count)]
+    packed, _ = pack(CLASSES, rng.normal(size=(count, dimension)), labels, bytes_max)
+    assert packed_bytes(count, len(set(labels)), dimension, bytes_max) == size_of(packed)
 
 
 def test_forms_add_up_and_are_subtracted_again() -> None:

@@ -9,10 +9,11 @@ import pytest
 from typer.main import get_command
 
 from cloud.settings import CloudSettings
-from common.settings_table import markdown_table
+from common.settings_table import markdown_rows, markdown_table
 from common.topics import DOWN_KINDS, UP_KINDS
 from edge.settings import EdgeSettings
 from simulations.cli import app
+from simulations.fleet.scenario import list_keys
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
@@ -74,6 +75,11 @@ def test_the_settings_document_is_what_the_models_say() -> None:
     text = (REPOSITORY / "docs" / "settings.md").read_text(encoding="utf-8")
     for model in (EdgeSettings, CloudSettings):
         assert markdown_table(model) in text, "make it anew: see its first line"
+
+
+def test_the_keys_of_scenario_files_are_documented() -> None:
+    text = (REPOSITORY / "docs" / "federation.md").read_text(encoding="utf-8")
+    assert markdown_rows(list_keys()) in text, "make them anew: `headframe sim keys --markdown`"
 
 
 def test_the_wire_document_lists_every_topic() -> None:

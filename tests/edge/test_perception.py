@@ -69,9 +69,18 @@ def test_many_heads_answer_on_one_pass_of_the_backbone(shelf: Shelf, monkeypatch
 
 def test_stacked_heads_say_what_their_files_say(shelf: Shelf) -> None:
     layers = [
-        shelf.put(shelf.make_head(shelf.backbone.hash, scenario=f"scenario-{n}", seed=n, classes=2 + n % 4))
+        shelf.put(
+            shelf.make_head(
+                shelf.backbone.hash,
+                scenario=f"scenario-{n}",
+                seed=n,
+                classes=2 + n % 4,
+                form="ridge" if n % 3 else "lda",
+            )
+        )
         for n in range(9)
     ]
+    assert all(Head.open(shelf.path(layer.hash), shelf.backbone.hash).stackable() for layer in layers)
     model = load_model(
         "r1", shelf.manifest({f"scenario-{n}": {SHARED: item} for n, item in enumerate(layers)}), shelf.path, "north"
     )

@@ -218,6 +218,20 @@ def test_a_committed_release_that_fails_now_and_then_loses_only_those_frames(
     assert watched.lookout.alive
 
 
+def test_looks_that_a_slow_release_misses_are_counted_for_it_and_for_no_other(
+    watched: Watched, make_model: Make
+) -> None:
+    (old, _), (new, session) = make_model(1), make_model(2)
+    session.does = lambda: time.sleep(5 / FPS)
+    watched.lookout.hand_over(new)
+    watched.goes_on(20)
+    watched.lookout.hand_over(old)
+    wait_until(lambda: watched.lookout.observe().of("r1-test").frames > 20)
+    slow, quick = (watched.lookout.observe().of(name) for name in ("r2-test", "r1-test"))
+    assert slow.unseen > slow.frames, "five of two cameras are due in the time of one"
+    assert quick.unseen < quick.frames
+
+
 def test_nothing_looks_when_nothing_may(watched: Watched, make_model: Make) -> None:
     watched.lookout.hand_over(make_model(1)[0])
     watched.goes_on()

@@ -15,11 +15,12 @@ import pytest
 
 from cloud.learning.heads import solve_lda
 from common.errors import ConfigError, OperatorError
+from common.packing import pack
 from common.statistics import Statistics
-from simulations.fleet.engine import Alone, Processes, Simulation
+from simulations.fleet.engine import Alone, Processes, RayCluster, Simulation
 from simulations.fleet.pool import Pool, generated_pool, on_grid
 from simulations.fleet.scenario import SCENARIOS, Fleet, read_scenario
-from simulations.fleet.sites import NONE, Memory, is_poisoned, look, mixtures, step, styles, uniform
+from simulations.fleet.sites import ENVELOPE_BYTES, NONE, Memory, is_poisoned, look, mixtures, step, styles, uniform
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 POOL = generated_pool(12, 1)
@@ -56,6 +57,48 @@ def test_worker_processes_change_nothing() -> None:
         simulation.run(Processes(FLEET, POOL, 2, stack), lambda _: None, 16)
     same(simulation, ran(FLEET))
     assert dict(os.environ) == before
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Tip:FutureWarning")  # Ray's own, of a setting that is not ours
+def test_a_ray_cluster_changes_nothing() -> None:
+    fleet = msgspec.structs.replace(FLEET, sites=2, rounds=2, phases=1)
+    simulation = Simulation("test", fleet, POOL)
+    with ExitStack() as stack:
+        simulation.run(RayCluster(fleet, POOL, "local", stack), lambda _: None, 1)
+    same(simulation, ran(fleet))
+    assert simulation.figures[-1].labels > 0
+
+
+def test_bytes_are_those_of_the_statistics_as_they_travel() -> None:
+    """Each round a site's statistics are those of all that it has, packed by the product."""
+    fleet = msgspec.structs.replace(FLEET, sites=5, rounds=3, phases=1, label_delay=0, outage=0.0, poisoned=0.0)
+    simulation = ran(fleet)
+    sent, kept = [], simulation._chosen
+    for moment in range(fleet.rounds):
+        size = 0
+        for site in range(fleet.sites):
+            rows = kept[site, : moment + 1].ravel()
+            x = on_grid(POOL.rows[rows] + styles(fleet, np.array([site]), 12)[0])
+            packed, _ = pack(POOL.classes, x, [POOL.classes[k] for k in POOL.labels[rows]])
+            size += sum(array.nbytes for array in packed.arrays().values()) + 16 * len(rows) + ENVELOPE_BYTES
+        sent.append(round(size / 1e6, 3))
+    assert [row.mb_up for row in simulation.figures] == pytest.approx(sent, abs=0.002), "but for pictures seen twice"
+    assert [row.reporting for row in simulation.figures] == [5, 5, 5]
+
+
+@pytest.mark.parametrize("poison", ["flip", "scale"])
+def test_what_a_bound_on_bytes_loses_is_lost_in_any_batches_alike(poison: str) -> None:
+    fleet = msgspec.structs.replace(FLEET, sites=12, statistics_bytes_max=300, budget=6, poison=poison)
+    first = ran(fleet)
+    for sites_per_task in (1, 5):
+        same(ran(fleet, sites_per_task), first)
+    free = ran(msgspec.structs.replace(fleet, statistics_bytes_max=0))
+    assert first.total.total == free.total.total
+    assert np.abs(first.total.moment - free.total.moment).max() > 0.01
+    assert first.figures[-1].mb_up < free.figures[-1].mb_up
+    parts = first._sent_by(np.arange(fleet.sites))
+    np.testing.assert_array_equal(sum(part.moment for part in parts), first.total.moment)
 
 
 def test_another_seed_is_another_fleet() -> None:
@@ -220,7 +263,9 @@ def test_wrong_scenarios_are_named(tmp_path: Path) -> None:
     file = tmp_path / "odd.toml"
     for content, says in (
         ("[fleet]\nsties = 3", "sties"),
-        ("[fleet]\nsites = 0", "out of bounds: sites"),
+        ("[fleet]\nsites = 0", "sites"),
+        ("[fleet]\nchoice = 'best'", "choice"),
+        ("[fleet]\nphases = 20", "out of bounds: phases"),
         ("[fleet]\nquarantine = true\nsites = 100000", "quarantine"),
         ("[fleet", "odd.toml"),
         (f"[vary]\nseed = {list(range(65))}", "more than 64"),

@@ -58,6 +58,15 @@ async function releases() {
     <table><tr><th>${t.compared}<th>${t.count}<th>${t.before}<th>${t.after}<th>p<th></tr>${g.comparisons.map((c) => `<tr><td>${esc(c.name)}
     <td class="number">${c.samples}<td class="number">${percent(c.running)}<td class="number">${percent(c.candidate)}
     <td class="number">${c.p_value}<td class="${c.passed ? "good" : "bad"}">${c.passed ? "✓" : "✗"}</tr>`).join("")}</table></details>`).join("");
+  const about = (record) => Object.entries(record).filter(([, s]) => s && s.data_version).map(([name, s]) => [
+    ...(s.quarantined || []).map((q) =>
+      `${q.gateway || q.site}: ${t.quarantined}; ${q.reason}${q.influence == null ? "" : ` (${q.influence} ${t.points})`}`),
+    ...Object.entries(s.bounded || {}).map(([gateway, weight]) => `${gateway}: ${t.bounded} ${weight}`),
+    ...(s.costly || []).map((c) => `${c.gateway}: ${t.costly} ${c.influence} ${t.points}`),
+  ].map((line) => `<div class="soft">${esc(name)} – ${esc(line)}</div>`).join("")).join("");
+  const why = (record) => [record.error, ...Object.entries(record).filter(([, part]) => part && part.unlearnable)
+    .map(([name, part]) => `${name}: ${t.unlearnable}: ${part.unlearnable}`)].filter(Boolean).map(esc).join("<br>");
+  const heldBack = (gate) => gate && (!gate.passed || (gate.held_back || []).length);
   const open = [...main.querySelectorAll("details:not([data-key])")].map((d) => d.open);
   const opened = new Set([...main.querySelectorAll("details[data-key]")].filter((d) => d.open).map((d) => d.dataset.key));
   main.innerHTML = `<h3>${t.rollouts}</h3>${drawRollouts(rollouts, t, esc, time)}<h3>${t.releases}</h3>
@@ -66,8 +75,8 @@ async function releases() {
     <div class="soft">${esc(r.note)}</div><td><span class="pill ${r.status === "active" ? "good" : ""}">${esc(t[r.status] || r.status)}</span>
     <td>${time(r.created_at_ns)}<td>${compared(r.gate)}<td>${r.status === "active" || r.status === "candidate" || r.status === "aborted" ? "" :
     `<button class="danger" data-back="${esc(r.release_id)}">${t.rollback}</button>`}</tr>`).join("")}</tbody></table></div>
-    <h3>${t.rounds}</h3><div class="card"><table>${runs.map((r) => `<tr><td>${esc(r.run_id)}<td>${time(r.started_ns)}<td>${esc(r.status)}
-    <td class="soft">${esc(r.record.error || "")}<td>${r.record.gate && !r.record.gate.passed ? compared(r.record.gate) : ""}</tr>`).join("")}</table></div>`;
+    <h3>${t.rounds}</h3><div class="card"><table>${runs.map((r) => `<tr><td>${esc(r.run_id)}<td>${time(r.started_ns)}<td>${esc(t[`run_${r.status}`] || r.status)}
+    <td class="soft">${why(r.record)}${about(r.record)}<td>${heldBack(r.record.gate) ? compared(r.record.gate) : ""}</tr>`).join("")}</table></div>`;
   [...main.querySelectorAll("details:not([data-key])")].forEach((d, i) => { d.open = open[i] || false; });
   main.querySelectorAll("details[data-key]").forEach((d) => { d.open = opened.has(d.dataset.key); });
   bindRollouts(main, t, api, act);
