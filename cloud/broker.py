@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from cloud.authority import CENTRE_FILE, Authority
+from cloud.settings import CloudSettings
 from common.certificates import CENTRE
 from common.errors import EnvironmentFault, HeadframeError, OperatorError
 from common.files import write_atomically
@@ -43,6 +44,14 @@ _CONNECT = (
     bytes([0x10, 12 + len(_CLIENT_ID)]) + b"\x00\x04MQTT\x04\x02\x00\x0a\x00" + bytes([len(_CLIENT_ID)]) + _CLIENT_ID
 )
 _CONNECTED = b"\x20\x02\x00\x00"
+
+
+def broker_of(settings: CloudSettings) -> Broker:
+    """Where a process beside the running centre connects, as the centre."""
+    section, folder = settings.broker, settings.data_dir
+    if not section.embedded:
+        return section.to_broker()
+    return EmbeddedBroker(folder / "broker", section.host, section.port, folder / "ca" if section.tls else None).broker
 
 
 class EmbeddedBroker:

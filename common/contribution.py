@@ -53,6 +53,11 @@ def pack_request(
     return RecordDict({"request": ConfigRecord({"request": msgspec.msgpack.encode(request)})})
 
 
+def is_request(content: RecordDict) -> bool:
+    """Whether a train message asks for statistics: others ask for weights (`common.training`)."""
+    return "request" in content
+
+
 def unpack_request(content: RecordDict) -> Request:
     """Raises:
     WireError: not a request.

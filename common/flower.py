@@ -49,7 +49,9 @@ APP_FAILED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 """Code of the error with which a node answers whose app failed."""
 COMPRESSED = "headframe."
 """Begin of the `stype` of an array that `edge.compressing` made; the scheme follows (`common.compression`)."""
-logging.getLogger("flwr").setLevel(logging.WARNING)  # its progress lines are for a terminal of its own
+_LOG = logging.getLogger("flwr")
+_LOG.setLevel(logging.WARNING)  # its progress lines are for a terminal of its own
+_LOG.addFilter(lambda record: "fraction_evaluate is set to 0" not in record.getMessage())  # the centre's gate evaluates
 
 
 def node_id_of(gateway_id: str) -> int:

@@ -284,6 +284,8 @@ class State(msgspec.Struct, frozen=True, tag="state", kw_only=True):
     """Of the release that runs, and of one that is being installed or was just rolled back (at most 3)."""
     shared: bool = False
     """It takes what is published once for all (`Parcel`); else it is told, and given, everything by itself."""
+    trains: bool = False
+    """It answers rounds of weight updates of the backbone."""
 
 
 class Parcel(msgspec.Struct, frozen=True):

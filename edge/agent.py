@@ -36,6 +36,7 @@ from edge.settings import EdgeSettings
 from edge.shared import Shared
 from edge.spool import Spool
 from edge.threads import usable_cores
+from edge.trainer import Trainer
 from edge.uplink import Uplink
 from edge.workers import Workers
 
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 DISK_RETRY_S = 1.0
 RELEASES = "releases"
 """Folder of the installer within `data_dir`."""
+EXEMPLARS = "exemplars.db"
 TRUST = "trust"
 """Folder of what is trusted within `data_dir`."""
 
@@ -63,7 +65,7 @@ class Agent:
             age_max_s=3600 * settings.spool.age_max_h,
             clock=self._clock,
         )
-        self.exemplars = Exemplars.open(folder / "exemplars.db")
+        self.exemplars = Exemplars.open(folder / EXEMPLARS)
         self.compute = Compute(settings.compute.provider, folder / COMPILED)
         self.lookout = self._make_lookout()
         self._stopping = threading.Event()
@@ -103,10 +105,13 @@ class Agent:
         )
         self.shared = Shared(self._link, self.proofs.pieces, self.installer.pieces)
         self.inbox = Inbox(folder / IMPORT, settings.gateway_id, self.installer.on_desired, self.installer.on_layer)
+        policy = self._policy()
+        self.trainer = Trainer.of(self.exemplars, policy, settings.training.app)
         self.learner = Learner(
             settings.gateway_id,
-            make_client_app(self.exemplars, self._policy(), node_id_of(settings.gateway_id)),
+            make_client_app(self.exemplars, policy, node_id_of(settings.gateway_id), respond=self.trainer),
             lambda frame: self._send("flower", frame),
+            self._node_config(),
         )
         self.renewer = self._make_renewer()
         self.downward = Downward(
@@ -141,6 +146,17 @@ class Agent:
             uplink.masked_only,
             uplink.cohort_min,
         )
+
+    def _node_config(self) -> dict[str, str | int]:
+        """What a client app finds in its context: `cloud.finetuning.site_app` says what for."""
+        folder, training = self.settings.data_dir, self.settings.training
+        return {
+            "site": self.settings.site_id,
+            "layers": str(folder / RELEASES / LAYERS),
+            "labelled": str(folder / EXEMPLARS),
+            "pictures": str(training.pictures or ""),
+            "threads": training.threads,
+        }
 
     def _make_lookout(self) -> Lookout | Workers:
         roster = self._plan.roster
@@ -325,6 +341,7 @@ class Agent:
             cameras=self.lookout.states,
             health=self.installer.health(),
             shared=self.proofs.shared,
+            trains=self.trainer.trains,
             config="; ".join(part for part in (self._config, self._plan.sentence) if part),
         )
 

@@ -1,8 +1,8 @@
 """Our ClientApp: what a gateway tells of its labelled samples, and what it does not.
 
-A round is answered with statistics, in the clear or as a member of a secure sum (`edge.member`). The policy of the site
-is enforced here for updates as `edge.uplink` does for samples: with `share = "samples"` the answer is empty, since the
-centre counts the uploaded samples itself.
+A round is answered with statistics, in the clear or as a member of a secure sum (`edge.member`); weights are the matter
+of `edge.trainer`. The policy of the site is enforced here for updates as `edge.uplink` does for samples: with `share =
+"samples"` the answer is empty, since the centre counts the uploaded samples itself.
 """
 
 import secrets
@@ -23,7 +23,7 @@ from edge.member import Member, enough
 
 
 class Source(Protocol):
-    """Where a client's labelled embeddings come from: a gateway's exemplars, or a file (`edge.partition`)."""
+    """Where a client's labelled embeddings come from: a gateway's exemplars, or a file (`common.partition`)."""
 
     def label(self, labels: Mapping[bytes, Mapping[str, str]]) -> int: ...
 
@@ -46,13 +46,18 @@ class Policy:
 
 
 def make_client_app(
-    source: Source, policy: Policy, own: int, draw: Callable[[int], bytes] = secrets.token_bytes
+    source: Source,
+    policy: Policy,
+    own: int,
+    draw: Callable[[int], bytes] = secrets.token_bytes,
+    respond: ClientAppCallable | None = None,
 ) -> ClientAppCallable:
     """A Flower ClientApp whose `train` takes the labels it is given and answers with statistics.
 
     Args:
         own: the node id of this gateway.
         draw: random bytes for the secrets of sums.
+        respond: answers what is not of a secure sum (`edge.trainer.Trainer`); by default statistics only.
     """
     from flwr.clientapp import ClientApp
 
@@ -61,8 +66,13 @@ def make_client_app(
 
     @app.train()  # type: ignore[untyped-decorator]
     def train(message: Message, context: Context) -> Message:
-        del context
-        return answer(message, source, policy)
+        return respond(message, context) if respond else answer(message, source, policy)
+
+    @app.evaluate()  # type: ignore[untyped-decorator]
+    def evaluate(message: Message, context: Context) -> Message:
+        if respond is None:
+            raise RefusedError("this client evaluates nothing")
+        return respond(message, context)
 
     @app.train("keys")  # type: ignore[untyped-decorator]
     def keys(message: Message, context: Context) -> Message:

@@ -1,26 +1,36 @@
-"""The ClientApp that `flwr run` names: the gateway's own contributor over a file of labelled embeddings.
+"""The ClientApp that `flwr run` names: what a gateway answers, over a file of labelled embeddings.
 
-Which file: `data` in the node config (a SuperNode's own: `flower-supernode --node-config 'data="/srv/mine.npz"'`), or
-in the run config a folder in which the node's partition is `<partition-id>.npz` (Flower's simulation engine numbers
-its nodes so).
+What a node has is in its node config (`flower-supernode --node-config 'data="/srv/north.npz"'`): `data`, its file; and
+where it trains backbones, `app` and what that app asks for (`edge.trainer`). Flower's simulation engine numbers its
+nodes: there `data` in the run config is a folder in which the node's own is `<partition-id>.npz`, and `app` is the run
+config's.
 """
 
 from pathlib import Path
 
+import numpy as np
 from flwr.clientapp import ClientApp
 
+from common.contribution import is_request
 from common.errors import ConfigError
 from common.flower import Context, Message
-from edge.contributor import Policy, answer
-from edge.partition import Partition
+from common.partition import Partition
+from common.training import HeadTask, read_task
+from edge.contributor import Policy
+from edge.trainer import Trainer
 
+NOTHING = Partition((), np.zeros((0, 0), np.float32), (), "", "")
 app = ClientApp()  # Flower finds it by reading this line's text: it must carry no type annotation
 
 
 @app.train()  # type: ignore[untyped-decorator]
-def train(message: Message, context: Context) -> Message:
-    """Answer a round from the node's file."""
-    return answer(message, Partition.open(partition_file(context)), Policy(shares_updates=True))
+@app.evaluate()  # type: ignore[untyped-decorator]
+def respond(message: Message, context: Context) -> Message:
+    """Answer a round from the node's file, or by the app that it names."""
+    named = str(context.node_config.get("app") or context.run_config.get("app", ""))
+    of_embeddings = is_request(message.content) or isinstance(read_task(message.content), HeadTask)
+    source = Partition.open(partition_file(context)) if of_embeddings else NOTHING
+    return Trainer.of(source, Policy(shares_updates=True), named)(message, context)
 
 
 def partition_file(context: Context) -> Path:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from common.errors import HeadframeError
 from common.flower import (
@@ -31,6 +30,7 @@ log = logging.getLogger(__name__)
 
 WAITING_MAX = 4
 ANSWERED_MAX = 8
+RUNS_MAX = 3  # whose state is kept; of weight updates that is as large as the model
 ANSWERED_BYTES_MAX = 64 * 2**20  # of all answers kept; the last one is, however large
 REQUEST_BYTES_MAX = 256 * 2**20  # a model of 64 M parameters in float32
 SEND_TRIES_S = (0.0, 0.5, 1.0, 2.0, 5.0)
@@ -42,8 +42,8 @@ class Learner:
     """Runs a ClientApp in a thread of its own; a full queue drops the oldest request (its round has moved on).
 
     Args:
-        app: Flower's ClientApp; its context keeps its state from message to message, as on Flower's own nodes, and
-            begins anew with another run and another start.
+        app: Flower's ClientApp; its context keeps its state from message to message of a run, as on Flower's own nodes,
+            and begins anew with another start.
         send: publishes a frame to the centre; False when the link is down or its window is full.
         node_config: what the app finds in its context about this node.
     """
@@ -57,7 +57,8 @@ class Learner:
     ) -> None:
         self._node_id = node_id_of(gateway_id)
         self._app, self._send = app, send
-        self._context = Context(0, self._node_id, dict(node_config or {}), RecordDict(), {})
+        self._node_config = dict(node_config or {})
+        self._contexts: OrderedDict[int, Context] = OrderedDict()
         self._joining = Assembly(REQUEST_BYTES_MAX, REQUEST_BYTES_MAX)
         self._waiting: queue.Queue[bytes] = queue.Queue(WAITING_MAX)
         self._answered: OrderedDict[str, bytes] = OrderedDict()
@@ -101,8 +102,6 @@ class Learner:
             return None
         name = message.metadata.message_id
         if name not in self._answered:
-            if self._context.run_id != message.metadata.run_id:
-                self._context = replace(self._context, run_id=message.metadata.run_id, state=RecordDict())
             self._answered[name] = message_to_bytes(self._run_app(message))
             while len(self._answered) > 1 and (
                 len(self._answered) > ANSWERED_MAX or sum(map(len, self._answered.values())) > ANSWERED_BYTES_MAX
@@ -113,7 +112,7 @@ class Learner:
     def _run_app(self, message: Message) -> Message:
         """The app's reply; when it fails, one that says so, as Flower's nodes do: the round need not wait for it."""
         try:
-            return self._app(message, self._context)
+            return self._app(message, self._context_of(message.metadata.run_id))
         except HeadframeError as error:
             log.error("a round's request was refused: %s", error)
             reason = str(error)
@@ -122,6 +121,14 @@ class Learner:
             log.exception("the client app failed")
             reason = f"{type(error).__name__}: {error}"
         return Message(Error(APP_FAILED, reason), reply_to=message)
+
+    def _context_of(self, run_id: int) -> Context:
+        """The run's own: rounds of the centre come in between those of a run that takes an hour."""
+        found = self._contexts.pop(run_id, None)
+        self._contexts[run_id] = found or Context(run_id, self._node_id, dict(self._node_config), RecordDict(), {})
+        while len(self._contexts) > RUNS_MAX:
+            self._contexts.popitem(last=False)
+        return self._contexts[run_id]
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -290,6 +290,22 @@ class UplinkSettings(Section):
     cohort_min: int = Field(5, ge=2, description="A masked sum over fewer gateways is refused.")
 
 
+class TrainingSettings(Section):
+    """[training]: for a box that has torch, a server at the mine: it trains backbones on pictures that stay here."""
+
+    app: str = Field(
+        "",
+        description="Flower ClientApp, as module:attribute, that answers rounds of weight updates; ours, for the"
+        " adapter, is cloud.finetuning.site_app:app. Empty: such rounds are refused.",
+    )
+    pictures: Path | None = Field(
+        None,
+        description="Folder of labelled pictures (manifest.csv, or one folder per class) to train on, beside those that"
+        " were labelled at this gateway's page.",
+    )
+    threads: int = Field(1, ge=0, description="Threads of torch while it trains; 0: one per core.")
+
+
 class OfferSettings(Section):
     """[offers]: offer before pixels. Only where pixels may leave at all (`share`)."""
 
@@ -373,6 +389,7 @@ class EdgeSettings(RoleSettings):
     budget: BudgetSettings = BudgetSettings()
     spool: SpoolSettings = SpoolSettings()
     uplink: UplinkSettings = UplinkSettings()
+    training: TrainingSettings = TrainingSettings()
     offers: OfferSettings = OfferSettings()
     outputs: OutputSettings = OutputSettings()
     status: StatusSettings = StatusSettings()

@@ -20,10 +20,10 @@ from common.frames import Frame
 from common.ids import sample_id
 from common.messages import Chunk, FlowerFrame, State
 from common.mqtt import Broker, MqttLink
+from common.partition import Partition
 from common.statistics import Statistics
 from edge.contributor import Policy, make_client_app
 from edge.learner import Learner
-from edge.partition import Partition
 
 HEARTBEAT_S = 1.0
 SAMPLES = 12

@@ -3,42 +3,107 @@
 Clients train on whatever model they were given last. Every `buffer` updates make a new model; an update that was
 computed s models ago counts 1/√(1+s) of its weight, as in the paper. What is averaged is the *difference* from the
 model that the client started from, so that a stale update pushes where it meant to and does not pull the model back.
-Difference means memory O(models under way x model): at most `versions_max` old models are kept, and what is older is
-counted as `stale`.
+At most `versions_max` old models are kept for that, and what is older is counted as `stale`; a request that is under
+way holds its model too, for `answer_within_s` at most.
+
+Whoever is online and has nothing to do is asked, at every step: those that come later, and those whose request or
+answer was lost, take part. A client whose update was of no use waits for the next model, so that one that fails at once
+is not asked in circles.
 """
 
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
 from numpy.typing import NDArray
 
 from cloud.federation.averaging import MeanMetrics, StreamingFedAvg
 from cloud.federation.folding import Mean
 from common.errors import EnvironmentFault
-from common.flower import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from common.flower import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict, release
 
 PULL_S = 0.05
 VERSIONS_MAX = 8
+ANSWER_WITHIN_S = 600.0  # training on a few hundred pictures takes minutes on a CPU
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request under way."""
+
+    node: int
+    began: int
+    """The model that it carries."""
+    at_s: float
 
 
 class BufferedAsync(StreamingFedAvg):
-    """Buffered asynchronous averaging; `run_async` takes the place of Flower's `start`.
+    """Buffered asynchronous averaging; a round is a model.
 
     Args:
         buffer: how many updates make a new model.
         server_rate: share of the mean difference that is applied.
         versions_max: older models' updates are left out.
+        answer_within_s: a client that has not answered by then is asked anew, with the newest model.
     """
 
     def __init__(
-        self, *, buffer: int, server_rate: float = 1.0, versions_max: int = VERSIONS_MAX, **averaging: object
+        self,
+        *,
+        buffer: int,
+        server_rate: float = 1.0,
+        versions_max: int = VERSIONS_MAX,
+        answer_within_s: float = ANSWER_WITHIN_S,
+        **averaging: object,
     ) -> None:
         super().__init__(**averaging)  # type: ignore[arg-type]
         self.buffer, self.server_rate, self.versions_max = buffer, server_rate, versions_max
+        self.answer_within_s = answer_within_s
         self._versions: OrderedDict[int, ArrayRecord] = OrderedDict()
         self._sums: dict[int, Mean] = {}
+        self._metrics = MeanMetrics(self.weighted_by_key)
+        self._under_way: dict[str, Asked] = {}
+        self._resting: dict[int, int] = {}
+        """Node -> model with which it was of no use."""
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """In place of Flower's loop over rounds. Clients evaluate nothing: there is no moment for it.
+
+        Args:
+            num_rounds: models to make.
+            timeout: how long no client may send anything of use.
+
+        Raises:
+            EnvironmentFault: nothing of use came for so long.
+        """
+        del evaluate_config
+        result = Result()
+
+        def on_model(version: int, arrays: ArrayRecord, metrics: MetricRecord) -> None:
+            result.train_metrics_clientapp[version] = metrics
+            if evaluate_fn and (found := evaluate_fn(version, arrays)) is not None:
+                result.evaluate_metrics_serverapp[version] = found
+
+        waits_max = math.ceil(timeout / PULL_S)
+        config = train_config or ConfigRecord()
+        result.arrays = self.run_async(
+            grid, initial_arrays, num_rounds, wait=time.sleep, waits_max=waits_max, config=config, on_model=on_model
+        )
+        return result
 
     def run_async(
         self,
@@ -48,69 +113,95 @@ class BufferedAsync(StreamingFedAvg):
         *,
         wait: Callable[[float], object],
         waits_max: int,
+        config: ConfigRecord | None = None,
+        on_model: Callable[[int, ArrayRecord, MetricRecord], None] = lambda _version, _arrays, _metrics: None,
     ) -> ArrayRecord:
         """Make `num_models` models.
 
         Args:
             wait: sleeps; given, so that a simulation can have its own time.
-            waits_max: pauses of `PULL_S` without a new reply after which it gives up.
+            waits_max: pauses of `PULL_S` without an update of use after which it gives up.
+            config: what clients are told.
+            on_model: called with each model, and the mean of what its clients measured.
 
         Raises:
-            EnvironmentFault: nothing came for `waits_max` pauses.
+            EnvironmentFault: nothing of use came for `waits_max` pauses.
         """
-        arrays = initial_arrays
+        arrays, version, folded, idle = initial_arrays, 0, 0, 0
         self.expect(arrays)
-        under_way: dict[str, int] = {}
         self._begin(0, arrays)
-        under_way.update(self._ask(grid, list(grid.get_node_ids()), 0, arrays))
-        version, folded, idle = 0, 0, 0
         while version < num_models:
-            replies = list(grid.pull_messages(list(under_way)))
-            idle = 0 if replies else idle + 1
-            if idle > waits_max:
-                raise EnvironmentFault("no client has sent an update for a while", "Are gateways online?")
-            free: list[int] = []
-            for reply in replies:
-                began = under_way.pop(reply.metadata.reply_to_message_id)
-                free.append(reply.metadata.src_node_id)
-                folded += self.take(reply, began, version)
+            self._ask(grid, version, arrays, config or ConfigRecord())
+            replies = self._pull(grid)
+            for reply, asked in replies:
+                if not self.take(reply, asked.began, version):
+                    self._resting[asked.node] = version
+                    continue
+                idle, folded = 0, folded + 1
                 if folded == self.buffer:
                     version, folded = version + 1, 0
                     arrays = self._advance(version, arrays)
-            under_way.update(self._ask(grid, free, version, arrays))
+                    on_model(version, arrays, self._metrics.result())
+                    self._metrics = MeanMetrics(self.weighted_by_key)
             if not replies:
+                idle += 1
                 wait(PULL_S)
+            if idle > waits_max:
+                raise EnvironmentFault("no client has sent an update for a while", "Are gateways online?")
         return arrays
 
     def take(self, reply: Message, began: int, version: int) -> bool:
         """Fold an update that began from model `began` while `version` is the newest."""
         if reply.has_error():
-            self.counters["failed"] += 1
-            return False
+            return self._leave_out("failed", reply)
         if began not in self._versions:
-            self.counters["stale"] += 1
-            return False
+            return self._leave_out("stale", reply)
         self._base = self._versions[began]  # a compressed update is a difference from the model it began from
         mean = self._sums.setdefault(began, self.empty_mean())
-        return self.fold(reply, mean, MeanMetrics(self.weighted_by_key), 1.0 / np.sqrt(1.0 + version - began))
+        return self.fold(reply, mean, self._metrics, 1.0 / np.sqrt(1.0 + version - began))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Not in rounds: see `run_async`."""
-        raise NotImplementedError("an asynchronous strategy has no rounds; call run_async")
+        """Not in rounds: see `start`."""
+        raise NotImplementedError("an asynchronous strategy has no rounds; call start")
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Not in rounds: see `run_async`."""
-        raise NotImplementedError("an asynchronous strategy has no rounds; call run_async")
+        """Not in rounds: see `start`."""
+        raise NotImplementedError("an asynchronous strategy has no rounds; call start")
 
-    def _ask(self, grid: Grid, nodes: list[int], version: int, arrays: ArrayRecord) -> dict[str, int]:
-        content = {self.arrayrecord_key: arrays, self.configrecord_key: ConfigRecord({"server-round": version})}
-        messages = list(self._construct_messages(RecordDict(content), nodes, "train"))
+    def _ask(self, grid: Grid, version: int, arrays: ArrayRecord, config: ConfigRecord) -> None:
+        """Everybody who is online and idle."""
+        busy = {asked.node for asked in self._under_way.values()}
+        nodes = [
+            node for node in grid.get_node_ids() if node not in busy and self._resting.get(node, version - 1) < version
+        ]
+        told = ConfigRecord({**config, "server-round": version + 1})
+        content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: told})
+        messages = [Message(content, node, "train", ttl=self.answer_within_s) for node in nodes]
         self.counters["asked"] += len(messages)
-        return dict.fromkeys(grid.push_messages(messages), version)
+        for node, name in zip(nodes, grid.push_messages(messages), strict=True):
+            if name:
+                self._under_way[name] = Asked(node, version, time.monotonic())
+            else:  # it could not be sent
+                self._resting[node] = version
+
+    def _pull(self, grid: Grid) -> list[tuple[Message, Asked]]:
+        """What has come; then who has had time enough is free again."""
+        now_s = time.monotonic()  # before: what the grid took in time is pulled, and what comes later it refuses
+        replies = list(grid.pull_messages(list(self._under_way)))
+        found = [(reply, self._under_way.pop(reply.metadata.reply_to_message_id)) for reply in replies]
+        for name in [n for n, asked in self._under_way.items() if now_s - asked.at_s >= self.answer_within_s]:
+            del self._under_way[name]
+            self.counters["silent"] += 1
+        return found
+
+    def _leave_out(self, kind: str, reply: Message) -> bool:
+        self.counters[kind] += 1
+        release(reply)
+        return False
 
     def _begin(self, version: int, arrays: ArrayRecord) -> None:
         self._versions[version] = arrays
@@ -122,6 +213,8 @@ class BufferedAsync(StreamingFedAvg):
         weight = sum(mean.weight for mean in self._sums.values())
         made = {name: array.numpy().astype(np.float64) for name, array in arrays.items()}
         for began, mean in self._sums.items():
+            if not mean.folds:  # the only update of its model did not fit
+                continue
             share = self.server_rate * mean.weight / weight
             start: dict[str, NDArray[np.generic]] = {n: a.numpy() for n, a in self._versions[began].items()}
             for name, values in mean.result().items():

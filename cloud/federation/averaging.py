@@ -10,6 +10,7 @@ A reply that is wrong is counted under its reason and left out: `failed` (the cl
 
 import logging
 import math
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -63,12 +64,13 @@ class StreamingFedAvg(FedAvg):  # type: ignore[misc]  # flwr is not typed for us
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask FedAvg's sample of clients, and `spare` more."""
+        """Ask FedAvg's sample of clients, and `spare` more of the others, drawn as FedAvg draws."""
         wanted = list(super().configure_train(server_round, arrays, config, grid))
         self._wanted = len(wanted)
         self.expect(arrays)
         asked = {message.metadata.dst_node_id for message in wanted}
-        others = [node for node in grid.get_node_ids() if node not in asked][: math.ceil(self.spare * len(wanted))]
+        left = [node for node in grid.get_node_ids() if node not in asked]
+        others = random.sample(left, min(len(left), math.ceil(self.spare * len(wanted))))
         messages = [*wanted, *self._construct_messages(wanted[0].content, others, "train")] if wanted else []
         self._asked = {message.metadata.dst_node_id: server_round for message in messages}
         for message in messages:

@@ -11,7 +11,8 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 from flwr.serverapp import Grid
@@ -43,6 +44,14 @@ SEND_FOR_S = 20.0
 ASK_AGAIN_S = 15.0
 ENDED_MAX = 50_000
 WITHOUT_TIMEOUT_S = 3600.0
+
+
+@dataclass
+class _Pushed:
+    message: Message
+    until_s: float
+    """So long an answer is waited for."""
+    again_at_s: float
 
 
 class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
@@ -81,6 +90,8 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
         self._replies: deque[tuple[Message, int]] = deque()
         """Replies that nobody took yet, and their bytes."""
         self._waiting_bytes = 0
+        self._pushed: dict[str, _Pushed] = {}
+        """What `push_messages` sent and nobody has pulled the reply of."""
         self._run: Run | None = None
         self._unsent = "", b""
         """Id and bytes of the message that the link did not take yet: a large one is not packed anew at each try."""
@@ -113,22 +124,19 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
         return self._gateways[node_id]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages; one that cannot be sent in time is counted and gets no reply."""
+        """Send messages, and say their ids; one that cannot be sent in time is counted and has none.
+
+        A reply is waited for as long as the message lives (its `ttl`), an hour at most.
+        """
         return [self._push(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies to these messages that have arrived."""
-        wanted = set(message_ids)
-        with self._lock:
-            held = list(self._replies)
-            self._replies.clear()
-            self._waiting_bytes = 0
-            for reply, size in held:
-                if reply.metadata.reply_to_message_id not in wanted:
-                    self._replies.append((reply, size))
-                    self._waiting_bytes += size
-            self._lock.notify_all()
-        return [reply for reply, _ in held if reply.metadata.reply_to_message_id in wanted]
+        """Replies to these messages that have arrived. Who is online and silent is asked again meanwhile."""
+        found = self._take_out(set(message_ids))
+        for reply in found:
+            self._pushed.pop(reply.metadata.reply_to_message_id, None)
+        self._look_after_pushed()
+        return found
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> "Replies":
         """Send, and give replies as they arrive, until all have or `timeout` seconds are over; begins when it is looked
@@ -283,10 +291,41 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
         while not self._try(message):
             if time.monotonic() > deadline:
                 self.counters["unsent"] += 1
-                break
+                return ""
             time.sleep(SEND_TRY_S)
         name: str = message.metadata.message_id
+        now_s = time.monotonic()
+        until_s = now_s + min(message.metadata.ttl, WITHOUT_TIMEOUT_S)
+        self._pushed[name] = _Pushed(message, until_s, now_s + self._ask_again_s)
         return name
+
+    def _take_out(self, wanted: Collection[str]) -> list[Message]:
+        """The replies to these messages, out of the queue."""
+        with self._lock:
+            held = list(self._replies)
+            kept = [(reply, size) for reply, size in held if reply.metadata.reply_to_message_id not in wanted]
+            self._replies = deque(kept)
+            self._waiting_bytes = sum(size for _, size in kept)
+            self._lock.notify_all()
+        return [reply for reply, _ in held if reply.metadata.reply_to_message_id in wanted]
+
+    def _look_after_pushed(self) -> None:
+        """Let go of what is over its time, replies that nobody came for too, and ask those that are silent again."""
+        now_s = time.monotonic()
+        over = {name for name, pushed in self._pushed.items() if now_s >= pushed.until_s}
+        if over:
+            with self._lock:
+                for name in over:
+                    del self._pushed[name]
+                    if self._asked.pop(name, None) is not None:
+                        self._end(name, "expired")
+                        self.counters["unanswered"] += 1
+            self.counters["stale"] += len(self._take_out(over))
+        silent = {name: p for name, p in self._pushed.items() if name in self._asked and now_s >= p.again_at_s}
+        if silent:
+            self._ask_again({name: pushed.message for name, pushed in silent.items()})
+            for pushed in silent.values():
+                pushed.again_at_s = now_s + self._ask_again_s
 
     def _end(self, name: str, how: str) -> None:
         self._ended[name] = how

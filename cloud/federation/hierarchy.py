@@ -1,8 +1,12 @@
 """Two levels: a site's gateways are averaged first, then the sites.
 
 With sites weighed by their samples this equals the flat average (a test says so); what it adds is a bound on a site's
-weight, so that a site with fifty gateways, or one that claims a million samples, does not drown the others. Gateways
-are asked site by site, so that few sites are open at once: memory is O(open sites x model).
+weight, so that a site with fifty gateways, or one that claims a million samples, does not drown the others.
+
+A site is closed, and its sum let go, when the last of its gateways has answered: memory is O(open sites x model).
+Requests leave site by site, but nobody waits between two sites, so how many are open is up to how they answer; all of
+them at worst. For the adapter (170 KB, 500 KB as a sum) that is 5 GB at 10,000 sites; for whole models use
+`StreamingFedAvg`.
 """
 
 from collections import Counter
@@ -50,6 +54,8 @@ class TwoLevelFedAvg(StreamingFedAvg):
             left[site] -= 1
             if not left[site]:
                 self._close(sites.pop(site), whole)
+            if folded >= self._wanted > 0:
+                break  # the spare ones are stragglers now, as in `StreamingFedAvg`
         for mean in sites.values():  # whose gateways did not all answer
             self._close(mean, whole)
         self.check_quorum(folded)

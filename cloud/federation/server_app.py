@@ -71,12 +71,19 @@ def run_round(
     make_server_app(strategy, deadline_s)(grid, context)
     result.counters = strategy.counters + (grid.counters - counted)
     asked, folded = strategy.counters["asked"] + len(before), strategy.counters["folded"] + len(before)
+    check_quorum(folded, asked, quorum, deadline_s)
+    return result
+
+
+def check_quorum(folded: int, asked: int, quorum: float, deadline_s: float) -> None:
+    """Raises:
+    EnvironmentFault: fewer answered than the quorum.
+    """
     if folded < quorum * asked:
         raise EnvironmentFault(
             f"{folded} of {asked} gateways answered in {deadline_s:g} s, the quorum is {quorum:.0%}",
             "Start the round again when more are online, or lower learning.quorum.",
         )
-    return result
 
 
 def make_server_app(strategy: AnalyticStrategy, deadline_s: float) -> ServerApp:

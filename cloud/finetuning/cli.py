@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,16 @@ from common.manifest import Layer
 if TYPE_CHECKING:
     from cloud.service import Service
 
+if TYPE_CHECKING:
+    from cloud.finetuning.rounds import Averaging
+    from cloud.finetuning.run import Finetuner
+    from cloud.finetuning.tuning import Recipe
+    from cloud.learning.training import Outcome
+    from cloud.service import Service
+
 DEPTHS = ("adapter", "block", "full")
+
+Show = Callable[[str, int, int], None]
 
 
 def finetune(
@@ -36,6 +46,14 @@ def finetune(
     weights: Annotated[
         Path | None, typer.Option(help="Train nothing: the running layer's file with other numbers, trained elsewhere.")
     ] = None,
+    federated: Annotated[
+        bool, typer.Option("--federated", help="Train at the gateways that name an app for it; an epoch is a round.")
+    ] = False,
+    strategy: Annotated[str, typer.Option(help="How their updates are averaged: docs/federation.md.")] = "fedavg",
+    strategy_args: Annotated[str, typer.Option(help="JSON of what the strategy takes beside.")] = "",
+    compression: Annotated[str, typer.Option(help="Of updates: int8, int4 or topk; by default none.")] = "",
+    sites_min: Annotated[int, typer.Option(min=1, help="So many gateways must be there.")] = 2,
+    deadline_s: Annotated[float, typer.Option(min=1, help="Of a round.")] = 1800.0,
     author: Annotated[str, typer.Option(help="Who says so; kept in the audit log.")] = "headframe cloud finetune",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -45,19 +63,29 @@ def finetune(
     """
     if depth not in DEPTHS:
         raise OperatorError(f"there is no depth {depth!r}", f"There are {', '.join(DEPTHS)}.")
+    if weights and federated:
+        raise OperatorError("--weights trains nothing, --federated does", "Give one of them.")
     from cloud.finetuning.graph import Depth
+    from cloud.finetuning.rounds import Averaging
     from cloud.finetuning.run import Finetuner
     from cloud.finetuning.tuning import Recipe
     from common.files import own_folder
 
     recipe = Recipe(Depth(depth), epochs, batch, rate, distillation, seed=seed)
+    averaging = Averaging(strategy, strategy_args, compression, sites_min, deadline_s)
+    averaging.check()
     with open_service(config) as service:
         folder = service.settings.data_dir / "finetuning"
         with own_folder(folder), Progress(console=Console(stderr=True), transient=True) as progress:
             show = _shown_by(progress)
             parts = service.store, service.catalogue, service.registry, service.trainer, service.clock
             finetuner = Finetuner(*parts, folder)
-            outcome = finetuner.take(_read(weights), author, show) if weights else finetuner.run(recipe, author, show)
+            if federated:
+                outcome = _federate(service, finetuner, recipe, averaging, folder, author, show)
+            elif weights:
+                outcome = finetuner.take(_read(weights), author, show)
+            else:
+                outcome = finetuner.run(recipe, author, show)
         made = {"release_id": outcome.release_id, "backbone": outcome.record["backbone"]}
         service.store.audit(author, "fine-tune", made, service.clock.wall_ns())
     if as_json:
@@ -72,6 +100,38 @@ def finetune(
     if not outcome.release_id:
         typer.echo(f"the gate refused the candidate; {WHY}", err=True)
         raise typer.Exit(1)
+
+
+def _federate(
+    service: "Service",
+    finetuner: "Finetuner",
+    recipe: "Recipe",
+    averaging: "Averaging",
+    folder: Path,
+    author: str,
+    show: Show,
+) -> "Outcome":
+    """Train at the sites, beside the running centre, and take what comes of it."""
+    from cloud.broker import broker_of
+    from cloud.federation.caller import Caller
+    from cloud.finetuning.rounds import FederatedTuning
+
+    finetuner.check_active()
+    tuning = FederatedTuning(service.registry.backbone()[1].read_bytes(), recipe, averaging, folder)
+    caller = Caller(
+        broker_of(service.settings),
+        "headframe-finetune",
+        service.store,
+        service.guard,
+        service.clock,
+        lambda state: state.trains,
+    )
+    expected = [state.gateway_id for state in service.store.states() if state.online and state.trains]
+    tuned = tuning.run(caller, expected, lambda done, total: show("rounds", done, total))
+    parameters = asdict(recipe) | {"federated": asdict(averaging), "counters": dict(caller.grid.counters)}
+    outcome = finetuner.take(tuned.data, author, show, tuned.curve, parameters)
+    tuning.forget()
+    return outcome
 
 
 def backbone(
@@ -143,7 +203,7 @@ def _describe(service: "Service", layer: Layer) -> None:
     )
 
 
-def _shown_by(progress: Progress) -> Callable[[str, int, int], None]:
+def _shown_by(progress: Progress) -> Show:
     """A bar for each thing that is done."""
     tasks: dict[str, TaskID] = {}
 

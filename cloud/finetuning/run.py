@@ -86,7 +86,7 @@ class Finetuner:
             OperatorError: there is no release yet, no two classes, a backbone that cannot be trained, or a picture of a
                 dataset that is gone.
         """
-        self._check_active()
+        self.check_active()
         train, held = hold_back(self.examples())
         tuning = Tuning(self._registry.backbone()[1], train, recipe, self._folder)
         outcome = self._release(
@@ -104,17 +104,28 @@ class Finetuner:
         tuning.forget()
         return outcome
 
-    def take(self, data: bytes, author: str, progress: Progress = silent) -> Outcome:
+    def take(
+        self,
+        data: bytes,
+        author: str,
+        progress: Progress = silent,
+        curve: Sequence[float] = (),
+        parameters: object = "trained elsewhere",
+    ) -> Outcome:
         """Judge and publish a backbone that was trained elsewhere: the running one's file with other numbers.
+
+        Args:
+            curve: mean losses, and
+            parameters: how it was trained, for the record.
 
         Raises:
             OperatorError: as `run`, or it differs in more than its numbers.
         """
-        self._check_active()
+        self.check_active()
         _check_same_graph(self._registry.backbone()[1].read_bytes(), data)
         examples = self.examples()
-        found: dict[str, object] = {"parameters": "trained elsewhere", "held_back": []}
-        origin = _Origin(layer_hash(data), lambda: Tuned(data, ()), found, seen=examples, judged=examples)
+        found: dict[str, object] = {"parameters": parameters, "held_back": []}
+        origin = _Origin(layer_hash(data), lambda: Tuned(data, tuple(curve)), found, seen=examples, judged=examples)
         return self._release(origin, author, progress)
 
     def replace(self, data: bytes, author: str, licence: str, progress: Progress = silent) -> Outcome:
@@ -129,12 +140,15 @@ class Finetuner:
         Raises:
             OperatorError: as `run`.
         """
-        self._check_active()
+        self.check_active()
         found: dict[str, object] = {"parameters": "adopted", "held_back": []}
         origin = _Origin(layer_hash(data), lambda: Tuned(data, ()), found, akin=False, licence=licence)
         return self._release(origin, author, progress)
 
-    def _check_active(self) -> None:
+    def check_active(self) -> None:
+        """Raises:
+        OperatorError: there is no release yet.
+        """
         if self._registry.active() is None:
             raise OperatorError("there is no release whose backbone to fine-tune", "First `headframe cloud train`.")
 

@@ -149,8 +149,12 @@ class Tuning:
         head = torch.nn.Linear(teacher.shape[1], len(self._classes)).to(self._device)
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.zeros_(head.bias)
-        optimiser = torch.optim.Adam([{"params": list(part.parameters())} for part in (network, head)])
-        return State(network, head, optimiser, teacher, teacher.mean(0), teacher.std(0).clamp_min(SCALE_MIN))
+        centre, scale = teacher.mean(0), teacher.std(0).clamp_min(SCALE_MIN)
+        return State(network, head, self.optimiser(network, head), teacher, centre, scale)
+
+    def optimiser(self, network: Network, head: torch.nn.Linear) -> torch.optim.Optimizer:
+        """One that remembers nothing."""
+        return torch.optim.Adam([{"params": list(part.parameters())} for part in (network, head)])
 
     def forget(self) -> None:
         """Remove the checkpoint: the run is over."""

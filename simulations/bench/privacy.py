@@ -39,11 +39,11 @@ from common.flower import (
     name_message,
     take_identity,
 )
+from common.partition import Partition
 from common.projection import Projection, describe, lift
 from common.statistics import Array, Statistics
 from edge.contributor import Policy, make_client_app
 from edge.learner import ClientAppCallable
-from edge.partition import Partition
 from simulations.bench._learners import SCENARIO, add_up, solve
 from simulations.bench._sites import Pictures, Rows, embed_folder, find_folders, mean_and_error, partition, split
 

@@ -1,6 +1,7 @@
 """Streaming averages: equal to Flower's, whole or not at all, and each wrong reply under its own reason."""
 
 import math
+import random
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -219,6 +220,30 @@ def test_spare_clients_are_asked_and_not_waited_for() -> None:
     strategy.start(grid=grid, initial_arrays=ArrayRecord([np.zeros(3, np.float32)]), num_rounds=1)
     assert strategy.counters["asked"] == 7
     assert strategy.counters["folded"] == grid.taken == 5
+
+
+def test_spare_clients_are_others_each_time() -> None:
+    updates: dict[int, Update | bytes] = {n: ([np.ones(3, np.float32)], 1) for n in range(2, 42)}
+    strategy = StreamingFedAvg(**quiet(fraction_train=0.1, spare=0.5))
+    grid, model = Nodes(updates), ArrayRecord([np.zeros(3, np.float32)])
+    random.seed(5)
+    asked: set[int] = set()
+    for number in range(60):
+        messages = list(strategy.configure_train(number + 1, model, ConfigRecord(), grid))
+        spare = [message.metadata.dst_node_id for message in messages[4:]]
+        assert len(set(spare)) == 2
+        asked |= set(spare)
+    assert len(asked) > 30, "the first of the list are asked no more often than the last"
+
+
+def test_two_levels_wait_for_no_spare_client_either() -> None:
+    updates: dict[int, Update | bytes] = {n: ([np.full(3, float(n), "f4")], 1) for n in range(2, 12)}
+    strategy = TwoLevelFedAvg(lambda node: f"site-{node % 3}", **quiet(fraction_train=0.5, spare=0.4))
+    grid = Nodes(updates)
+    result = strategy.start(grid=grid, initial_arrays=ArrayRecord([np.zeros(3, np.float32)]), num_rounds=1)
+    assert strategy.counters["asked"] == 7
+    assert strategy.counters["folded"] == grid.taken == 5
+    assert 2 <= result.arrays["0"].numpy()[0] <= 11
 
 
 def test_fedprox_tells_its_clients_as_flowers_does() -> None:

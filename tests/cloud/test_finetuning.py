@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -12,14 +12,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from flwr.serverapp import Grid
-from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from cloud.cli import app
-from cloud.federation.averaging import StreamingFedAvg
 from cloud.finetuning.examples import Example, draw, hold_back
-from cloud.finetuning.federated import adapter_arrays, layer_with, make_adapter_app
 from cloud.finetuning.graph import Depth, Network
 from cloud.finetuning.run import Finetuner
 from cloud.finetuning.tuning import Recipe, Tuning
@@ -36,82 +32,17 @@ from cloud.trust import Repository
 from common import manifest as keys
 from common.backbone import Backbone, create_session
 from common.errors import OperatorError, WireError
-from common.flower import (
-    Context,
-    Message,
-    RecordDict,
-    message_from_bytes,
-    message_to_bytes,
-    name_message,
-    take_identity,
-)
 from common.ids import layer_hash
 from common.manifest import SHARED
 from common.messages import Fetch, LayerPart, Sample, State
 from common.packing import pack
 from common.weights import read_weights
 from simulations.bench._yard import GATEWAY, Gateway, HandClock
+from tests.cloud.normed import CLASSES, SIDE, picture, small_backbone
 
-SIDE, CLASSES, SCENARIO = 12, ("normal", "tear"), "belt"
+SCENARIO = "belt"
 FAST = Recipe(epochs=2, batch=8, rate=0.01)
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def small_backbone(seed: int = 0, *, operator: str = "Relu", features: int = 16) -> bytes:
-    """Two convolutions with batch-norm, a branch that meets the other, and the mean of the map."""
-    rng = np.random.default_rng(seed)
-
-    def weight(name: str, *shape: int) -> object:
-        return numpy_helper.from_array(rng.normal(0, 0.4, shape).astype(np.float32), name)
-
-    def norm(name: str, size: int) -> list[object]:
-        values = {"scale": np.ones(size), "shift": np.zeros(size), "mean": rng.normal(0, 0.1, size)}
-        values["variance"] = np.full(size, 0.5)
-        return [numpy_helper.from_array(v.astype(np.float32), f"{name}.{key}") for key, v in values.items()]
-
-    def normed(x: str, name: str, y: str) -> object:
-        names = [f"{name}.{key}" for key in ("scale", "shift", "mean", "variance")]
-        return helper.make_node("BatchNormalization", [x, *names], [y], epsilon=1e-3)
-
-    graph = helper.make_graph(
-        [
-            helper.make_node("Conv", [keys.IMAGE, "stem"], ["a"], strides=[2, 2], pads=[1, 1, 1, 1]),
-            normed("a", "bn1", "b"),
-            helper.make_node(operator, ["b"], ["c"]),
-            helper.make_node("Conv", ["c", "mix"], ["d"]),
-            normed("d", "bn2", "e"),
-            helper.make_node("Add", ["c", "e"], ["f"]),
-            helper.make_node("Conv", ["f", "last"], ["g"]),
-            normed("g", "bn3", "h"),
-            helper.make_node("Relu", ["h"], ["i"]),
-            helper.make_node("ReduceMean", ["i"], [keys.EMBEDDING], axes=[2, 3], keepdims=0),
-        ],
-        "small",
-        [helper.make_tensor_value_info(keys.IMAGE, TensorProto.FLOAT, ["n", 3, SIDE, SIDE])],
-        [helper.make_tensor_value_info(keys.EMBEDDING, TensorProto.FLOAT, ["n", features])],
-        [
-            weight("stem", 8, 3, 3, 3),
-            *norm("bn1", 8),
-            weight("mix", 8, 8, 1, 1),
-            *norm("bn2", 8),
-            weight("last", features, 8, 1, 1),
-            *norm("bn3", features),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    metadata = {keys.KIND: "backbone", keys.INPUT_PX: str(SIDE), keys.PIXEL_MEAN: "127", keys.PIXEL_SCALE: "128"}
-    helper.set_model_props(model, metadata)
-    data: bytes = model.SerializeToString()
-    return data
-
-
-def picture(label: str, seed: int) -> np.ndarray:
-    """Stripes along or across, in the noise."""
-    rng = np.random.default_rng(seed)
-    stripes = np.zeros((SIDE, SIDE, 3))
-    stripes[:, ::3] = rng.uniform(60, 120)
-    found = rng.normal(90, 18, stripes.shape) + (stripes if label == "normal" else stripes.transpose(1, 0, 2))
-    return found.clip(0, 255).astype(np.uint8)
 
 
 def examples(count: int = 24, sites: int = 6) -> list[Example]:
@@ -121,40 +52,6 @@ def examples(count: int = 24, sites: int = 6) -> list[Example]:
         read = lambda label=label, number=number: picture(label, number)  # noqa: E731
         found.append(Example(bytes([number]) * 16, SCENARIO, label, f"site{number % sites}", read))
     return found
-
-
-class Clients(Grid):  # type: ignore[misc]
-    """A grid whose clients are called at once, over the bytes of the wire."""
-
-    def __init__(self, apps: dict[int, Callable[[Message, Context], Message]]) -> None:
-        take_identity(1)
-        self._apps, self._asked = apps, 0
-
-    def set_run(self, run: object) -> None: ...
-
-    @property
-    def run(self) -> object:
-        raise NotImplementedError
-
-    def create_message(self, *_: object, **__: object) -> Message:
-        raise NotImplementedError
-
-    def get_node_ids(self) -> Iterable[int]:
-        return sorted(self._apps)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        for message in messages:
-            self._asked += 1
-            name_message(message, f"m{self._asked}")
-            node = message.metadata.dst_node_id
-            context = Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={})
-            yield message_from_bytes(message_to_bytes(self._apps[node](message, context)))
 
 
 # --- the graph ------------------------------------------------------------------------------------
@@ -540,30 +437,7 @@ def test_the_command_makes_a_release_and_says_what_it_weighs(tmp_path: Path) -> 
     assert "released r4-" in lifted.stdout
 
 
-# --- federated ------------------------------------------------------------------------------------
-
-
-def test_sites_with_torch_train_the_adapter_and_only_scale_and_shift_travel(layer: Path, centre: Centre) -> None:
-    recipe = Recipe(epochs=3, batch=8, rate=0.01)
-    everything = examples(36, sites=3)
-    sites = [[example for example in everything if example.site == f"site{n}"] for n in range(3)]
-    apps = {2 + n: make_adapter_app(layer, own, recipe) for n, own in enumerate(sites)}
-    grid = Clients(apps)
-    strategy = StreamingFedAvg(fraction_evaluate=0.0, min_available_nodes=1, min_train_nodes=1)
-    start = adapter_arrays(layer.read_bytes(), recipe)
-    result = strategy.start(grid=grid, initial_arrays=start, num_rounds=3, timeout=30)
-    assert strategy.counters["folded"] == 9
-    assert set(start) == {f"bn{n}.{part}" for n in (1, 2, 3) for part in ("scale", "shift")}
-    losses = [metrics["loss"] for metrics in result.train_metrics_clientapp.values()]
-    assert losses[-1] < losses[0]
-
-    tuned = layer_with(layer.read_bytes(), recipe, result.arrays)
-    parts = centre.store, centre.catalogue, centre.registry, centre.trainer, centre.clock
-    outcome = Finetuner(*parts, centre.folder / "finetuning").take(tuned, "li")
-    assert outcome.release_id, outcome.record["gate"]
-    assert centre.registry.backbone()[0].hash == outcome.record["backbone"]
-    with pytest.raises(OperatorError, match="another model"):
-        Finetuner(*parts, centre.folder / "finetuning").take(small_backbone(operator="Sigmoid"), "li")
+# --- weights that come from elsewhere --------------------------------------------------------------
 
 
 def test_a_client_refuses_the_weights_of_another_backbone(layer: Path) -> None:

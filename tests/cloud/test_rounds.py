@@ -21,7 +21,7 @@ from common.cohort import MASKED
 from common.flower import message_from_bytes
 from common.manifest import SHARED
 from common.mqtt import Broker
-from edge.partition import Partition
+from common.partition import Partition
 from simulations.virtual import SAMPLES, VirtualGateway, made_up
 
 CLASSES, DIMENSION, PICTURES = ("normal", "tear"), 12, 60

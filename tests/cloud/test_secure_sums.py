@@ -30,11 +30,11 @@ from common.flower import (
     take_identity,
 )
 from common.ids import sample_id
+from common.partition import Partition
 from common.projection import Projection, describe, lift
 from common.statistics import Statistics
 from edge.contributor import Policy, answer, make_client_app
 from edge.member import Member
-from edge.partition import Partition
 
 CLASSES, D, BACKBONE = ("normal", "tear", "wood"), 10, "b" * 64
 FULL = Projection(np.full(D, 0.5), np.eye(D), 4.0)

@@ -17,7 +17,21 @@ import httpx
 import numpy as np
 import pytest
 
+from common.flower import (
+    ArrayRecord,
+    Message,
+    RecordDict,
+    message_from_bytes,
+    message_to_bytes,
+    name_message,
+    node_id_of,
+    take_identity,
+)
+from common.settings import load_settings
+from common.training import AdapterTask, pack_task
+from edge.agent import Agent
 from edge.app import STEP_S, notify_systemd
+from edge.settings import EdgeSettings, TrainingSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -167,3 +181,29 @@ def test_on_sighup_cameras_come_and_go_and_a_wrong_file_changes_nothing(
     state = reported(config, lambda state: len(state["cameras"]) == 1)
     assert state["config"] == "applied: detached gate"
     assert agent.poll() is None
+
+
+def test_a_box_that_names_an_app_reports_that_it_trains_and_asks_that_app(config: Path) -> None:
+    known = load_settings(EdgeSettings, config)
+
+    def answer(share: str, app: str) -> tuple[bool, str]:
+        """What it reports, and what it answers to a round for a backbone that it does not have."""
+        agent = Agent(known.model_copy(update={"share": share, "training": TrainingSettings(app=app)}))
+        task = AdapterTask(backbone="b" * 64, depth="adapter", rounds=1)
+        message = Message(RecordDict({"arrays": ArrayRecord(), "config": pack_task(task)}), node_id_of("gw-1"), "train")
+        name_message(message, "asked")
+        reply = agent.learner.answer(message_to_bytes(message))
+        assert reply is not None
+        agent.spool.close()
+        agent.exemplars.close()
+        return agent.trainer.trains, str(message_from_bytes(reply).error.reason)
+
+    take_identity(1)
+    ours = "cloud.finetuning.site_app:app"
+    trains, said = answer("updates", ours)
+    assert trains
+    assert "no labelled pictures" in said
+    assert answer("samples", ours) == (False, "this site shares no weight updates")
+    trains, said = answer("both", "")
+    assert not trains
+    assert "names no app" in said
