@@ -138,8 +138,8 @@ def _train_adapter(grid: Grid, context: Context, config: Config) -> None:
 def _rounds(grid: Grid, context: Context, config: Config, task: Task, arrays: ArrayRecord) -> Learnt:
     name, compression = str(config["strategy"]), str(config["compression"])
     check_compression(name, compression)
-    strategy = make_strategy(name, str(config["strategy-args"]), nodes_min=int(config["nodes-min"]))
-    rounds, deadline_s = int(config["rounds"]), float(config["deadline-s"])
+    rounds, deadline_s, nodes_min = int(config["rounds"]), float(config["deadline-s"]), int(config["nodes-min"])
+    strategy = make_strategy(name, str(config["strategy-args"]), nodes_min=nodes_min, deadline_s=deadline_s)
     learnt = run_rounds(grid, strategy, arrays, task, rounds=rounds, deadline_s=deadline_s)
     context.state[HEAD] = learnt.arrays
     context.state[FIGURES] = MetricRecord({"loss": list(learnt.curve)})

@@ -115,9 +115,9 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
     def get_node_ids(self) -> Iterable[int]:
         """Node ids of the gateways that are online."""
         with self._lock:
-            for gateway_id in self._online():
-                self._gateways[node_id_of(gateway_id)] = gateway_id
-            return [node_id_of(gateway_id) for gateway_id in self._online()]
+            online = {node_id_of(gateway_id): gateway_id for gateway_id in self._online()}
+            self._gateways |= online
+            return list(online)
 
     def gateway_of(self, node_id: int) -> str:
         """The gateway behind a node id that `get_node_ids` gave."""

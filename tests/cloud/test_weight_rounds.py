@@ -165,8 +165,13 @@ def test_a_run_whose_nodes_are_not_there_or_have_nothing_ends(fleet: MqttGrid) -
 
 
 def test_a_strategy_takes_what_its_own_class_takes() -> None:
-    made = make_strategy("async", '{"buffer": 7, "fraction_train": 0.5, "spare": 0.1}', nodes_min=3)
-    assert (made.buffer, made.fraction_train, made.spare, made.min_available_nodes) == (7, 0.5, 0.1, 3)
+    made = make_strategy("fedavg", '{"fraction_train": 0.5, "spare": 0.1}', nodes_min=3)
+    assert (made.fraction_train, made.spare, made.min_available_nodes) == (0.5, 0.1, 3)
+    made = make_strategy("async", '{"buffer": 7}', deadline_s=9.0)
+    assert (made.buffer, made.answer_within_s) == (7, 9.0)
+    assert make_strategy("async", '{"answer_within_s": 3.0}', deadline_s=9.0).answer_within_s == 3.0
+    with pytest.raises(ConfigError, match="async takes no quorum"):
+        make_strategy("async", '{"quorum": 0.5}')
     two = make_strategy("two-level", '{"site_weight_max": 9.0}', site_of=lambda node: f"site-{node}")
     assert two._site_of(4) == "site-4"
     assert make_strategy("fedadam", '{"eta": 0.3}').eta == 0.3
