@@ -66,21 +66,24 @@ def finetune(
     if weights and federated:
         raise OperatorError("--weights trains nothing, --federated does", "Give one of them.")
     from cloud.finetuning.graph import Depth
-    from cloud.finetuning.rounds import Averaging
     from cloud.finetuning.run import Finetuner
     from cloud.finetuning.tuning import Recipe
     from common.files import own_folder
 
     recipe = Recipe(Depth(depth), epochs, batch, rate, distillation, seed=seed)
-    averaging = Averaging(strategy, strategy_args, compression, sites_min, deadline_s)
-    averaging.check()
+    averaging = None
+    if federated:
+        from cloud.finetuning.rounds import Averaging
+
+        averaging = Averaging(strategy, strategy_args, compression, sites_min, deadline_s)
+        averaging.check()
     with open_service(config) as service:
         folder = service.settings.data_dir / "finetuning"
         with own_folder(folder), Progress(console=Console(stderr=True), transient=True) as progress:
             show = _shown_by(progress)
             parts = service.store, service.catalogue, service.registry, service.trainer, service.clock
             finetuner = Finetuner(*parts, folder)
-            if federated:
+            if averaging:
                 outcome = _federate(service, finetuner, recipe, averaging, folder, author, show)
             elif weights:
                 outcome = finetuner.take(_read(weights), author, show)
