@@ -169,8 +169,8 @@ def keep_scales(
         seen: pictures that say how its layers are used.
         judged: pictures on which the variant is compared.
     """
-    folded = fold(new)
-    reason = unlike(published, fold(old), folded)
+    before, after = fold(old), fold(new)
+    reason = unlike(published, before, after)
     if reason:
         return reason
     with tempfile.TemporaryDirectory() as name:
@@ -181,9 +181,9 @@ def keep_scales(
             return Backbone.open(path)
 
         network = opened(new)
-        moments = input_moments(folded, (network.tensor(picture) for picture in seen[:MOMENTS]))
+        moments = input_moments(after, (network.tensor(picture) for picture in seen[:MOMENTS]))
         yardstick = Yardstick(heads, embed_all(network, judged), embed_all(opened(fresh), judged))
-        requantiser = Requantiser(published, fold(old), folded, network.hash, moments)
+        requantiser = Requantiser(published, before, after, network.hash, moments)
         found = coarsest(requantiser, lambda data: yardstick.holds(embed_all(opened(data), judged)))
     return found or "none in the numbers of the one before was as near to float"
 

@@ -3,12 +3,14 @@
 Four releases are made on real belts: heads solved again on the same backbone, and fine-tunes of the adapter (scale and
 shift of every batch-norm), of the last block, and of every weight. The fine-tunes are snapped to the coarsest steps
 whose predictions agree with the unsnapped model on calibration pictures (`cloud.learning.snapping`); agreement is then
-measured on pictures of scenes that neither training nor calibration saw. Every delta is applied and compared bit by bit
+measured on pictures of scenes that neither training nor calibration saw. Of each, the int8 variant is made in the
+numbers of the base's (`cloud.learning.requantise`), and from scratch. Every delta is applied and compared bit by bit
 with what was judged.
 """
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +30,7 @@ from common.ids import layer_hash
 from common.statistics import Statistics
 from common.weights import find_weights
 from simulations.bench._tuning import embed, snap_tuned, tune
+from simulations.bench._variants import Variants
 from simulations.data import find_data
 
 KINDS = {"adapter": Depth.ADAPTER, "last_block": Depth.BLOCK, "full": Depth.FULL}
@@ -35,6 +38,13 @@ EPOCHS, QUICK_EPOCHS = 12, 1
 TRAIN_PX = 128  # a quarter of the work; what is measured here is bytes, and how near snapped is to unsnapped
 CALIBRATION, QUICK_CALIBRATION = 260, 120
 UNSEEN, QUICK_UNSEEN = 562, 140
+RANGES, QUICK_RANGES = 128, 16
+"""Pictures that set the ranges of int8 variants."""
+JUDGED, QUICK_JUDGED = 200, 60
+"""… and those that they are judged on."""
+QUICK_BATCH = 8
+QUICK_INT8 = "full"
+"""The kind of which the quick form makes the int8 variant."""
 SHRINKAGE = 0.1
 DIMENSIONS = 512
 
@@ -53,6 +63,7 @@ def bench_deltas(*, quick: bool) -> dict[str, Any]:
     agreements: dict[str, float] = {}
     fractions: dict[str, float] = {}
     table: dict[str, dict[str, float]] = {}
+    int8: dict[str, dict[str, float]] = {}
     exact = True
     old_head = _solve(base, solving[: len(solving) // 2])
     new_head = _solve(base, solving)
@@ -61,8 +72,13 @@ def bench_deltas(*, quick: bool) -> dict[str, Any]:
     exact &= apply_delta(before, head_delta, len(after)) == after
     sizes["head"] = len(head_delta) / len(base)
     table["head"] = {"headframe": sizes["head"]} | _comparators(before, after, len(base), quick=quick)
+    variants = Variants(
+        base, train[: QUICK_RANGES if quick else RANGES], calibration[: QUICK_JUDGED if quick else JUDGED]
+    )
     for kind, depth in KINDS.items():
-        recipe = Recipe(depth, epochs=QUICK_EPOCHS if quick else EPOCHS, input_px=TRAIN_PX)
+        recipe = Recipe(depth, epochs=EPOCHS, input_px=TRAIN_PX)
+        if quick:
+            recipe = replace(recipe, epochs=QUICK_EPOCHS, batch=QUICK_BATCH)
         target = tune(base, train, recipe).data
         head = calibrate(_solve(target, solving), embed(target, calibration), [item.label for item in calibration])
         snapped = snap_tuned(base, target, head, calibration, train)
@@ -70,19 +86,37 @@ def bench_deltas(*, quick: bool) -> dict[str, Any]:
         exact &= apply_delta(base, delta, len(snapped.data)) == snapped.data
         sizes[kind] = len(delta) / len(base)
         fractions[kind] = snapped.fraction
-        agreements[kind] = _agreement(head.predict(embed(target, unseen)), head.predict(embed(snapped.data, unseen)))
+        said = head.predict(embed(snapped.data, unseen))
+        agreements[kind] = _agreement(head.predict(embed(target, unseen)), said)
         lossless = make_delta(base, target, find_weights(base), find_weights(target))
         exact &= apply_delta(base, lossless, len(target)) == target
         table[kind] = {"headframe": sizes[kind], "headframe, lossless": len(lossless) / len(base)}
         table[kind] |= _comparators(base, target, len(base), quick=quick)
+        if quick and kind != QUICK_INT8:
+            continue
+        made = variants.succeed(snapped.data, head)
+        exact &= made.bit_exact
+        sizes[f"int8_{kind}"] = len(made.delta) / len(base)
+        int8[kind] = {
+            "share_of_int8_file": len(made.delta) / len(made.data),
+            "code_step": made.step,
+            "agreement": _agreement(said, head.predict(embed(made.data, unseen))),
+            "agreement_from_scratch": _agreement(said, head.predict(embed(made.fresh, unseen))),
+        }
+        table[f"{kind}, int8"] = {
+            "headframe": sizes[f"int8_{kind}"],
+            "headframe, from scratch": len(made.fresh_delta) / len(base),
+        } | _comparators(variants.published, made.fresh, len(base), quick=quick)
     return {
         **sizes,
         "agreement": min(agreements.values()),
         "agreement_by_kind": agreements,
         "bit_exact": exact,
         "step_fraction": fractions,
+        "int8": int8,
         "table": {kind: {name: round(share, 5) for name, share in row.items()} for kind, row in table.items()},
         "model_bytes": len(base),
+        "int8_model_bytes": len(variants.published),
         "pictures_unseen": len(unseen),
         "seconds": round(time.monotonic() - began_s, 1),
     }
@@ -113,7 +147,7 @@ def _agreement(one: list[str], other: list[str]) -> float:
 
 
 def _comparators(base: bytes, target: bytes, whole: int, *, quick: bool) -> dict[str, float]:
-    """Shares of the fp32 backbone's bytes that the usual tools need for the same (unsnapped) target."""
+    """Shares of the fp32 backbone's bytes that the usual tools need for the same target, before it is made small."""
     patch = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
     level = 3 if quick else 19
     window = zstandard.ZstdCompressionParameters.from_level(level, window_log=25, enable_ldm=True)
