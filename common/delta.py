@@ -27,13 +27,19 @@ import zstandard
 from numpy.typing import NDArray
 
 from common.differences import (
+    STEP_MAX,
+    STEP_MIN,
     find_changed,
     find_changes,
     float_differences,
+    move_by,
     move_bytes,
     move_floats,
     move_wholes,
+    nearest_moves,
+    nearest_ratios,
     planes,
+    scale_by,
     unplanes,
     unzigzag,
     whole_differences,
@@ -54,9 +60,6 @@ WHOLE: Final = 3
 CODED: Final = 4
 SCALED: Final = 5
 ITEM_BYTES: Final = {SAME: 4, STEPPED: 4, EXACT: 4, WHOLE: 4, CODED: 1, SCALED: 4}
-
-STEP_MIN: Final = 4 * -100
-STEP_MAX: Final = 4 * 100
 
 Steps = Mapping[str, int]
 """Tensor name -> index of its step, see `step_size`."""
@@ -191,8 +194,8 @@ def _fill_floats(base: bytes, target: bytearray, pieces: Sequence[_Piece], read:
         if p.kind == SAME:
             after[:] = before
         elif p.kind in (STEPPED, SCALED):
-            move_by = _move if p.kind == STEPPED else _scale
-            after[:] = move_by(before, codes[at_code : at_code + p.count], p.step)
+            moving = move_by if p.kind == STEPPED else scale_by
+            after[:] = moving(before, codes[at_code : at_code + p.count], p.step)
             at_code += p.count
         else:
             move = move_wholes if p.kind == WHOLE else move_floats
@@ -243,65 +246,16 @@ def _base_spans(pieces: Sequence[_Piece]) -> list[tuple[int, int]]:
     return [(p.base, p.base + p.size) for p in pieces]
 
 
-# --- stepped and scaled -----------------------------------------------------------------------
-
-
-def step_size(step: int) -> float:
-    """The step of an index: four in each octave, (1, 1.25, 1.5, 1.75) * 2**(step // 4)."""
-    return (1.0 + (step % 4) / 4) * 2.0 ** (step // 4)
-
-
-def snap_tensor(before: NDArray[np.float32], after: NDArray[np.float32], step: int) -> NDArray[np.float32]:
-    """The nearest values to `after` (count,) that `before` reaches in whole steps: what a delta can carry."""
-    return _move(before, _nearest(before, after, step), step)
-
-
-def scale_tensor(before: NDArray[np.float32], ratio: NDArray[np.floating], step: int) -> NDArray[np.float32]:
-    """`before` (count,) times about `ratio`: one and whole steps, the same for all tensors of the same ratios."""
-    return _scale(before, _whole((ratio.astype(np.float64) - 1) / step_size(step)), step)
-
-
-def _move(before: NDArray[np.float32], codes: NDArray[np.int16], step: int) -> NDArray[np.float32]:
-    """base + code * step, rounded once."""
-    with np.errstate(all="ignore"):  # whatever the floats are: the encoder looks whether they came out
-        moved: NDArray[np.float32] = before + codes.astype(np.float32) * np.float32(step_size(step))
-    return moved
-
-
-def _scale(before: NDArray[np.float32], codes: NDArray[np.int16], step: int) -> NDArray[np.float32]:
-    """base * (1 + code * step): the product of code and step is exact, each of the other two is rounded once."""
-    with np.errstate(all="ignore"):
-        factor = np.float32(1) + codes.astype(np.float32) * np.float32(step_size(step))
-        scaled: NDArray[np.float32] = before * factor
-    return scaled
-
-
-def _nearest(before: NDArray[np.float32], after: NDArray[np.float32], step: int) -> NDArray[np.int16]:
-    with np.errstate(all="ignore"):
-        return _whole((after.astype(np.float64) - before.astype(np.float64)) / step_size(step))
-
-
-def _nearest_ratio(before: NDArray[np.float32], after: NDArray[np.float32], step: int) -> NDArray[np.int16]:
-    with np.errstate(all="ignore"):
-        return _whole((after.astype(np.float64) / before.astype(np.float64) - 1) / step_size(step))
-
-
-def _whole(codes: NDArray[np.float64]) -> NDArray[np.int16]:
-    with np.errstate(all="ignore"):
-        whole: NDArray[np.int16] = np.clip(np.nan_to_num(np.rint(codes)), -(2**15), 2**15 - 1).astype(np.int16)
-    return whole
-
-
 def _moved(
     before: NDArray[np.float32], after: NDArray[np.float32], step: int | None, ratio: int | None
 ) -> tuple[int, int, NDArray[np.int16]] | None:
     """Kind, step and the codes that make `after` of `before`; None when some value would not come out bit by bit."""
     if ratio is not None:
-        codes = _nearest_ratio(before, after, ratio)
-        return (SCALED, ratio, codes) if _scale(before, codes, ratio).tobytes() == after.tobytes() else None
+        codes = nearest_ratios(before, after, ratio)
+        return (SCALED, ratio, codes) if scale_by(before, codes, ratio).tobytes() == after.tobytes() else None
     if step is not None:
-        codes = _nearest(before, after, step)
-        return (STEPPED, step, codes) if _move(before, codes, step).tobytes() == after.tobytes() else None
+        codes = nearest_moves(before, after, step)
+        return (STEPPED, step, codes) if move_by(before, codes, step).tobytes() == after.tobytes() else None
     return None
 
 

@@ -1,7 +1,63 @@
 """Numbers as differences that compress well: what `common.delta` writes of tensors. Pure."""
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
+
+# --- in steps ---------------------------------------------------------------------------------
+
+STEP_MIN: Final = 4 * -100
+STEP_MAX: Final = 4 * 100
+
+
+def step_size(step: int) -> float:
+    """The step of an index: four in each octave, (1, 1.25, 1.5, 1.75) * 2**(step // 4)."""
+    return (1.0 + (step % 4) / 4) * 2.0 ** (step // 4)
+
+
+def snap_tensor(before: NDArray[np.float32], after: NDArray[np.float32], step: int) -> NDArray[np.float32]:
+    """The nearest values to `after` (count,) that `before` reaches in whole steps: what a delta can carry."""
+    return move_by(before, nearest_moves(before, after, step), step)
+
+
+def scale_tensor(before: NDArray[np.float32], ratio: NDArray[np.floating], step: int) -> NDArray[np.float32]:
+    """`before` (count,) times about `ratio`: one and whole steps, the same for all tensors of the same ratios."""
+    return scale_by(before, _whole((ratio.astype(np.float64) - 1) / step_size(step)), step)
+
+
+def move_by(before: NDArray[np.float32], codes: NDArray[np.int16], step: int) -> NDArray[np.float32]:
+    """before + code * step, rounded once."""
+    with np.errstate(all="ignore"):  # whatever the floats are: the encoder looks whether they came out
+        moved: NDArray[np.float32] = before + codes.astype(np.float32) * np.float32(step_size(step))
+    return moved
+
+
+def scale_by(before: NDArray[np.float32], codes: NDArray[np.int16], step: int) -> NDArray[np.float32]:
+    """before * (1 + code * step): the product of code and step is exact, each of the other two is rounded once."""
+    with np.errstate(all="ignore"):
+        factor = np.float32(1) + codes.astype(np.float32) * np.float32(step_size(step))
+        scaled: NDArray[np.float32] = before * factor
+    return scaled
+
+
+def nearest_moves(before: NDArray[np.float32], after: NDArray[np.float32], step: int) -> NDArray[np.int16]:
+    """The codes with which `move_by` comes nearest to `after`."""
+    with np.errstate(all="ignore"):
+        return _whole((after.astype(np.float64) - before.astype(np.float64)) / step_size(step))
+
+
+def nearest_ratios(before: NDArray[np.float32], after: NDArray[np.float32], step: int) -> NDArray[np.int16]:
+    """… and `scale_by`."""
+    with np.errstate(all="ignore"):
+        return _whole((after.astype(np.float64) / before.astype(np.float64) - 1) / step_size(step))
+
+
+def _whole(codes: NDArray[np.float64]) -> NDArray[np.int16]:
+    with np.errstate(all="ignore"):
+        whole: NDArray[np.int16] = np.clip(np.nan_to_num(np.rint(codes)), -(2**15), 2**15 - 1).astype(np.int16)
+    return whole
+
 
 # --- as integers ------------------------------------------------------------------------------
 

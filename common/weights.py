@@ -41,7 +41,7 @@ class Tensor:
         """The byte behind the last value."""
         return self.offset + np.dtype(self.dtype).itemsize * self.count
 
-    def read(self, data: bytes) -> NDArray[Any]:
+    def read(self, data: bytes | bytearray) -> NDArray[Any]:
         """The values, flat (count,): a view of `data`, which may stand at any byte."""
         return np.frombuffer(data, self.dtype, self.count, self.offset)
 

@@ -20,7 +20,8 @@ from cloud.learning.compensation import compensate, error_factor
 from cloud.learning.heads import HeadWeights
 from cloud.learning.snapping import SHIFT_MAX, VECTOR_FRACTION, compare_answers, nearest_step
 from common import manifest as keys
-from common.delta import make_delta, scale_tensor, snap_tensor
+from common.delta import make_delta
+from common.differences import scale_tensor, snap_tensor
 from common.statistics import Array
 from common.weights import INT8, Tensor, are_alike, find_tensors, read_weights
 
@@ -135,7 +136,7 @@ class Requantiser:
         return Requantised(bytes(made), step, self._steps, self._ratios)
 
     def _read(self, name: str) -> NDArray[Any]:
-        return self._places[name].read(bytes(self._made)).copy()
+        return self._places[name].read(self._made).copy()
 
     def _write(self, name: str, values: NDArray[Any]) -> None:
         place = self._places[name]

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from cloud.learning.compensation import compensate, error_factor
 from cloud.learning.heads import HeadWeights
-from common.delta import STEP_MAX, STEP_MIN, make_delta, snap_tensor, step_size
+from common.delta import make_delta
+from common.differences import STEP_MAX, STEP_MIN, snap_tensor, step_size
 from common.statistics import Array
 from common.weights import find_tensors, find_weights
 

@@ -2,7 +2,8 @@
 
 The centre: `Service` with its real store, from the topic to the commit. The gateway: what the agent does with a message
 from the centre, down to an installer that is fetching a release; manifests are spoiled before *and* after they are
-signed (a thief without the key, and a centre that signs nonsense). What was still right is counted as taken.
+signed (a thief without the key, and a centre that signs nonsense). Deltas, which seldom get so far there, are spoiled
+by themselves, inside too. What was still right is counted as taken.
 """
 
 import logging
@@ -12,10 +13,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import zstandard
 from rich.console import Console
 from rich.progress import Progress
 
@@ -24,14 +27,14 @@ from cloud.settings import CloudSettings
 from common import codec, topics
 from common.chunks import split
 from common.clock import SystemClock
-from common.delta import make_delta
+from common.delta import apply_delta, make_delta
 from common.errors import HeadframeError
 from common.ids import layer_hash
 from common.manifest import decode_manifest, encode_manifest
 from common.messages import Desired, Fetch, LayerPart, Message, Shelved
 from common.mqtt import Broker
 from common.parcels import cut, pack
-from common.weights import find_weights
+from common.weights import find_tensors, find_weights
 from edge.downward import Downward
 from edge.installer import Installer
 from edge.perception import Model
@@ -40,24 +43,29 @@ from edge.tally import Observation
 from simulations.bench._messages import DOWN, UP, made_sample
 from simulations.bench._mutations import mutate
 from simulations.bench._process import Peak
-from simulations.bench._tiny import tiny_backbone, tiny_head, tiny_manifest
+from simulations.bench._tiny import tiny_backbone, tiny_head, tiny_manifest, tiny_variant
 from simulations.single_key import Signer, SingleKey
 
 GATEWAY = "north-1"
 FULL, QUICK = 100_000, 4_000
+STEPS, RATIOS = {"scale": -44}, {"scale": -12}  # the scale of `tiny_variant` grows by an eighth
+PIECES, LITERAL = 2, 3  # places in a delta; the literal needs the base to be unpacked
 PARTS = 16  # layers are fetched in so many parts, so that a spoiled one comes in the middle
 
 
 def bench_fuzz(*, quick: bool) -> dict[str, Any]:
     """Both sides, from one seed."""
     count = QUICK if quick else FULL
-    centre, gateway = fuzz_centre(count, seed=1), fuzz_gateway(count, seed=2)
+    sides = {
+        "centre": fuzz_centre(count, seed=1),
+        "gateway": fuzz_gateway(count, seed=2),
+        "deltas": fuzz_deltas(count, seed=3),
+    }
     return {
-        "messages": 2 * count,
-        "crashes": centre["crashes"] + gateway["crashes"],
-        "unexplained": centre["unexplained"] + gateway["unexplained"],
-        "centre": centre,
-        "gateway": gateway,
+        "messages": len(sides) * count,
+        "crashes": sum(side["crashes"] for side in sides.values()),
+        "unexplained": sum(side["unexplained"] for side in sides.values()),
+        **sides,
     }
 
 
@@ -97,6 +105,50 @@ def fuzz_gateway(count: int, seed: int) -> dict[str, Any]:
                 site.take(site.next_payload(rng, number))
         works = site.installs()
     return tally.figures() | {"extra_mb": round(peak.extra_bytes / 2**20, 1), "works_after": works}
+
+
+def fuzz_deltas(count: int, seed: int) -> dict[str, Any]:
+    """Spoiled deltas with tensors of every kind: each is refused, or makes as many bytes as it should."""
+    rng = random.Random(seed)
+    backbone, tally = tiny_backbone(), _Tally()
+    base, target = (tiny_variant(backbone, number) for number in range(2))
+    places = find_tensors(base), find_tensors(target)
+    deltas = [
+        make_delta(base, target, *places, steps, ratios) for steps, ratios in (({}, {}), (STEPS, {}), ({}, RATIOS))
+    ]
+
+    def act(delta: bytes) -> str | None:
+        try:
+            made = apply_delta(base, delta, len(target))
+        except HeadframeError as error:
+            return str(error)
+        if len(made) != len(target):
+            raise AssertionError(f"{len(made)} bytes")
+        return None if made == target else "its hash is another one"
+
+    with Peak() as peak:
+        for _ in _progress("deltas", count):
+            delta = rng.choice(deltas)
+            spoiled = _spoil_inside(delta, rng) if rng.random() < 0.5 else mutate(delta, rng)
+            tally.note(partial(act, spoiled))
+    works = all(apply_delta(base, delta, len(target)) == target for delta in deltas)
+    return tally.figures() | {"extra_mb": round(peak.extra_bytes / 2**20, 1), "works_after": works}
+
+
+def _spoil_inside(delta: bytes, rng: random.Random) -> bytes:
+    """One stream of a delta is spoiled and packed again, under its true size or the one before."""
+    parts = msgspec.msgpack.decode(delta)
+    place = rng.randrange(PIECES, len(parts))
+    size, packed = parts[place]
+    data = zstandard.decompress(packed) if place != LITERAL else rng.randbytes(size)
+    if place == PIECES:
+        data = mutate(data, rng)
+    elif rng.random() < 0.5:
+        data = rng.randbytes(size)
+    else:
+        data = data[: rng.randrange(size + 1)] + rng.randbytes(rng.randrange(3))
+    parts[place] = [rng.choice((len(data), size)), zstandard.compress(data)]
+    return msgspec.msgpack.encode(parts)
 
 
 class _Tally:

@@ -24,14 +24,14 @@ from common.mqtt import Broker
 from simulations.bench._messages import UP, made_event, made_sample, made_state
 from simulations.bench._mutations import mutate
 from simulations.bench._tiny import tiny_backbone, tiny_head, tiny_manifest
-from simulations.bench.fuzz import fuzz_centre, fuzz_gateway
+from simulations.bench.fuzz import fuzz_centre, fuzz_deltas, fuzz_gateway
 
 EXAMPLES = int(os.environ.get("HEADFRAME_EXAMPLES", "150"))
 MEMORY_MB_MAX = 200
 GATEWAY = "north-1"
 
 
-@pytest.mark.parametrize("side", [fuzz_centre, fuzz_gateway])
+@pytest.mark.parametrize("side", [fuzz_centre, fuzz_gateway, fuzz_deltas])
 def test_spoiled_messages_are_refused_with_a_reason_and_the_next_right_one_is_taken(side: object) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201  to replay

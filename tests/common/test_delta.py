@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from common.delta import ITEM_BYTES, STEP_MAX, STEP_MIN, apply_delta, make_delta, snap_tensor, step_size
+from common.delta import ITEM_BYTES, apply_delta, make_delta
+from common.differences import STEP_MAX, STEP_MIN, scale_tensor, snap_tensor, step_size
 from common.errors import WireError
 from common.weights import Tensor
 
@@ -41,7 +42,8 @@ def test_any_floats_come_out_bit_by_bit(before: Floats, data: st.DataObject) -> 
     after = data.draw(arrays.arrays(np.float32, before.shape, elements=st.floats(width=32)))
     (base, old), (target, new) = file_of(before), file_of(after, note=data.draw(st.binary(max_size=20)))
     step = data.draw(st.none() | st.integers(STEP_MIN, STEP_MAX))
-    delta = make_delta(base, target, old, new, None if step is None else {"0": step})
+    snapped = {} if step is None else {"0": step}
+    delta = make_delta(base, target, old, new, *data.draw(st.permutations([snapped, {}])))
     assert apply_delta(base, delta, len(target)) == target
 
 
@@ -101,6 +103,20 @@ def test_snapped_weights_stay_within_half_a_step(seed: int, step: int) -> None:
     rounding = np.spacing(np.abs(snapped)) + np.spacing(np.abs(after))
     assert (np.abs(snapped.astype(np.float64) - after) <= step_size(step) / 2 + rounding).all()
     assert snap_tensor(before, snapped, step).tobytes() == snapped.tobytes()
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), step=st.integers(-60, -8))
+def test_scaled_weights_keep_their_ratios_and_come_out_bit_by_bit(seed: int, step: int) -> None:
+    before, other = weights(seed, 100), weights(seed + 1, 100)
+    ratio = np.random.default_rng(seed).normal(1, 20 * step_size(step), 100)
+    scaled, alike = (scale_tensor(values, ratio, step) for values in (before, other))
+    np.testing.assert_allclose(scaled / before, ratio, rtol=0, atol=0.51 * step_size(step) + 1e-5)
+    np.testing.assert_allclose(scaled / before, alike / other, rtol=1e-5)
+    (base, old), (target, new) = file_of(before, other), file_of(scaled, alike)
+    delta = make_delta(base, target, old, new, None, {"0": step, "1": step})
+    assert apply_delta(base, delta, len(target)) == target
+    assert len(delta) < len(make_delta(base, target, old, new))
 
 
 def test_steps_grow_by_quarters_of_an_octave() -> None:
