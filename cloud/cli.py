@@ -156,7 +156,7 @@ def quantise(
     succession = made.succession
     if succession.base:
         way = f"scales kept, steps of {succession.step}" if succession.step else f"from scratch: {succession.why}"
-        typer.echo(f"as a delta from variant {succession.base[:12]}: {len(succession.delta)} bytes ({way})")
+        typer.echo(f"as a delta from variant {succession.base.hash[:12]}: {len(succession.delta)} bytes ({way})")
 
 
 @detector_app.command("add")

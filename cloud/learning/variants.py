@@ -37,7 +37,7 @@ from common.pictures import read_picture
 
 Picture = NDArray[np.uint8]
 JUDGED_MAX: Final = 200  # pictures on which a variant is compared with one from scratch
-MOMENTS: Final = 64  # pictures whose feature maps say which weights matter; more changed nothing
+MOMENTS: Final = 64  # pictures whose feature maps say which weights matter
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class Succession:
     """A variant, and how gateways get it that have the one before."""
 
     data: bytes
-    base: str = ""
-    """Hash of the one before; empty: there is none."""
+    base: Layer | None = None
+    """The one before; None: there is none."""
     delta: bytes = b""
     step: int = 0
     """Codes that weights move by at once (`cloud.learning.requantise`); 0: it was quantised from scratch."""
@@ -74,7 +74,7 @@ class MadeVariant:
             "speedup": round(self.speedup, 3),
             "cosine": round(self.cosine, 5),
             "gold": self.gold,
-            "base": self.succession.base,
+            "base": self.succession.base.hash if self.succession.base else "",
             "delta_bytes": len(self.succession.delta),
             "code_step": self.succession.step,
             "from_scratch": self.succession.why,
@@ -101,17 +101,18 @@ def make_variant(
     backbone = Backbone.open(path)
     seen = _spread(rest, CALIBRATION_MAX)
     others = [item for item in rest if item not in seen] or rest
-    succession = _succeed(registry, backbone, path, _read(seen), _read(_spread(others, JUDGED_MAX)))
+    pictures = [_read(items, backbone) for items in (seen, _spread(others, JUDGED_MAX))]
+    succession = _succeed(registry, backbone, path, *pictures)
     made = registry.put(succession.data)
     registry.note(
         made,
         "variant",
         parent=layer.hash,
         origin="static int8 of its parent",
-        parameters={"base": succession.base, "code_step": succession.step},
+        parameters={"base": succession.base.hash if succession.base else "", "code_step": succession.step},
     )
-    if succession.delta:
-        registry.put_delta(Layer(succession.base, 0), made, succession.delta)
+    if succession.base:
+        registry.put_delta(succession.base, made, succession.delta)
     variant = Backbone.open(registry.layer_path(made.hash))
     embeddings = np.zeros((len(gold), variant.dimension), np.float32)
     on_float = np.zeros_like(embeddings)
@@ -146,8 +147,8 @@ def _succeed(
     ]
     found = keep_scales(published, old, path.read_bytes(), fresh, heads, seen, judged)
     if isinstance(found, str):
-        return Succession(fresh, layer.hash, delta_of(published, fresh), why=found)
-    return Succession(found.data, layer.hash, found.delta(published), found.step)
+        return Succession(fresh, layer, delta_of(published, fresh), why=found)
+    return Succession(found.data, layer, found.delta(published), found.step)
 
 
 def keep_scales(
@@ -193,8 +194,9 @@ def _spread(items: Sequence[Item], most: int) -> list[Item]:
     return list(items[:: max(1, len(items) // most)][:most])
 
 
-def _read(items: Sequence[Item]) -> list[Picture]:
-    return [read_picture(item.path) for item in items]
+def _read(items: Sequence[Item], backbone: Backbone) -> list[Picture]:
+    """In the backbone's size: hundreds of large ones are too much for memory, and it sees no more of them."""
+    return [backbone.fit(read_picture(item.path)) for item in items]
 
 
 def _part(catalogue: Catalogue, layer: Layer, items: Sequence[Item]) -> tuple[dict[bytes, Item], list[Item]]:

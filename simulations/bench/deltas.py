@@ -19,16 +19,17 @@ import bsdiff4
 import numpy as np
 import pyxdelta
 import zstandard
+from numpy.typing import NDArray
 
 from cloud.finetuning.graph import Depth
 from cloud.finetuning.tuning import Recipe
 from cloud.learning.datasets import Item, read_folder
 from cloud.learning.export import export_default_backbone, export_head
 from cloud.learning.heads import HeadWeights, calibrate, lift, principal_basis, solve_lda
-from common.delta import apply_delta, make_delta
+from cloud.registry import delta_of
+from common.delta import apply_delta
 from common.ids import layer_hash
 from common.statistics import Statistics
-from common.weights import find_weights
 from simulations.bench._tuning import embed, snap_tuned, tune
 from simulations.bench._variants import Variants
 from simulations.data import find_data
@@ -43,6 +44,8 @@ RANGES, QUICK_RANGES = 128, 16
 JUDGED, QUICK_JUDGED = 200, 60
 """… and those that they are judged on."""
 QUICK_BATCH = 8
+QUICK_SEEN = 32
+"""Pictures whose feature maps say which weights matter."""
 QUICK_INT8 = "full"
 """The kind of which the quick form makes the int8 variant."""
 SHRINKAGE = 0.1
@@ -52,74 +55,104 @@ DIMENSIONS = 512
 def bench_deltas(*, quick: bool) -> dict[str, Any]:
     """Make the releases, their deltas and the comparators' deltas."""
     began_s = time.monotonic()
-    data = find_data("belt-defects")
-    train, held = _hold_out(_pictures(data, "train"))
-    solving = train[:: 4 if quick else 1]
-    known = {item.label for item in solving}  # a few rare classes are not in every fourth picture
-    calibration = [item for item in held if item.label in known][: QUICK_CALIBRATION if quick else CALIBRATION]
-    unseen = _pictures(data, "test")[: QUICK_UNSEEN if quick else UNSEEN]
-    base = export_default_backbone()
-    sizes: dict[str, float] = {}
-    agreements: dict[str, float] = {}
-    fractions: dict[str, float] = {}
-    table: dict[str, dict[str, float]] = {}
-    int8: dict[str, dict[str, float]] = {}
-    exact = True
-    old_head = _solve(base, solving[: len(solving) // 2])
-    new_head = _solve(base, solving)
-    before, after = (export_head(head, "belt-defect", layer_hash(base)) for head in (old_head, new_head))
-    head_delta = make_delta(before, after, find_weights(before), find_weights(after))
-    exact &= apply_delta(before, head_delta, len(after)) == after
-    sizes["head"] = len(head_delta) / len(base)
-    table["head"] = {"headframe": sizes["head"]} | _comparators(before, after, len(base), quick=quick)
-    variants = Variants(
-        base, train[: QUICK_RANGES if quick else RANGES], calibration[: QUICK_JUDGED if quick else JUDGED]
-    )
+    run = _Run(quick=quick)
+    run.solve_again()
     for kind, depth in KINDS.items():
+        run.fine_tune(kind, depth)
+    return run.figures() | {"seconds": round(time.monotonic() - began_s, 1)}
+
+
+class _Run:
+    """One run: pictures, the backbone that gateways have, and what was found so far."""
+
+    def __init__(self, *, quick: bool) -> None:
+        data = find_data("belt-defects")
+        self._quick = quick
+        self._train, held = _hold_out(_pictures(data, "train"))
+        self._solving = self._train[:: 4 if quick else 1]
+        known = {item.label for item in self._solving}  # a few rare classes are not in every fourth picture
+        calibration = [item for item in held if item.label in known]
+        self._calibration = calibration[: QUICK_CALIBRATION if quick else CALIBRATION]
+        self._unseen = _pictures(data, "test")[: QUICK_UNSEEN if quick else UNSEEN]
+        self._base = export_default_backbone()
+        ranges, judged = (QUICK_RANGES, QUICK_JUDGED) if quick else (RANGES, JUDGED)
+        self._variants = Variants(self._base, self._train[:ranges], self._calibration[:judged])
+        self._shares: dict[str, float] = {}
+        self._table: dict[str, dict[str, float]] = {}
+        self._agreements: dict[str, float] = {}
+        self._fractions: dict[str, float] = {}
+        self._int8: dict[str, dict[str, float]] = {}
+        self._exact = True
+
+    def solve_again(self) -> None:
+        """Heads from twice as many pictures, on the same backbone."""
+        old, new = (_solve(self._base, items) for items in (self._solving[: len(self._solving) // 2], self._solving))
+        before, after = (export_head(head, "belt-defect", layer_hash(self._base)) for head in (old, new))
+        self._compare("head", before, after, {"headframe": (delta_of(before, after), after)})
+        self._shares["head"] = self._table["head"]["headframe"]
+
+    def fine_tune(self, kind: str, depth: Depth) -> None:
+        """A backbone, snapped, and its int8 variant."""
         recipe = Recipe(depth, epochs=EPOCHS, input_px=TRAIN_PX)
-        if quick:
+        if self._quick:
             recipe = replace(recipe, epochs=QUICK_EPOCHS, batch=QUICK_BATCH)
-        target = tune(base, train, recipe).data
-        head = calibrate(_solve(target, solving), embed(target, calibration), [item.label for item in calibration])
-        snapped = snap_tuned(base, target, head, calibration, train)
-        delta = snapped.delta(base)
-        exact &= apply_delta(base, delta, len(snapped.data)) == snapped.data
-        sizes[kind] = len(delta) / len(base)
-        fractions[kind] = snapped.fraction
-        said = head.predict(embed(snapped.data, unseen))
-        agreements[kind] = _agreement(head.predict(embed(target, unseen)), said)
-        lossless = make_delta(base, target, find_weights(base), find_weights(target))
-        exact &= apply_delta(base, lossless, len(target)) == target
-        table[kind] = {"headframe": sizes[kind], "headframe, lossless": len(lossless) / len(base)}
-        table[kind] |= _comparators(base, target, len(base), quick=quick)
-        if quick and kind != QUICK_INT8:
-            continue
-        made = variants.succeed(snapped.data, head)
-        exact &= made.bit_exact
-        sizes[f"int8_{kind}"] = len(made.delta) / len(base)
-        int8[kind] = {
+        target = tune(self._base, self._train, recipe).data
+        labels = [item.label for item in self._calibration]
+        head = calibrate(_solve(target, self._solving), embed(target, self._calibration), labels)
+        seen = self._train[:QUICK_SEEN] if self._quick else self._train
+        snapped = snap_tuned(self._base, target, head, self._calibration, seen)
+        deltas = {
+            "headframe": (snapped.delta(self._base), snapped.data),
+            "headframe, lossless": (delta_of(self._base, target), target),
+        }
+        self._compare(kind, self._base, target, deltas)
+        self._shares[kind], self._fractions[kind] = self._table[kind]["headframe"], snapped.fraction
+        said = self._ask(head, snapped.data)
+        self._agreements[kind] = float(np.mean(said == self._ask(head, target)))
+        if not self._quick or kind == QUICK_INT8:
+            self._quantise(kind, snapped.data, head, said)
+
+    def _quantise(self, kind: str, tuned: bytes, head: HeadWeights, said: NDArray[np.str_]) -> None:
+        """The variant of a backbone on which a head stands that said this of the unseen pictures."""
+        published, made = self._variants.published, self._variants.succeed(tuned, head)
+        row = f"{kind}, int8"
+        deltas = {"headframe": (made.delta, made.data), "headframe, from scratch": (made.fresh_delta, made.fresh)}
+        self._compare(row, published, made.fresh, deltas)
+        self._shares[f"int8_{kind}"] = self._table[row]["headframe"]
+        self._int8[kind] = {
             "share_of_int8_file": len(made.delta) / len(made.data),
             "code_step": made.step,
-            "agreement": _agreement(said, head.predict(embed(made.data, unseen))),
-            "agreement_from_scratch": _agreement(said, head.predict(embed(made.fresh, unseen))),
+            "agreement": float(np.mean(said == self._ask(head, made.data))),
+            "agreement_from_scratch": float(np.mean(said == self._ask(head, made.fresh))),
         }
-        table[f"{kind}, int8"] = {
-            "headframe": sizes[f"int8_{kind}"],
-            "headframe, from scratch": len(made.fresh_delta) / len(base),
-        } | _comparators(variants.published, made.fresh, len(base), quick=quick)
-    return {
-        **sizes,
-        "agreement": min(agreements.values()),
-        "agreement_by_kind": agreements,
-        "bit_exact": exact,
-        "step_fraction": fractions,
-        "int8": int8,
-        "table": {kind: {name: round(share, 5) for name, share in row.items()} for kind, row in table.items()},
-        "model_bytes": len(base),
-        "int8_model_bytes": len(variants.published),
-        "pictures_unseen": len(unseen),
-        "seconds": round(time.monotonic() - began_s, 1),
-    }
+
+    def _compare(self, row: str, base: bytes, target: bytes, ours: dict[str, tuple[bytes, bytes]]) -> None:
+        """Shares of the fp32 backbone's bytes of our deltas, each with what it makes, and of the usual tools' for the
+        same target before it is made small."""
+        self._exact &= all(apply_delta(base, delta, len(made)) == made for delta, made in ours.values())
+        shares = {name: len(delta) / len(self._base) for name, (delta, _) in ours.items()}
+        self._table[row] = shares | _comparators(base, target, len(self._base), quick=self._quick)
+
+    def _ask(self, head: HeadWeights, model: bytes) -> NDArray[np.str_]:
+        """What the head says of the unseen pictures on a backbone."""
+        return np.array(head.predict(embed(model, self._unseen)))
+
+    def figures(self) -> dict[str, Any]:
+        """What was found."""
+        return {
+            **self._shares,
+            "agreement": min(self._agreements.values()),
+            "agreement_by_kind": self._agreements,
+            "bit_exact": self._exact,
+            "step_fraction": self._fractions,
+            "int8": self._int8,
+            "table": {
+                kind: {name: round(share, 5) for name, share in row.items()} for kind, row in self._table.items()
+            },
+            "model_bytes": len(self._base),
+            "int8_model_bytes": len(self._variants.published),
+            "pictures_unseen": len(self._unseen),
+        }
 
 
 def _pictures(data: Path, split: str) -> list[Item]:
@@ -140,10 +173,6 @@ def _solve(model: bytes, items: Sequence[Item]) -> HeadWeights:
     statistics = Statistics.of(classes, embed(model, items), [item.label for item in items])
     basis = principal_basis(statistics, DIMENSIONS)
     return lift(solve_lda(statistics.project(basis), SHRINKAGE), basis)
-
-
-def _agreement(one: list[str], other: list[str]) -> float:
-    return float(np.mean([a == b for a, b in zip(one, other, strict=True)]))
 
 
 def _comparators(base: bytes, target: bytes, whole: int, *, quick: bool) -> dict[str, float]:

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from cloud.finetuning.graph import Depth, Network
 from cloud.learning.lifting import WIDTH_MAX, lift, lift_backbone, place, random_signs
+from cloud.learning.quantise import embed_all, mean_cosine, quantise
 from cloud.registry import delta_of
 from common.backbone import Backbone
 from common.delta import apply_delta
@@ -47,6 +50,17 @@ def test_it_is_a_small_delta_of_what_the_gateways_hold(plain: bytes) -> None:
     delta = delta_of(plain, made)
     assert apply_delta(plain, delta, len(made)) == made
     assert len(delta) < signs.size / 8 * 1.3 + 1_000
+
+
+def test_a_lifted_backbone_is_trained_and_quantised_like_any_other(tmp_path: Path, plain: bytes) -> None:
+    before = np.stack([opened(tmp_path, plain).embed(picture) for picture in PICTURES])
+    made = lift_backbone(plain, random_signs(DIMENSION, WIDTH, 7), *place(before))
+    lifted = opened(tmp_path, made)
+    wanted = np.stack([lifted.embed(picture) for picture in PICTURES])
+    tensors = torch.from_numpy(np.concatenate([lifted.tensor(picture) for picture in PICTURES]))
+    np.testing.assert_allclose(Network(made, Depth.FULL)(tensors).detach().numpy(), wanted, atol=1e-4)
+    int8 = opened(tmp_path, quantise(made, PICTURES, lifted))
+    assert mean_cosine(wanted, embed_all(int8, PICTURES)) > 0.99
 
 
 def test_what_cannot_be_lifted_is_said(plain: bytes) -> None:
