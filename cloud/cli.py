@@ -12,7 +12,7 @@ from rich.table import Table
 from cloud import keys_cli
 from cloud.datasets_cli import add_dataset_commands
 from cloud.enrolment_cli import add_enrolment
-from cloud.finetuning.cli import backbone, finetune
+from cloud.finetuning.cli import backbone, finetune, lift
 from cloud.learning_cli import add_learning_commands
 from cloud.opening import ConfigOption, open_service
 from cloud.partition_cli import partition
@@ -45,6 +45,7 @@ add_release_commands(app)
 add_enrolment(app)
 app.command()(finetune)
 app.command()(backbone)
+app.command()(lift)
 app.command()(partition)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.clock import SystemClock
-from common.errors import EnvironmentFault, HeadframeError
+from common.errors import ConfigError, EnvironmentFault, HeadframeError
 from common.metadata import check_root, is_development, read_root
 from common.mqtt import MqttLink
 from common.settings import BrokerSection, load_settings
@@ -33,8 +33,9 @@ from edge.health import SENTENCES, Condition, Health, glance
 from edge.installer import BUILT_AT_NS
 from edge.motion import Luma, changed_share, shrink
 from edge.providers import Compute
-from edge.settings import CameraSettings, EdgeSettings
+from edge.settings import CameraSettings, EdgeSettings, TrainingSettings
 from edge.sources import hide_password, is_live, open_source, open_stream
+from edge.trainer import load_app
 
 SYNCS = 30
 SYNC_MS_MAX = 50.0
@@ -126,6 +127,19 @@ def check_trust(path: Path) -> Check:
         found = f"version {version}, DEVELOPMENT keys: the centre's machine alone can sign anything"
         return Check("root of trust", True, found, "For production: `headframe cloud keys rotate root --folder …`.")
     return Check("root of trust", True, f"version {version}, offline keys")
+
+
+def check_training(training: TrainingSettings, share: str) -> Check:
+    """The app that trains here can be loaded, and what it learns may leave."""
+    try:
+        load_app(training.app)
+    except ConfigError as error:
+        return Check("training", False, error.message, error.hint)
+    if share == "samples":
+        return Check("training", False, 'share = "samples"', 'Updates may leave with share = "updates" or "both".')
+    if training.pictures and not training.pictures.is_dir():
+        return Check("training", False, f"there is no folder {training.pictures}", "Mend training.pictures.")
+    return Check("training", True, training.app)
 
 
 def check_broker(broker: BrokerSection, gateway_id: str) -> Check:
@@ -233,6 +247,8 @@ def examine(settings: EdgeSettings | None) -> Iterator[Check]:
         yield check_trust(settings.release_root)
         yield check_tls(settings.broker, settings.gateway_id, datetime.now(UTC))
         yield check_broker(settings.broker, settings.gateway_id)
+        if settings.training.app:
+            yield check_training(settings.training, settings.share)
         for camera in settings.cameras:
             yield check_camera(camera)
             if camera.substream:

@@ -7,6 +7,7 @@ needs torch, which gateways do not have, so who has none says why.
 
 import importlib
 import logging
+from functools import partial
 
 import numpy as np
 
@@ -83,7 +84,7 @@ class Trainer:
         if not self._policy.shares_updates or self._policy.masked_only:
             raise RefusedError("this site shares no weight updates")
         task = read_task(message.content)
-        call = self._train_head if isinstance(task, HeadTask) else self._call_named
+        call = partial(self._train_head, task) if isinstance(task, HeadTask) else self._call_named
         mods = [compressing(task.compression)] if task and task.compression else []
         return mods[0](message, context, call) if mods else call(message, context)
 
@@ -92,10 +93,9 @@ class Trainer:
             raise RefusedError(f"no weights from here: {self._why_none}")
         return self._named(message, context)
 
-    def _train_head(self, message: Message, context: Context) -> Message:
+    def _train_head(self, task: HeadTask, message: Message, context: Context) -> Message:
         del context
-        task = read_task(message.content)
-        if not isinstance(task, HeadTask) or message.metadata.message_type != "train":
+        if message.metadata.message_type != "train":
             raise RefusedError("a head is trained here, nothing else")
         _, embeddings, labels = self._source.labelled(task.scenario, task.backbone)
         known = [row for row, label in enumerate(labels) if label in task.classes]

@@ -6,12 +6,13 @@ model that the client started from, so that a stale update pushes where it meant
 At most `versions_max` old models are kept for that, and what is older is counted as `stale`; a request that is under
 way holds its model too, for `answer_within_s` at most.
 
-Whoever is online and has nothing to do is asked, at every step: those that come later, and those whose request or
-answer was lost, take part. A client whose update was of no use waits for the next model, so that one that fails at once
-is not asked in circles.
+At every step, some of those that are online and have nothing to do are asked, drawn at random, so that `concurrency`
+are at work: those that come later, and those whose request or answer was lost, take part. A client whose update was of
+no use waits for the next model, so that one that fails at once is not asked in circles.
 """
 
 import math
+import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -29,7 +30,8 @@ from common.flower import Array, ArrayRecord, ConfigRecord, Message, MetricRecor
 
 PULL_S = 0.05
 VERSIONS_MAX = 8
-ANSWER_WITHIN_S = 600.0  # training on a few hundred pictures takes minutes on a CPU
+CONCURRENCY = 100  # were a whole fleet asked at once, the first answers would wait for the last request
+ANSWER_WITHIN_S = 600.0  # an epoch takes ten seconds of a server's core, minutes on a small box
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class BufferedAsync(StreamingFedAvg):
         server_rate: share of the mean difference that is applied.
         versions_max: older models' updates are left out.
         answer_within_s: a client that has not answered by then is asked anew, with the newest model.
+        concurrency: how many online clients are at work at a time; bounds what is sent and what waits to be folded.
     """
 
     def __init__(
@@ -59,11 +62,12 @@ class BufferedAsync(StreamingFedAvg):
         server_rate: float = 1.0,
         versions_max: int = VERSIONS_MAX,
         answer_within_s: float = ANSWER_WITHIN_S,
+        concurrency: int = CONCURRENCY,
         **averaging: object,
     ) -> None:
         super().__init__(**averaging)  # type: ignore[arg-type]
         self.buffer, self.server_rate, self.versions_max = buffer, server_rate, versions_max
-        self.answer_within_s = answer_within_s
+        self.answer_within_s, self.concurrency = answer_within_s, concurrency
         self._versions: OrderedDict[int, ArrayRecord] = OrderedDict()
         self._sums: dict[int, Mean] = {}
         self._metrics = MeanMetrics(self.weighted_by_key)
@@ -173,11 +177,11 @@ class BufferedAsync(StreamingFedAvg):
         raise NotImplementedError("an asynchronous strategy has no rounds; call start")
 
     def _ask(self, grid: Grid, version: int, arrays: ArrayRecord, config: ConfigRecord) -> None:
-        """Everybody who is online and idle."""
-        busy = {asked.node for asked in self._under_way.values()}
-        nodes = [
-            node for node in grid.get_node_ids() if node not in busy and self._resting.get(node, version - 1) < version
-        ]
+        """As many of those that are online and idle as may work."""
+        busy, online = {asked.node for asked in self._under_way.values()}, list(grid.get_node_ids())
+        idle = [node for node in online if node not in busy and self._resting.get(node, version - 1) < version]
+        room = self.concurrency - len(busy.intersection(online))
+        nodes = random.sample(idle, max(0, min(room, len(idle))))
         told = ConfigRecord({**config, "server-round": version + 1})
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: told})
         messages = [Message(content, node, "train", ttl=self.answer_within_s) for node in nodes]

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_S = 20.0
 LOOK_S = 0.2
-ASK_AGAIN_S = 120.0  # an epoch takes minutes on a CPU, and each asking is a model
+ASK_AGAIN_S = 120.0  # an epoch may take minutes, and each asking is a model
 KINDS = ("state", "flower")
 
 

@@ -7,7 +7,6 @@ adapter as the backbone's .onnx), and left in the context for whoever runs the a
 
 The centre's own rounds (`cloud.federation.server_app`) are the same strategy asked with another aim: they keep each
 gateway's contribution by itself, for unlearning and quarantine, and training follows.
-
 """
 
 import io
@@ -58,11 +57,14 @@ def main(grid: Grid, context: Context) -> None:
 
 def check_run(config: Config) -> None:
     """Raises:
-    ConfigError: it names no strategy or task that there is, or too few classes.
+    ConfigError: it names no strategy or task that there is, what the strategy does not take, or too few classes.
     """
     strategy, task = str(config["strategy"]), str(config["task"])
     if strategy not in (ANALYTIC, *NAMES):
         raise ConfigError(f"there is no strategy {strategy!r}", f"There are {', '.join((ANALYTIC, *NAMES))}.")
+    if strategy != ANALYTIC:
+        make_strategy(strategy, str(config["strategy-args"]))
+        check_compression(strategy, str(config["compression"]))
     if task not in TASKS:
         raise ConfigError(f"there is no task {task!r}", f"There are {', '.join(TASKS)}.")
     if task == "adapter" and strategy == ANALYTIC:
@@ -136,10 +138,9 @@ def _train_adapter(grid: Grid, context: Context, config: Config) -> None:
 
 
 def _rounds(grid: Grid, context: Context, config: Config, task: Task, arrays: ArrayRecord) -> Learnt:
-    name, compression = str(config["strategy"]), str(config["compression"])
-    check_compression(name, compression)
-    strategy = make_strategy(name, str(config["strategy-args"]), nodes_min=int(config["nodes-min"]))
-    rounds, deadline_s = int(config["rounds"]), float(config["deadline-s"])
+    name = str(config["strategy"])
+    rounds, deadline_s, nodes_min = int(config["rounds"]), float(config["deadline-s"]), int(config["nodes-min"])
+    strategy = make_strategy(name, str(config["strategy-args"]), nodes_min=nodes_min, deadline_s=deadline_s)
     learnt = run_rounds(grid, strategy, arrays, task, rounds=rounds, deadline_s=deadline_s)
     context.state[HEAD] = learnt.arrays
     context.state[FIGURES] = MetricRecord({"loss": list(learnt.curve)})

@@ -115,9 +115,9 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
     def get_node_ids(self) -> Iterable[int]:
         """Node ids of the gateways that are online."""
         with self._lock:
-            for gateway_id in self._online():
-                self._gateways[node_id_of(gateway_id)] = gateway_id
-            return [node_id_of(gateway_id) for gateway_id in self._online()]
+            online = {node_id_of(gateway_id): gateway_id for gateway_id in self._online()}
+            self._gateways |= online
+            return list(online)
 
     def gateway_of(self, node_id: int) -> str:
         """The gateway behind a node id that `get_node_ids` gave."""
@@ -128,6 +128,7 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
 
         A reply is waited for as long as the message lives (its `ttl`), an hour at most.
         """
+        self._let_go()
         return [self._push(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -135,7 +136,8 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
         found = self._take_out(set(message_ids))
         for reply in found:
             self._pushed.pop(reply.metadata.reply_to_message_id, None)
-        self._look_after_pushed()
+        self._let_go()
+        self._ask_silent()
         return found
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> "Replies":
@@ -309,8 +311,8 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
             self._lock.notify_all()
         return [reply for reply, _ in held if reply.metadata.reply_to_message_id in wanted]
 
-    def _look_after_pushed(self) -> None:
-        """Let go of what is over its time, replies that nobody came for too, and ask those that are silent again."""
+    def _let_go(self) -> None:
+        """Forget pushed messages that are over their time, and replies to them that nobody came for."""
         now_s = time.monotonic()
         over = {name for name, pushed in self._pushed.items() if now_s >= pushed.until_s}
         if over:
@@ -321,11 +323,15 @@ class MqttGrid(Grid):  # type: ignore[misc]  # flwr is not typed for us
                         self._end(name, "expired")
                         self.counters["unanswered"] += 1
             self.counters["stale"] += len(self._take_out(over))
+
+    def _ask_silent(self) -> None:
+        """Send a pushed message again to who is online and has not answered for a while."""
+        now_s = time.monotonic()
         silent = {name: p for name, p in self._pushed.items() if name in self._asked and now_s >= p.again_at_s}
         if silent:
             self._ask_again({name: pushed.message for name, pushed in silent.items()})
-            for pushed in silent.values():
-                pushed.again_at_s = now_s + self._ask_again_s
+        for pushed in silent.values():
+            pushed.again_at_s = now_s + self._ask_again_s
 
     def _end(self, name: str, how: str) -> None:
         self._ended[name] = how

@@ -12,7 +12,7 @@ from typing import Any, Final
 from flwr.serverapp import strategy as flowers
 from flwr.serverapp.strategy import Strategy
 
-from cloud.federation.asynchronous import BufferedAsync
+from cloud.federation.asynchronous import ANSWER_WITHIN_S, BufferedAsync
 from cloud.federation.averaging import StreamingFedAvg, StreamingFedProx
 from cloud.federation.hierarchy import TwoLevelFedAvg
 from common.compression import SCHEMES
@@ -43,17 +43,25 @@ privacy take a strategy: from Python."""
 NAMES: Final = (*OURS, *FLOWERS)
 COMMON: Final = frozenset({"fraction_train", "weighted_by_key"})
 """Of FedAvg's own parameters, those that may be given; the others are given here, or hold functions."""
+OF_ROUNDS: Final = frozenset({"fraction_train", "quorum", "spare"})
+"""What means nothing where there are no rounds."""
 BUFFER: Final = 2  # of `async`, where nothing is said: the smallest that averages
 
 
 def make_strategy(
-    name: str, arguments: str = "", *, nodes_min: int = 1, site_of: Callable[[int], str] = str
+    name: str,
+    arguments: str = "",
+    *,
+    nodes_min: int = 1,
+    deadline_s: float = ANSWER_WITHIN_S,
+    site_of: Callable[[int], str] = str,
 ) -> Strategy:
     """A strategy that asks for training only.
 
     Args:
         arguments: JSON object of what it takes beside, such as `{"proximal_mu": 0.1}`.
         nodes_min: with fewer online it does not begin.
+        deadline_s: how long `async` waits for an answer, where the arguments do not say.
         site_of: node id -> site, for two levels; by default each node is its own.
 
     Raises:
@@ -69,7 +77,7 @@ def make_strategy(
     if kind is TwoLevelFedAvg:
         given["site_of"] = site_of
     if kind is BufferedAsync:
-        given.setdefault("buffer", BUFFER)
+        given = {"buffer": BUFFER, "answer_within_s": deadline_s, **given}
     nodes = {"min_train_nodes": nodes_min, "min_available_nodes": nodes_min, "min_evaluate_nodes": nodes_min}
     try:
         made: Strategy = kind(**{"fraction_evaluate": 0.0, **nodes, **given})
@@ -96,7 +104,8 @@ def _parameters(kind: type) -> frozenset[str]:
         if "__init__" in vars(ancestor) and ancestor is not object:
             parameters = inspect.signature(vars(ancestor)["__init__"]).parameters.values()
             found |= {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
-    return frozenset(found - common - {"site_of", "selection_rule"}) | COMMON
+    known = frozenset(found - common - {"site_of", "selection_rule"}) | COMMON
+    return known - OF_ROUNDS if issubclass(kind, BufferedAsync) else known
 
 
 def _read(name: str, arguments: str) -> dict[str, Any]:

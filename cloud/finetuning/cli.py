@@ -1,4 +1,4 @@
-"""`headframe cloud finetune` and `backbone`: what all heads stand on."""
+"""`headframe cloud finetune`, `backbone` and `lift`: what all heads stand on."""
 
 import json
 from collections.abc import Callable
@@ -6,12 +6,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from cloud.opening import WHY, ConfigOption, open_service
 from common.errors import OperatorError
+from common.manifest import Layer
+
+if TYPE_CHECKING:
+    from cloud.service import Service
 
 if TYPE_CHECKING:
     from cloud.finetuning.rounds import Averaging
@@ -61,21 +66,24 @@ def finetune(
     if weights and federated:
         raise OperatorError("--weights trains nothing, --federated does", "Give one of them.")
     from cloud.finetuning.graph import Depth
-    from cloud.finetuning.rounds import Averaging
     from cloud.finetuning.run import Finetuner
     from cloud.finetuning.tuning import Recipe
     from common.files import own_folder
 
     recipe = Recipe(Depth(depth), epochs, batch, rate, distillation, seed=seed)
-    averaging = Averaging(strategy, strategy_args, compression, sites_min, deadline_s)
-    averaging.check()
+    averaging = None
+    if federated:
+        from cloud.finetuning.rounds import Averaging
+
+        averaging = Averaging(strategy, strategy_args, compression, sites_min, deadline_s)
+        averaging.check()
     with open_service(config) as service:
         folder = service.settings.data_dir / "finetuning"
         with own_folder(folder), Progress(console=Console(stderr=True), transient=True) as progress:
             show = _shown_by(progress)
             parts = service.store, service.catalogue, service.registry, service.trainer, service.clock
             finetuner = Finetuner(*parts, folder)
-            if federated:
+            if averaging:
                 outcome = _federate(service, finetuner, recipe, averaging, folder, author, show)
             elif weights:
                 outcome = finetuner.take(_read(weights), author, show)
@@ -142,32 +150,60 @@ def backbone(
     author: Annotated[str, typer.Option(help="Who says so; kept in the audit log.")] = "headframe cloud backbone",
 ) -> None:
     """Use your own model as the backbone; with a release out, every head is solved anew on it and the gate decides."""
-    from cloud.finetuning.run import Finetuner
     from cloud.learning.adoption import adopt_backbone
-    from common.backbone import Backbone
-    from common.files import own_folder
 
     made = adopt_backbone(_read(file), output=output, input_px=input_px, mean=mean or (0.0,), scale=scale or (1.0,))
     with open_service(config) as service:
         if service.registry.active() is None:
-            layer, outcome = service.registry.set_backbone(made, licence), None
+            _describe(service, service.registry.set_backbone(made, licence))
         else:
-            folder, layer = service.settings.data_dir / "finetuning", service.registry.put(made)
-            with own_folder(folder), Progress(console=Console(stderr=True), transient=True) as progress:
-                parts = service.store, service.catalogue, service.registry, service.trainer, service.clock
-                outcome = Finetuner(*parts, folder).replace(made, author, licence, _shown_by(progress))
-            now_ns = service.clock.wall_ns()
-            service.store.audit(author, "replace backbone", {"release_id": outcome.release_id}, now_ns)
-        found = Backbone.open(service.registry.layer_path(layer.hash))
-    typer.echo(
-        f"backbone {layer.hash[:12]}: {found.input_px} pixels, {found.dimension} features, {layer.size_bytes} bytes"
-    )
-    if outcome is None:
-        return
+            _move_to(service, made, author, licence)
+
+
+def lift(
+    config: ConfigOption,
+    width: Annotated[int, typer.Option(min=8, help="Features after the lift.")] = 1024,
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+    author: Annotated[str, typer.Option(help="Who says so; kept in the audit log.")] = "headframe cloud lift",
+) -> None:
+    """Put random features behind the running backbone; every head is solved anew on them and the gate decides."""
+    from cloud.learning.lifting import lift_backbone, place, random_signs
+
+    with open_service(config) as service:
+        layer, path = service.registry.backbone()
+        datasets = [dataset for dataset in service.catalogue.datasets() if dataset.backbone == layer.hash]
+        if not datasets:
+            raise OperatorError("there are no pictures to place the lift by", "First `headframe cloud dataset add`.")
+        origin, length = place(np.concatenate([dataset.embeddings for dataset in datasets]))
+        signs = random_signs(len(origin), width, seed)
+        _move_to(service, lift_backbone(path.read_bytes(), signs, origin, length), author, "as the one before")
+
+
+def _move_to(service: "Service", made: bytes, author: str, licence: str) -> None:
+    """Everything onto another backbone, as far as the gate lets it."""
+    from cloud.finetuning.run import Finetuner
+    from common.files import own_folder
+
+    folder, layer = service.settings.data_dir / "finetuning", service.registry.put(made)
+    with own_folder(folder), Progress(console=Console(stderr=True), transient=True) as progress:
+        parts = service.store, service.catalogue, service.registry, service.trainer, service.clock
+        outcome = Finetuner(*parts, folder).replace(made, author, licence, _shown_by(progress))
+    now_ns = service.clock.wall_ns()
+    service.store.audit(author, "replace backbone", {"release_id": outcome.release_id}, now_ns)
+    _describe(service, layer)
     if not outcome.release_id:
         typer.echo(f"the gate refused it; {WHY}", err=True)
         raise typer.Exit(1)
     typer.echo(f"released {outcome.release_id}; `headframe cloud rollout list` shows how far it is")
+
+
+def _describe(service: "Service", layer: Layer) -> None:
+    from common.backbone import Backbone
+
+    found = Backbone.open(service.registry.layer_path(layer.hash))
+    typer.echo(
+        f"backbone {layer.hash[:12]}: {found.input_px} pixels, {found.dimension} features, {layer.size_bytes} bytes"
+    )
 
 
 def _shown_by(progress: Progress) -> Show:

@@ -95,7 +95,11 @@ class FederatedTuning:
     def _train(self, caller: Caller, arrays: ArrayRecord, before: int, progress: Progress) -> Learnt:
         averaging = self._averaging
         strategy = make_strategy(
-            averaging.strategy, averaging.arguments, nodes_min=averaging.sites_min, site_of=caller.site_of
+            averaging.strategy,
+            averaging.arguments,
+            nodes_min=averaging.sites_min,
+            deadline_s=averaging.deadline_s,
+            site_of=caller.site_of,
         )
 
         def on_round(number: int, made: ArrayRecord) -> None:

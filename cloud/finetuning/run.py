@@ -26,7 +26,7 @@ from cloud.learning.datasets import Catalogue, Dataset
 from cloud.learning.quantise import embed_all
 from cloud.learning.snapping import coarsest, keeps
 from cloud.learning.training import Outcome, Trainer
-from cloud.registry import Registry
+from cloud.registry import Registry, delta_of
 from cloud.store import Run, Store
 from common.backbone import Backbone
 from common.clock import Clock
@@ -44,6 +44,7 @@ UNDER_WAY: Final = "fine-tuning"
 SOLVED_MAX: Final = 1_000  # pictures that the heads for snapping are solved from
 JUDGED_MAX: Final = 260  # pictures on which a snapped backbone must say the same
 MOMENTS: Final = 64
+GROWN_MAX: Final = 0.5  # of the file: what changed no more than that grew out of the running one
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,9 @@ class Finetuner:
         run = Run(f"tune-{origin.key[:12]}", self._clock.wall_ns(), None, UNDER_WAY, record)
         self._store.update_run(run)
         try:
-            layer = self._snap(base, path, origin, record) if origin.akin else self._keep_whole(origin, record)
+            layer = (
+                self._snap(base, path, origin, record) if origin.akin else self._keep_whole(base, path, origin, record)
+            )
             self._note(layer, base, origin, record)
             clocks = self._trainer.clocks
             clocks.bring(layer.hash, self._registry.layer_path(layer.hash), progress, unlabelled=UNLABELLED)
@@ -243,14 +246,18 @@ class Finetuner:
         }
         return layer
 
-    def _keep_whole(self, origin: _Origin, record: dict[str, object]) -> Layer:
-        """The layer as it is: it has nothing in common with the running one."""
-        layer = self._registry.put(origin.tune().data)
+    def _keep_whole(self, base: Layer, path: Path, origin: _Origin, record: dict[str, object]) -> Layer:
+        """The layer as it is; with a delta where it has something in common with the running one, as a lift has."""
+        data = origin.tune().data
+        layer = self._registry.put(data)
+        delta = delta_of(path.read_bytes(), data)
+        if len(delta) < GROWN_MAX * len(data):
+            self._registry.put_delta(base, layer, delta)
         record |= {
             "backbone": layer.hash,
             "curve": [],
             "step_fraction": 0.0,
-            "delta_bytes": layer.size_bytes,
+            "delta_bytes": min(len(delta), layer.size_bytes),
             "bytes": layer.size_bytes,
         }
         return layer

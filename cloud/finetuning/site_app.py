@@ -33,7 +33,7 @@ from common.flower import Array, ArrayRecord, Context, Message, MetricRecord, Re
 from common.ids import layer_hash
 from common.labelled import labelled_pictures, picture_of
 from common.pictures import read_picture
-from common.training import AdapterTask, read_task, round_of
+from common.training import AdapterTask, proximal_of, read_task, round_of
 
 HEAD = "headframe.softmax"
 """Key in the context's state of the head that stays here."""
@@ -62,7 +62,7 @@ def train(message: Message, context: Context) -> Message:
     state = _begin(tuning, context)
     (arrays,) = message.content.array_records.values()
     take_record(state.network, arrays)
-    loss = tuning.epoch(task.before + round_of(message.content) - 1, state)
+    loss = tuning.epoch(task.before + round_of(message.content) - 1, state, proximal_of(message.content))
     head = {name: Array(value.detach().cpu().numpy()) for name, value in state.head.state_dict().items()}
     context.state[HEAD] = ArrayRecord(head)
     metrics = MetricRecord({"num-examples": len(examples), "loss": loss})

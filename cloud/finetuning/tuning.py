@@ -161,9 +161,14 @@ class Tuning:
         if self._file:
             self._file.unlink(missing_ok=True)
 
-    def epoch(self, number: int, state: State) -> float:
-        """Train one epoch, of which everything random follows from seed and number; returns its mean loss."""
+    def epoch(self, number: int, state: State, mu: float = 0.0) -> float:
+        """Train one epoch, of which everything random follows from seed and number; returns its mean loss.
+
+        Args:
+            mu: of FedProx's proximal term: how hard to hold on to the weights that it begins with.
+        """
         recipe, rng = self._recipe, np.random.default_rng((self._recipe.seed, number))
+        given = [weight.detach().clone() for weight in state.network.weights] if mu else []
         rows = draw(self._examples, STEPS * recipe.batch, rng).reshape(STEPS, recipe.batch)
         losses = []
         for step, batch in enumerate(rows):
@@ -175,6 +180,8 @@ class Tuning:
             z = state.standardise(state.network(torch.from_numpy(images).to(self._device)))
             held = (z - state.standardise(state.teacher[batch])).square().mean()
             loss = self._cross_entropy(state.head(z), batch) + recipe.distillation * held
+            for weight, before in zip(state.network.weights, given, strict=False):
+                loss = loss + mu / 2 * (weight - before).square().sum()
             state.optimiser.zero_grad()
             loss.backward()
             state.optimiser.step()

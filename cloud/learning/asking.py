@@ -12,7 +12,8 @@ class differ anyway. What a waiting sample is worth is the mean of its ranks amo
   arXiv:2310.06823, whitened): what sets it apart is nothing that tells the known classes apart;
 - *residual*: the share that lies outside the strongest directions of all that was learnt (ViM, Wang et al. 2022,
   arXiv:2203.10807), before whitening;
-- *margin*: how close the two most probable classes are, under a head solved from the labels that there are now;
+- *novelty*: how much farther the nearest class is than everything together (relative Mahalanobis, Ren et al. 2021,
+  arXiv:2106.09022), by the head of the labels that there are now: what lies between the classes, or opposite to them;
 
 and, added to it, what it is expected to do for classes of few labels, Σ_k p_k / n_k: the n-th label of a class moves
 its mean by a share of 1/n, and by less, the more it is like what is labelled. So a class that somebody has just named
@@ -41,9 +42,10 @@ KNOWN_MAX: Final = 4_000
 """Labelled samples that the waiting are compared with; if 2,000 wait, an order is made in a third of a second then."""
 RANKS: Final = 6
 """Each has the same say: weights learnt by holding out one known class after another were no better (docs/log.md)."""
-RARE_WEIGHT: Final = 4.0
+RARE_WEIGHT: Final = 6.0
 """A certain member of a class of one label comes before everything else; one of a class of ten, half like what is
-labelled, gains about as much as there is between the last and the first under one of the six ranks."""
+labelled, gains twice what there is between the last and the first under one of the six ranks. With 8 or 12 more of a
+class is found, and the other new class, or another scene of the same, later (docs/log.md)."""
 Floats = NDArray[np.float32]
 SCATTER_MIN: Final = 1e-6
 """Share of all squared length that must lie within classes; copies of one picture leave rounding."""
@@ -90,7 +92,7 @@ class Asking:
         white, centre, means = _whiten(statistics, self._shrinkage)
         whitened = (rows - centre) @ white
         shares = head.probabilities(rows)
-        ranks = _ranks(_outside(whitened, means)) + _ranks(self._residual(waiting)) + _ranks(_torn(shares))
+        ranks = _ranks(_outside(whitened, means)) + _ranks(self._residual(waiting)) + _ranks(head.novelty(rows))
         units = unit_rows(whitened).astype(np.float32)
         labelled = unit_rows((known - centre) @ white).astype(np.float32)
         alike = units @ units.T
@@ -164,13 +166,6 @@ def _company(alike: Floats) -> Floats:
     count = min(3, len(alike))  # itself is one of them
     closest: Floats = (np.partition(alike, -count, axis=1)[:, -count:].sum(axis=1) - 1) / max(1, count - 1)
     return closest
-
-
-def _torn(shares: Array) -> Array:
-    """Second-highest probability less the highest (n,)."""
-    two = np.sort(shares, axis=1)[:, -2:]
-    torn: Array = two[:, 0] - two[:, 1]
-    return torn
 
 
 def _for_rare(shares: Array, head: HeadWeights, statistics: Statistics) -> Array:

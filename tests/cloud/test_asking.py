@@ -42,6 +42,12 @@ def test_classes_that_nobody_was_taught_are_asked_about_first(asking: Asking) ->
     assert set(asking.order(waiting, 5)) <= set(range(100, 106))
 
 
+def test_what_lies_between_two_classes_is_asked_about_before_what_is_like_either(asking: Asking) -> None:
+    between = (around(0, 3, 2) + around(1, 3, 4)) / 2
+    waiting = np.concatenate([around(0, 50, 2), around(1, 50, 2), between])
+    assert asking.order(waiting, 1)[0] in {100, 101, 102}
+
+
 def test_what_is_like_a_question_that_was_asked_is_not_asked_at_once(asking: Asking) -> None:
     strange = np.concatenate([np.repeat(around(3, 1, 2), 8, axis=0), around(4, 1, 2)])
     waiting = np.concatenate([around(0, 90, 2), strange])

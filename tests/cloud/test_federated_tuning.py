@@ -14,14 +14,17 @@ from typer.testing import CliRunner
 
 from cloud.cli import app
 from cloud.finetuning import rounds, site_app
+from cloud.finetuning.federated import adapter_arrays, task_of
+from cloud.finetuning.tuning import Recipe
 from cloud.learning.export import set_default_backbone
 from common import codec, topics
 from common.errors import ConfigError, EnvironmentFault, OperatorError
-from common.flower import Context, RecordDict, node_id_of
+from common.flower import ConfigRecord, Context, Message, RecordDict, name_message, node_id_of, take_identity
 from common.ids import layer_hash
 from common.labelled import labelled_pictures, picture_of
 from common.messages import Chunk, FlowerFrame, Sample, State
 from common.mqtt import Broker, MqttLink
+from common.training import pack_task
 from common.weights import read_weights
 from edge.contributor import Policy, make_client_app
 from edge.exemplars import Exemplars
@@ -249,3 +252,24 @@ def test_a_site_without_pictures_or_without_the_backbone_says_so(tmp_path: Path)
         site_app.examples_of(context(tmp_path, labelled=str(tmp_path / "none.db")))
     with pytest.raises(OperatorError, match="is not in"):
         site_app._layer(context(tmp_path), "b" * 64)
+
+
+def test_fedprox_holds_on_to_the_weights_that_came(tmp_path: Path) -> None:
+    (tmp_path / "layers").mkdir()
+    layer = small_backbone()
+    (tmp_path / "layers" / layer_hash(layer)).write_bytes(layer)
+    write_pictures(tmp_path / "pictures", 8, 0)
+    take_identity(1)
+
+    def moved(mu: float) -> float:
+        arrays = adapter_arrays(layer, Recipe())
+        task = task_of(layer_hash(layer), Recipe(epochs=1, batch=4, rate=0.02))
+        config = ConfigRecord({**pack_task(task), "server-round": 1, "proximal-mu": mu})
+        message = Message(RecordDict({"arrays": arrays, "config": config}), 7, "train")
+        name_message(message, f"mu {mu}")
+        reply = site_app.app(message, context(tmp_path, pictures=str(tmp_path / "pictures")))
+        assert not reply.has_error()
+        made = reply.content["arrays"]
+        return float(sum(np.square(made[name].numpy() - arrays[name].numpy()).sum() for name in arrays))
+
+    assert moved(100.0) < 0.2 * moved(0.0)

@@ -322,9 +322,9 @@ def test_chunks_that_were_not_asked_for_or_are_too_many_or_wrong_are_told_apart(
     counters = fleet.grid.counters
     held: list[Message] = []
     site.on_request = lambda data: held.append(message_from_bytes(data)) is not None  # swallows it
-    asking = threading.Thread(target=ask, args=(fleet, "north-1", 6.0))
+    asking = threading.Thread(target=ask, args=(fleet, "north-1", 60.0))
     asking.start()
-    wait_until(lambda: bool(held))
+    wait_until(lambda: bool(held), 45)
     good, *rest = split(large_reply(held[0], 1))
     with pytest.raises(WireError):
         fleet.grid.on_chunk("north-1", msgspec.structs.replace(good, count=0))
@@ -336,7 +336,7 @@ def test_chunks_that_were_not_asked_for_or_are_too_many_or_wrong_are_told_apart(
     assert counters["stale"] == 1, "nobody asked it: nothing is held"
     for chunk in (good, good, *rest):
         fleet.grid.on_chunk("north-1", chunk)
-    asking.join(10)
+    asking.join(45)
     assert counters["answered"] == 1
     fleet.grid.on_chunk("north-1", good)
     assert counters["stale"] == 2

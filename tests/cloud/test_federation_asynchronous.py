@@ -100,6 +100,34 @@ def test_a_gateway_that_connects_later_takes_part() -> None:
     assert fleet.work["b"] < fleet.work["a"]
 
 
+def test_no_more_are_at_work_than_may_be_and_everybody_has_a_turn() -> None:
+    names = [f"g{number}" for number in range(12)]
+    fleet = Fleet(*names)
+    averaging = strategy(concurrency=3, buffer=3)
+    random.seed(2)
+    asked: list[int] = []
+    learn(averaging, fleet, 40, on_model=lambda *_: asked.append(averaging.counters["asked"]))
+    assert asked[0] == 3
+    assert set(np.diff(asked)) == {3}
+    assert set(fleet.work) == set(names)
+
+
+def test_those_that_went_away_hold_nobodys_place() -> None:
+    fleet = Fleet("a", "b", loses=lambda name: name == "a")
+    averaging = strategy(concurrency=1, buffer=1)
+    random.seed(0)
+
+    def leave(*_: object) -> None:
+        fleet.online = ["b"]
+
+    fleet.online = ["a"]
+    with pytest.raises(EnvironmentFault):
+        averaging.run_async(fleet.grid, model(), 1, wait=leave, waits_max=0)
+    assert not fleet.work
+    averaging.run_async(fleet.grid, model(), 2, wait=leave, waits_max=5)
+    assert fleet.work["b"] == 2
+
+
 def test_one_that_is_silent_for_too_long_is_asked_anew_with_the_newest_model() -> None:
     def deaf(name: str) -> bool:
         """Hears nothing of the first request, however often it is repeated."""

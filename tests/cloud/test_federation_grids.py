@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cloud.federation.fleet_app import HEAD
+from cloud.federation.fleet_app import HEAD, check_run
 from cloud.federation.fleet_app import app as server_app
 from cloud.federation.grid import MqttGrid
 from cloud.learning.heads import solve_lda
@@ -371,6 +371,23 @@ def test_the_bundle_holds_the_app_modules_and_shadows_nothing(tmp_path: Path) ->
     (bundle,) = work.glob("*.fab")
     names = {name for name in zipfile.ZipFile(bundle).namelist() if not name.startswith(".info/")}
     assert names == {"pyproject.toml", "cloud/federation/fleet_app.py", "edge/fleet_client.py"}
+
+
+def test_flower_reads_every_config_of_the_document_and_knows_its_keys() -> None:
+    from flwr.common.config import parse_config_args
+
+    lines = [
+        *re.findall(r"^    (flwr run .+)$", DOCUMENT, re.M),
+        *re.findall(r"^    (flower-supernode .+)$", DOCUMENT, re.M),
+    ]
+    assert len(lines) >= 6
+    for line in lines:
+        words = shlex.split(line)
+        of_run = "--run-config" in words
+        said = parse_config_args([words[words.index("--run-config" if of_run else "--node-config") + 1]])
+        assert set(said) <= (set(FLOWER["config"]) if of_run else {"data", "app", "pictures", "layers"}), line
+        if of_run and "classes" in said:
+            check_run({**FLOWER["config"], **said})
 
 
 def test_a_node_without_data_says_how_to_give_it_some(tmp_path: Path) -> None:

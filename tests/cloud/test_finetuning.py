@@ -23,6 +23,7 @@ from cloud.learning.adoption import adopt_backbone
 from cloud.learning.clocks import CARRIED
 from cloud.learning.datasets import Catalogue, read_folder
 from cloud.learning.export import set_default_backbone
+from cloud.learning.lifting import lift_backbone, place, random_signs
 from cloud.learning.training import Trainer
 from cloud.registry import Registry
 from cloud.settings import LearningSettings
@@ -354,6 +355,32 @@ def test_a_backbone_of_another_architecture_takes_the_place_of_the_running_one(c
     assert gateway.stage.runs.look(picture("tear", 3)).predictions[0].classes == CLASSES
 
 
+def test_a_lift_is_released_with_every_head_solved_anew_and_travels_as_a_delta(centre: Centre, tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path / "gateway", centre.registry.repository.root(), centre.clock)
+    gateway.tell(centre.registry.desired(GATEWAY, centre.store.releases()[0].release_id))  # type: ignore[arg-type]
+    gateway.serve(centre)  # type: ignore[arg-type]
+    _, path = centre.registry.backbone()
+    (dataset,) = centre.catalogue.datasets()
+    made = lift_backbone(path.read_bytes(), random_signs(16, 32, 1), *place(dataset.embeddings))
+    parts = centre.store, centre.catalogue, centre.registry, centre.trainer, centre.clock
+    outcome = Finetuner(*parts, centre.folder / "finetuning").replace(made, "li", "as before")
+    assert outcome.release_id, outcome.record["gate"]
+    assert outcome.record["delta_bytes"] < outcome.record["bytes"]  # type: ignore[operator]
+
+    before = gateway.installer.bytes_down
+    gateway.tell(centre.registry.desired(GATEWAY, outcome.release_id))  # type: ignore[arg-type]
+    gateway.serve(centre)  # type: ignore[arg-type]
+    assert gateway.runs == outcome.release_id, gateway.installer.outcome
+    active = centre.registry.active()
+    assert active is not None
+    heads = sum(layer.size_bytes for layer in active.scenarios[0].heads.values())
+    golden = active.golden.size_bytes if active.golden else 0
+    assert gateway.installer.bytes_down - before <= int(str(outcome.record["delta_bytes"])) + heads + golden
+    assert gateway.stage.runs is not None
+    assert gateway.stage.runs.backbone.dimension == 32
+    assert gateway.stage.runs.look(picture("tear", 3)).predictions[0].classes == CLASSES
+
+
 def test_no_head_of_the_old_backbone_is_kept_for_a_site(centre: Centre) -> None:
     record = centre.finetune(Recipe(epochs=2, batch=8, rate=0.005))
     active = centre.registry.active()
@@ -404,6 +431,10 @@ def test_the_command_makes_a_release_and_says_what_it_weighs(tmp_path: Path) -> 
     assert retained.exit_code == 0, retained.output
     assert len(list((tmp_path / "data" / "maps").iterdir())) == 1, "as long as a release of the old backbone is kept"
     assert run("train").exit_code == 0
+    lifted = run("lift", "--width", "24")
+    assert lifted.exit_code == 0, lifted.output
+    assert "24 features" in lifted.stdout
+    assert "released r4-" in lifted.stdout
 
 
 # --- weights that come from elsewhere --------------------------------------------------------------

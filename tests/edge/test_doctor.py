@@ -16,7 +16,7 @@ from common.errors import EnvironmentFault
 from common.mqtt import Broker
 from common.settings import BrokerSection
 from edge import doctor
-from edge.settings import CameraSettings
+from edge.settings import CameraSettings, TrainingSettings
 from simulations.belts import BeltCamera
 from simulations.clips import write_clip
 
@@ -63,6 +63,19 @@ def test_a_clock_in_1970_and_a_folder_that_cannot_be_written_are_named(tmp_path:
     assert not disk.ok
     assert str(tmp_path / "file") in disk.found + disk.mend
     assert "ms to make" in doctor.check_disk(tmp_path).found
+
+
+def test_a_box_that_is_to_train_must_be_able_to_and_may_tell(tmp_path: Path) -> None:
+    ours = TrainingSettings(app="cloud.finetuning.site_app:app", pictures=tmp_path)
+    assert doctor.check_training(ours, "updates").ok
+    wrong = {
+        "module": doctor.check_training(TrainingSettings(app="no_such.app:app"), "both"),
+        "share": doctor.check_training(ours, "samples"),
+        "pictures": doctor.check_training(ours.model_copy(update={"pictures": tmp_path / "none"}), "updates"),
+    }
+    for word, check in wrong.items():
+        assert not check.ok
+        assert word in check.mend
 
 
 def test_the_broker_is_really_asked(broker: Broker, free_port: int) -> None:
