@@ -46,8 +46,6 @@ JUDGED, QUICK_JUDGED = 200, 60
 QUICK_BATCH = 8
 QUICK_SEEN = 32
 """Pictures whose feature maps say which weights matter."""
-QUICK_INT8 = "full"
-"""The kind of which the quick form makes the int8 variant."""
 SHRINKAGE = 0.1
 DIMENSIONS = 512
 
@@ -109,8 +107,7 @@ class _Run:
         self._shares[kind], self._fractions[kind] = self._table[kind]["headframe"], snapped.fraction
         said = self._ask(head, snapped.data)
         self._agreements[kind] = float(np.mean(said == self._ask(head, target)))
-        if not self._quick or kind == QUICK_INT8:
-            self._quantise(kind, snapped.data, head, said)
+        self._quantise(kind, snapped.data, head, said)
 
     def _quantise(self, kind: str, tuned: bytes, head: HeadWeights, said: NDArray[np.str_]) -> None:
         """The variant of a backbone on which a head stands that said this of the unseen pictures."""
