@@ -1,5 +1,7 @@
 """An int8 variant in the numbers of the one before: small on the wire, no worse than from scratch, equal to the bit."""
 
+import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +12,12 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 
+from cloud.cli import app
 from cloud.learning.curvature import input_moments
 from cloud.learning.datasets import Catalogue, read_folder
+from cloud.learning.export import set_default_backbone
 from cloud.learning.heads import HeadWeights
 from cloud.learning.quantise import embed_all, fold, quantise
 from cloud.learning.requantise import STEPS, Requantised, Requantiser, Yardstick, coarsest, unlike
@@ -226,6 +231,12 @@ def test_without_a_step_that_passes_it_is_said_so(files: Files) -> None:
 # --- from the centre to a gateway -----------------------------------------------------------------
 
 
+def picture(number: int) -> NDArray[np.uint8]:
+    """Bright and dark ones in turn, with noise."""
+    noisy = np.random.default_rng(number).normal(70 if number % 2 else 160, 30, (SIDE, SIDE, 3))
+    return noisy.clip(0, 255).astype(np.uint8)
+
+
 class Centre:
     """A centre whose releases carry an int8 variant, and the layers of a gateway that follows them."""
 
@@ -237,8 +248,7 @@ class Centre:
         for number in range(240):
             kind = CLASSES[number % 2]
             (self.pictures / kind).mkdir(parents=True, exist_ok=True)
-            picture = np.random.default_rng(number).normal(70 if number % 2 else 160, 30, (SIDE, SIDE, 3))
-            cv2.imwrite(str(self.pictures / kind / f"{number}.png"), picture.clip(0, 255).astype(np.uint8))
+            cv2.imwrite(str(self.pictures / kind / f"{number}.png"), picture(number))
         (folder / "datasets").mkdir()
         self.catalogue = Catalogue(folder / "datasets")
         path = self.registry.backbone()[1]
@@ -308,3 +318,31 @@ def test_a_variant_whose_files_are_gone_is_made_from_scratch(tmp_path: Path, sto
     assert centre.registry.variant_before(parent.hash, INT8) is None
     centre.registry.layer_path(first.layer.hash).unlink()
     assert centre.registry.variant_before(layer.hash, INT8) is None
+
+
+def test_after_a_fine_tune_the_command_says_what_the_next_variant_weighs(tmp_path: Path) -> None:
+    for number in range(160):
+        folder = tmp_path / "pictures" / CLASSES[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"{number}.png"), picture(number))
+    layers, layer = tmp_path / "data" / "layers", backbone()
+    layers.mkdir(parents=True)
+    (layers / layer_hash(layer)).write_bytes(layer)
+    set_default_backbone(layers, layer_hash(layer))
+    (tmp_path / "cloud.toml").write_text(f'data_dir = "{tmp_path / "data"}"\n')
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(app, [*words, "--config", str(tmp_path / "cloud.toml")])
+        assert done.exit_code == 0, (done.output, done.exception)
+        return done.stdout
+
+    run("dataset", "add", str(tmp_path / "pictures"), "--scenario", "belt")
+    run("train")
+    first = json.loads(run("quantise", str(tmp_path / "pictures"), "--json"))
+    assert (first["base"], first["delta_bytes"]) == ("", 0)
+    run("train")
+    run("finetune", "--epochs", "1", "--rate", "0.002")
+    said = run("quantise", str(tmp_path / "pictures"))
+    assert re.search(rf"as a delta from variant {first['layer'][:12]}: \d+ bytes \((scales kept|from scratch)", said), (
+        said
+    )

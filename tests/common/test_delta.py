@@ -47,7 +47,7 @@ def test_any_floats_come_out_bit_by_bit(before: Floats, data: st.DataObject) -> 
     assert apply_delta(base, delta, len(target)) == target
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(dtype=st.sampled_from((np.int8, np.uint8, np.int32)), count=st.integers(0, 40), data=st.data())
 def test_any_whole_numbers_come_out_bit_by_bit(dtype: type[np.integer], count: int, data: st.DataObject) -> None:
     floats, codes, more = (
@@ -105,7 +105,7 @@ def test_snapped_weights_stay_within_half_a_step(seed: int, step: int) -> None:
     assert snap_tensor(before, snapped, step).tobytes() == snapped.tobytes()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), step=st.integers(-60, -8))
 def test_scaled_weights_keep_their_ratios_and_come_out_bit_by_bit(seed: int, step: int) -> None:
     before, other = weights(seed, 100), weights(seed + 1, 100)
