@@ -3,84 +3,86 @@
 Only the centre has torch; where it is absent, and for other types, `cloud.federation.folding.NumpyKernel` serves.
 
 torch's threads wait for each other by spinning. On idle cores two fold half again as fast as one; where another process
-holds a core they are fifty times slower, and take its time besides. So threads are on trial: see `Team`.
+holds a core they are fifty times slower, and take its time besides. So all are used only while nobody else computes.
 """
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from cloud.federation.folding import Kernel, NumpyKernel, Values
 
-TEAM_VALUES_MIN = 262_144
-"""Updates of fewer values are folded alone: there is too little to share."""
-TRIAL_MIN, TRIAL_MAX = 8, 4096
-"""Folds alone between two trials of all threads; doubled where they were slower, halved where they were faster."""
-SMOOTHING = 0.2  # of the mean time alone: some five folds
+SHARED_VALUES_MIN = 262_144
+"""Updates of fewer values are folded by one thread: there is too little to share."""
+LOOK_S = 0.25
+"""How often is looked at what others compute: so long a fold may be slow when somebody begins to."""
+OTHERS_MAX = 0.1
+"""Of one core, what others may take."""
 
 _FAST = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-class Team:
-    """Whether to fold with all threads or with one, by what the last folds took.
+def busy_s() -> float:
+    """CPU seconds that the machine has spent since it started; infinite where the system does not say so."""
+    try:
+        with Path("/proc/stat").open(encoding="ascii") as file:
+            user, nice, system, _idle, _waiting, *more = map(int, file.readline().split()[1:9])
+    except (OSError, ValueError):
+        return math.inf
+    return (user + nice + system + sum(more)) / os.sysconf("SC_CLK_TCK")
 
-    Folds are done alone first. Then all threads are tried, and kept as long as they are faster than one was; after a
-    slower fold the next ones are done alone, more of them each time. So busy cores cost one slow fold in thousands.
-    """
 
-    def __init__(self) -> None:
-        self._alone_left = self._pause = TRIAL_MIN
-        self._alone_s_per_value = 0.0
+class Cores:
+    """Whether other processes leave the cores to this one, by what they took in the last moments."""
+
+    def __init__(
+        self,
+        busy_s: Callable[[], float] = busy_s,
+        own_s: Callable[[], float] = time.process_time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._busy_s, self._own_s, self._clock = busy_s, own_s, clock
+        self._others_s, self._looked_s = busy_s() - own_s(), clock()
+        self._are_free = False
 
     @property
-    def is_together(self) -> bool:
-        """Whether the next fold uses all threads."""
-        return self._alone_left == 0
-
-    def tell(self, values: int, seconds: float) -> None:
-        """What the fold took that `is_together` was asked for."""
-        took = seconds / values
-        if not self.is_together:
-            self._alone_left -= 1
-            known = self._alone_s_per_value or took
-            self._alone_s_per_value = known + SMOOTHING * (took - known)
-        elif took < self._alone_s_per_value:
-            self._pause = max(self._pause // 2, TRIAL_MIN)
-        else:
-            self._pause = min(self._pause * 2, TRIAL_MAX)
-            self._alone_left = self._pause
+    def are_free(self) -> bool:
+        """False until it has looked for a moment."""
+        now_s = self._clock()
+        if now_s - self._looked_s >= LOOK_S:
+            others_s = self._busy_s() - self._own_s()
+            self._are_free = others_s - self._others_s <= OTHERS_MAX * (now_s - self._looked_s)
+            self._others_s, self._looked_s = others_s, now_s
+        return self._are_free
 
 
 class TorchKernel(NumpyKernel):
     """Sums and adds floats in torch, with one thread or with as many as torch is set to."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, cores: Cores | None = None) -> None:
         super().__init__()
         import torch
 
         self._torch = torch
-        self._clock = clock
-        self._team = Team()
+        self._cores = cores or Cores()
         with warnings.catch_warnings():  # torch warns once that bytes are read-only; they are only read
             warnings.simplefilter("ignore")
             torch.from_numpy(np.frombuffer(bytes(4), np.float32))
 
     def fold(self, totals: Sequence[Values], update: Sequence[Values], weight: float) -> int | None:
-        size = sum(map(len, update))
         threads = self._torch.get_num_threads()
-        if threads == 1 or size < TEAM_VALUES_MIN:
+        if threads == 1 or sum(map(len, update)) < SHARED_VALUES_MIN or self._cores.are_free:
             return super().fold(totals, update, weight)
-        if not self._team.is_together:
-            self._torch.set_num_threads(1)
-        began = self._clock()
+        self._torch.set_num_threads(1)
         try:
             return super().fold(totals, update, weight)
         finally:
             self._torch.set_num_threads(threads)
-            self._team.tell(size, self._clock() - began)
 
     def _is_finite(self, values: Values) -> bool:
         if values.dtype not in _FAST or not len(values):

@@ -34,7 +34,7 @@ def place(embeddings: NDArray[np.floating]) -> tuple[Array, float]:
     return origin, float(np.sqrt(((x - origin) ** 2).sum(axis=1).mean()))
 
 
-def lift(embeddings: NDArray[np.floating], signs: NDArray[np.int8], origin: Array, length: float) -> Array:
+def random_features(embeddings: NDArray[np.floating], signs: NDArray[np.int8], origin: Array, length: float) -> Array:
     """φ of embeddings (n, d): (n, D)."""
     lifted: Array = np.maximum((np.asarray(embeddings, np.float64) - origin) / length @ signs.astype(np.float64), 0.0)
     return lifted

@@ -20,7 +20,7 @@ from rich.progress import track
 
 from cloud.learning.gates import balanced_accuracy
 from cloud.learning.heads import Form, HeadWeights, calibrate, principal_basis, solve
-from cloud.learning.lifting import lift, place, random_signs
+from cloud.learning.lifting import place, random_features, random_signs
 from cloud.settings import LearningSettings
 from common.packing import packed_bytes
 from common.statistics import Array, Statistics
@@ -90,7 +90,7 @@ def _measure(pictures: Pictures, rows: Rows, held: Rows, test: Rows, seed: int) 
     settings = LearningSettings()
     homes = list(partition(pictures.labels, rows, SITES, "dirichlet", seed).values())
     signs = random_signs(x.shape[1], WIDTH, LIFT_SEED)
-    for name, features in (("", x), ("lifted", lift(x, signs, *place(x[rows])))):
+    for name, features in (("", x), ("lifted", random_features(x, signs, *place(x[rows])))):
         statistics = Statistics.of(pictures.classes, features[rows], [str(label) for label in pictures.labels[rows]])
         size = float(np.mean([_bytes(pictures.labels[home], features.shape[1]) for home in homes]))
         basis = principal_basis(statistics, settings.dimensions)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cloud.finetuning.graph import Depth, Network
-from cloud.learning.lifting import WIDTH_MAX, lift, lift_backbone, place, random_signs
+from cloud.learning.lifting import WIDTH_MAX, lift_backbone, place, random_features, random_signs
 from cloud.learning.quantise import embed_all, mean_cosine, quantise
 from cloud.registry import delta_of
 from common.backbone import Backbone
@@ -36,7 +36,7 @@ def test_the_file_computes_the_features_of_the_formula(tmp_path: Path, plain: by
     signs = random_signs(DIMENSION, WIDTH, 7)
     lifted = opened(tmp_path, lift_backbone(plain, signs, origin, length))
     after = np.stack([lifted.embed(picture) for picture in PICTURES])
-    np.testing.assert_allclose(after, lift(before, signs, origin, length), atol=1e-4)
+    np.testing.assert_allclose(after, random_features(before, signs, origin, length), atol=1e-4)
     assert lifted.dimension == WIDTH
     assert not lifted.has_patches, "the embedding is no mean of a map any more"
     assert 0.3 < (after > 0).mean() < 0.7, "the origin is where the pictures are: half of the features are on"

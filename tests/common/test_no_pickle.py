@@ -80,7 +80,8 @@ def test_compressed_bodies_are_opened_in_two_places_that_look_at_what_they_decla
             ):  # fmt: skip
                 homes.add(f"{path.relative_to(REPOSITORY)}:{node.lineno}")
     archives = {home for home in homes if home.startswith("common/archive.py:")}  # read by declared size: next test
-    assert homes - archives <= UNPACKING_HOMES
+    own = {home for home in homes if home.startswith("simulations/bench/fuzz.py:")}  # what it has packed itself
+    assert homes - archives - own <= UNPACKING_HOMES
     for home in UNPACKING_HOMES:
         text = (REPOSITORY / home).read_text(encoding="utf-8")
         assert "frame_content_size" in text or "get_frame_parameters" in text
