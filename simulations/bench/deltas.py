@@ -43,6 +43,7 @@ RANGES, QUICK_RANGES = 128, 16
 """Pictures that set the ranges of int8 variants."""
 JUDGED, QUICK_JUDGED = 200, 60
 """… and those that they are judged on."""
+QUICK_INT8 = ("full",)
 QUICK_BATCH = 8
 QUICK_SEEN = 32
 """Pictures whose feature maps say which weights matter."""
@@ -107,7 +108,8 @@ class _Run:
         self._shares[kind], self._fractions[kind] = self._table[kind]["headframe"], snapped.fraction
         said = self._ask(head, snapped.data)
         self._agreements[kind] = float(np.mean(said == self._ask(head, target)))
-        self._quantise(kind, snapped.data, head, said)
+        if not self._quick or kind in QUICK_INT8:
+            self._quantise(kind, snapped.data, head, said)
 
     def _quantise(self, kind: str, tuned: bytes, head: HeadWeights, said: NDArray[np.str_]) -> None:
         """The variant of a backbone on which a head stands that said this of the unseen pictures."""
