@@ -100,10 +100,9 @@ class _Run:
         head = calibrate(_solve(target, self._solving), embed(target, self._calibration), labels)
         seen = self._train[:QUICK_SEEN] if self._quick else self._train
         snapped = snap_tuned(self._base, target, head, self._calibration, seen)
-        deltas = {
-            "headframe": (snapped.delta(self._base), snapped.data),
-            "headframe, lossless": (delta_of(self._base, target), target),
-        }
+        deltas = {"headframe": (snapped.delta(self._base), snapped.data)}
+        if not self._quick:
+            deltas["headframe, lossless"] = delta_of(self._base, target), target
         self._compare(kind, self._base, target, deltas)
         self._shares[kind], self._fractions[kind] = self._table[kind]["headframe"], snapped.fraction
         said = self._ask(head, snapped.data)
