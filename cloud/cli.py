@@ -14,7 +14,7 @@ from cloud.datasets_cli import add_dataset_commands
 from cloud.enrolment_cli import add_enrolment
 from cloud.finetuning.cli import backbone, finetune, lift
 from cloud.learning_cli import add_learning_commands
-from cloud.opening import ConfigOption, open_service
+from cloud.opening import ConfigOption, JsonOption, open_service
 from cloud.partition_cli import partition
 from cloud.releases_cli import add_release_commands
 from cloud.rollout.cli import app as rollout_app
@@ -48,7 +48,6 @@ app.command()(backbone)
 app.command()(lift)
 app.command()(partition)
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 FormatOption = Annotated[str, typer.Option("--format", help="csv or coco; by default from the file's ending.")]
 
 

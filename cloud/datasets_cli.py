@@ -9,13 +9,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cloud.opening import ConfigOption, open_service
+from cloud.opening import ConfigOption, JsonOption, open_service
 from common.errors import OperatorError
 
 if TYPE_CHECKING:
     from cloud.service import Service
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 ScenarioOption = Annotated[str, typer.Option(help="Scenario; may be left out where there is only one.")]
 SHORT = 12
 LISTED = 20

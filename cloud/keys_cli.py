@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cloud.opening import open_service
+from cloud.opening import ConfigOption, open_service
 from cloud.settings import CloudSettings
 from cloud.trust import Keys, Repository, ceremony
 from common.clock import SystemClock
@@ -23,9 +23,6 @@ app = typer.Typer(
     no_args_is_help=True, help="Who may sign what: root of trust, roles, and the ceremony for offline keys."
 )
 
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="cloud.toml; deploy/examples/cloud.toml is a start.")
-]
 FolderOption = Annotated[
     list[Path] | None, typer.Option("--folder", help="Folder of offline keys (a stick); may be given several times.")
 ]

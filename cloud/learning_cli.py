@@ -9,10 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cloud.opening import WHY, ConfigOption, open_service
+from cloud.opening import WHY, ConfigOption, JsonOption, open_service
 from common.errors import OperatorError
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 AuthorOption = Annotated[str, typer.Option(help="Who says so; kept in the audit log.")]
 
 

@@ -18,6 +18,7 @@ ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="cloud.toml; deploy/examples/cloud.toml is a start.")
 ]
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 WHY = "`headframe cloud runs` shows why"
 """How a command ends that the gate said no to."""
 

@@ -1,6 +1,5 @@
 """`headframe cloud partition`: what a SuperNode, or a node of a simulation, needs to take part in `flwr run`."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +25,7 @@ def partition(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Embed labelled pictures and write them as the file that Flower's nodes answer rounds from."""
-    from cloud.learning.datasets import read_folder
+    from cloud.learning.datasets import order_classes, picture_id, read_folder
     from common.backbone import Backbone
     from common.ids import check_name
     from common.partition import Partition
@@ -36,7 +35,7 @@ def partition(
     path = _backbone(backbone, config)
     items = read_folder(folder, split)
     network = Backbone.open(path)
-    ids = [_id_of(item.path) for item in items]
+    ids = [picture_id(item.path.read_bytes()) for item in items]
     rows = [
         network.embed(read_picture(item.path))
         for item in track(items, "embedding", console=Console(stderr=True), transient=True)
@@ -52,7 +51,7 @@ def partition(
             network.hash,
         )
         found.save(out / f"{number}.npz" if by_site else out)
-    classes = sorted({item.label for item in items}, key=lambda label: (label != "normal", label))
+    classes = order_classes(item.label for item in items)
     told = {"pictures": len(items), "nodes": len(sites), "classes": ",".join(classes), "backbone": network.hash}
     told["dimension"] = network.dimension
     if as_json:
@@ -80,8 +79,3 @@ def _backbone(file: Path | None, config: Path | None) -> Path:
     if not file.is_file():
         raise OperatorError(f"there is no backbone {file}", "Take one from the layers folder of the centre.")
     return file
-
-
-def _id_of(path: Path) -> bytes:
-    """As a dataset names a picture, so that a picture in both counts as one."""
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()

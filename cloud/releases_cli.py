@@ -9,9 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cloud.opening import ConfigOption, open_service
+from cloud.opening import ConfigOption, JsonOption, open_service
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 SHORT = 12
 
 

@@ -14,13 +14,14 @@ from cloud.federate import Federation
 from cloud.learning.training import Outcome, Trainer
 from cloud.learning.triggers import DRIFT_LEVEL, Past, Trigger, TriggerRules, find_trigger
 from cloud.settings import LearningSettings
-from cloud.store import QUEUED, RUNNING, Run, Store
+from cloud.store import FAILED, QUEUED, REFUSED, RELEASED, RUNNING, Run, Store
 from common.clock import Clock
 from common.errors import EnvironmentFault, HeadframeError, OperatorError
 
 log = logging.getLogger(__name__)
 
-TRAINING, RELEASED, REFUSED, FAILED = "training", "released", "refused by the gate", "failed"
+TRAINING = "training"
+"""Status of a run without a round; `Rounds` takes up none of these."""
 WAITING_MAX = 4
 """Rounds that may wait."""
 BEGUN_MAX = 5

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from cloud.store import Run
+from cloud.store import FAILED, Run
 from common.errors import EnvironmentFault, OperatorError
 from common.files import sync_folder
 
@@ -150,7 +150,7 @@ def export_to_mlflow(runs: Sequence[Run], uri: str, experiment: str = EXPERIMENT
             client.log_batch(name, (), parameters, [RunTag(key, value) for key, value in made.tags.items()])
             for first in range(0, len(metrics), BATCH_MAX):
                 client.log_batch(name, metrics[first : first + BATCH_MAX])
-            client.set_terminated(name, "FAILED" if run.status == "failed" else "FINISHED", made.finished_ms)
+            client.set_terminated(name, "FAILED" if run.status == FAILED else "FINISHED", made.finished_ms)
             exported.append(run.run_id)
     except MlflowException as error:
         raise EnvironmentFault(f"MLflow at {uri} does not take the runs: {error}", "Check the address.") from error

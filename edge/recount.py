@@ -7,9 +7,7 @@ Samples whose pictures went to the centre are counted there and need nothing her
 import logging
 from typing import Final
 
-import cv2
-import numpy as np
-
+from common.pictures import decode_picture
 from edge.exemplars import Exemplars
 from edge.perception import Model
 
@@ -27,11 +25,11 @@ def recount(exemplars: Exemplars, model: Model) -> int:
     backbone = model.manifest.backbone.hash
     waiting = exemplars.stale(backbone, AT_ONCE)
     for name, jpeg in waiting:
-        picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+        picture = decode_picture(jpeg)
         if picture is None:
             log.warning("the picture of sample %s is damaged and let go", name.hex())
             exemplars.drop_picture(name)
             continue
-        embedding = model.backbone.embed(np.asarray(picture, np.uint8))
+        embedding = model.backbone.embed(picture)
         exemplars.look_again(name, backbone, embedding.astype("<f2").tobytes())
     return len(waiting)

@@ -1,7 +1,8 @@
 """`headframe cloud finetune`, `backbone` and `lift`: what all heads stand on."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,9 +15,6 @@ from rich.progress import Progress, TaskID
 from cloud.opening import WHY, ConfigOption, open_service
 from common.errors import OperatorError
 from common.manifest import Layer
-
-if TYPE_CHECKING:
-    from cloud.service import Service
 
 if TYPE_CHECKING:
     from cloud.finetuning.rounds import Averaging
@@ -66,9 +64,7 @@ def finetune(
     if weights and federated:
         raise OperatorError("--weights trains nothing, --federated does", "Give one of them.")
     from cloud.finetuning.graph import Depth
-    from cloud.finetuning.run import Finetuner
     from cloud.finetuning.tuning import Recipe
-    from common.files import own_folder
 
     recipe = Recipe(Depth(depth), epochs, batch, rate, distillation, seed=seed)
     averaging = None
@@ -78,13 +74,9 @@ def finetune(
         averaging = Averaging(strategy, strategy_args, compression, sites_min, deadline_s)
         averaging.check()
     with open_service(config) as service:
-        folder = service.settings.data_dir / "finetuning"
-        with own_folder(folder), Progress(console=Console(stderr=True), transient=True) as progress:
-            show = _shown_by(progress)
-            parts = service.store, service.catalogue, service.registry, service.trainer, service.clock
-            finetuner = Finetuner(*parts, folder)
+        with _finetuning(service) as (finetuner, show):
             if averaging:
-                outcome = _federate(service, finetuner, recipe, averaging, folder, author, show)
+                outcome = _federate(service, finetuner, recipe, averaging, author, show)
             elif weights:
                 outcome = finetuner.take(_read(weights), author, show)
             else:
@@ -110,7 +102,6 @@ def _federate(
     finetuner: "Finetuner",
     recipe: "Recipe",
     averaging: "Averaging",
-    folder: Path,
     author: str,
     show: Show,
 ) -> "Outcome":
@@ -120,7 +111,7 @@ def _federate(
     from cloud.finetuning.rounds import FederatedTuning
 
     finetuner.check_active()
-    tuning = FederatedTuning(service.registry.backbone()[1].read_bytes(), recipe, averaging, folder)
+    tuning = FederatedTuning(service.registry.backbone()[1].read_bytes(), recipe, averaging, _folder(service))
     caller = Caller(
         broker_of(service.settings),
         "headframe-finetune",
@@ -181,13 +172,9 @@ def lift(
 
 def _move_to(service: "Service", made: bytes, author: str, licence: str) -> None:
     """Everything onto another backbone, as far as the gate lets it."""
-    from cloud.finetuning.run import Finetuner
-    from common.files import own_folder
-
-    folder, layer = service.settings.data_dir / "finetuning", service.registry.put(made)
-    with own_folder(folder), Progress(console=Console(stderr=True), transient=True) as progress:
-        parts = service.store, service.catalogue, service.registry, service.trainer, service.clock
-        outcome = Finetuner(*parts, folder).replace(made, author, licence, _shown_by(progress))
+    layer = service.registry.put(made)
+    with _finetuning(service) as (finetuner, show):
+        outcome = finetuner.replace(made, author, licence, show)
     now_ns = service.clock.wall_ns()
     service.store.audit(author, "replace backbone", {"release_id": outcome.release_id}, now_ns)
     _describe(service, layer)
@@ -195,6 +182,23 @@ def _move_to(service: "Service", made: bytes, author: str, licence: str) -> None
         typer.echo(f"the gate refused it; {WHY}", err=True)
         raise typer.Exit(1)
     typer.echo(f"released {outcome.release_id}; `headframe cloud rollout list` shows how far it is")
+
+
+@contextmanager
+def _finetuning(service: "Service") -> Iterator[tuple["Finetuner", Show]]:
+    """What fine-tunes, alone in its folder, and who is told how far it is."""
+    from cloud.finetuning.run import Finetuner
+    from common.files import own_folder
+
+    folder = _folder(service)
+    with own_folder(folder), Progress(console=Console(stderr=True), transient=True) as progress:
+        parts = service.store, service.catalogue, service.registry, service.trainer, service.clock
+        yield Finetuner(*parts, folder), _shown_by(progress)
+
+
+def _folder(service: "Service") -> Path:
+    """For checkpoints."""
+    return service.settings.data_dir / "finetuning"
 
 
 def _describe(service: "Service", layer: Layer) -> None:

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import cv2
 import numpy as np
 
 from cloud.finetuning.examples import Example, Picture, hold_back
@@ -27,13 +26,14 @@ from cloud.learning.quantise import embed_all
 from cloud.learning.snapping import coarsest, keeps
 from cloud.learning.training import Outcome, Trainer
 from cloud.registry import Registry, delta_of
-from cloud.store import Run, Store
+from cloud.store import FAILED, REFUSED, RELEASED, Run, Store
 from common.backbone import Backbone
 from common.clock import Clock
 from common.errors import HeadframeError, OperatorError
 from common.files import write_atomically
 from common.ids import layer_hash
 from common.manifest import Layer
+from common.pictures import decode_picture
 from common.statistics import Statistics
 from common.weights import are_alike
 
@@ -177,10 +177,10 @@ class Finetuner:
             if not outcome.release_id:
                 clocks.forget(layer.hash)
         except HeadframeError as error:
-            self._end(run, "failed", record | {"error": str(error)})
+            self._end(run, FAILED, record | {"error": str(error)})
             raise
         outcome = replace(outcome, record=record | outcome.record)
-        self._end(run, "released" if outcome.release_id else "refused by the gate", outcome.record)
+        self._end(run, RELEASED if outcome.release_id else REFUSED, outcome.record)
         return outcome
 
     def _note(self, layer: Layer, base: Layer, origin: _Origin, record: Mapping[str, object]) -> None:
@@ -216,12 +216,12 @@ class Finetuner:
         return sorted(found, key=lambda example: (example.scenario, example.id))
 
     def _read(self, sample_id: bytes) -> Picture:
-        picture = cv2.imdecode(np.frombuffer(self._store.jpeg(sample_id), np.uint8), cv2.IMREAD_COLOR)
+        picture = decode_picture(self._store.jpeg(sample_id))
         if picture is None:
             raise OperatorError(
                 f"the picture of sample {sample_id.hex()} does not decode", "Take its label back: the console does."
             )
-        return np.asarray(picture, np.uint8)
+        return picture
 
     def _snap(self, base: Layer, path: Path, origin: _Origin, record: dict[str, object]) -> Layer:
         """Tune, and move onto the coarsest steps that pass: the layer that is judged and signed, with its delta."""

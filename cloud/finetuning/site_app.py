@@ -19,8 +19,6 @@ import hashlib
 from functools import partial
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
 from flwr.clientapp import ClientApp
 
@@ -32,7 +30,7 @@ from common.errors import OperatorError, RefusedError
 from common.flower import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from common.ids import layer_hash
 from common.labelled import labelled_pictures, picture_of
-from common.pictures import read_picture
+from common.pictures import decode_picture, read_picture
 from common.training import AdapterTask, proximal_of, read_task, round_of
 
 HEAD = "headframe.softmax"
@@ -104,10 +102,10 @@ def _example(item: Item, site: str) -> Example:
 
 
 def _decode(file: Path, name: bytes) -> Picture:
-    picture = cv2.imdecode(np.frombuffer(picture_of(file, name), np.uint8), cv2.IMREAD_COLOR)
+    picture = decode_picture(picture_of(file, name))
     if picture is None:
         raise OperatorError(f"the picture of sample {name.hex()} does not decode", "Take its label back.")
-    return np.asarray(picture, np.uint8)
+    return picture
 
 
 def _layer(context: Context, backbone: str) -> Path:

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +23,7 @@ from common.backbone import Backbone
 from common.errors import EnvironmentFault
 from common.files import write_atomically
 from common.packing import Packed, Triangle, read_packed
+from common.pictures import decode_picture
 from common.statistics import Statistics
 
 log = logging.getLogger(__name__)
@@ -152,14 +152,14 @@ class Clocks:
         """Embeddings of samples; one whose picture is damaged is left out, and named."""
         for name in names:
             try:
-                picture = cv2.imdecode(np.frombuffer(self._store.jpeg(name), np.uint8), cv2.IMREAD_COLOR)
+                picture = decode_picture(self._store.jpeg(name))
             except EnvironmentFault as error:
                 log.warning("sample %s stays behind: %s", name.hex(), error)
                 continue
             if picture is None:
                 log.warning("sample %s stays behind: its picture does not decode", name.hex())
                 continue
-            yield name, backbone.embed(np.asarray(picture, np.uint8)).astype("<f2").tobytes()
+            yield name, backbone.embed(picture).astype("<f2").tobytes()
 
     def _pairs(self, old: str, new: str) -> tuple[NDArray[np.floating], NDArray[np.floating], list[str]]:
         """Embeddings (n, d) of the same pictures on both, and their sites. Gold is left out: it judges."""

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ class Dataset:
             OperatorError: it is not there any more, or another one is.
         """
         path = Path(self.files[row]) if self.files else None
-        if path is None or not path.is_file() or _id_of(path.read_bytes()) != self.ids[row]:
+        if path is None or not path.is_file() or picture_id(path.read_bytes()) != self.ids[row]:
             what = f"is not at {path} any more" if path else "was added before their places were noted"
             raise OperatorError(
                 f"a picture of dataset {self.name} {what}",
@@ -174,8 +174,14 @@ def choose_gold(ids: Sequence[bytes], labels: Sequence[str], scenes: Sequence[st
     return np.array([name in chosen for name in scenes], dtype=bool)
 
 
-def _id_of(picture: bytes) -> bytes:
-    return hashlib.blake2b(picture, digest_size=16).digest()
+def order_classes(labels: Iterable[str]) -> list[str]:
+    """Each once, `normal` first where there is one."""
+    return sorted(set(labels), key=lambda label: (label != "normal", label))
+
+
+def picture_id(data: bytes) -> bytes:
+    """What a picture of these bytes is called, in whatever dataset or partition it is."""
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 class Catalogue:
@@ -199,14 +205,14 @@ class Catalogue:
         """
         check_name("dataset", name)
         check_name("scenario", scenario)
-        classes = sorted({item.label for item in items}, key=lambda label: (label != "normal", label))
+        classes = order_classes(item.label for item in items)
         embeddings, ids = np.zeros((len(items), backbone.dimension), np.float32), []
         hashes = np.zeros((len(items), HASH_BYTES), np.uint8)
         for row, item in enumerate(items):
             embeddings[row] = backbone.embed(read_picture(item.path))
             data = item.path.read_bytes()
             hashes[row] = np.frombuffer(perceptual_hash(data), np.uint8)
-            ids.append(_id_of(data))
+            ids.append(picture_id(data))
             progress(row + 1)
         labels, sites = tuple(item.label for item in items), tuple(item.site for item in items)
         gold = choose_gold(ids, labels, sites)

@@ -13,7 +13,7 @@ import numpy as np
 
 from cloud.learning.candidates import Candidates, Evidence, Labelled, Rules, make_candidates, summarise
 from cloud.learning.clocks import Clocks
-from cloud.learning.datasets import Catalogue
+from cloud.learning.datasets import Catalogue, order_classes
 from cloud.learning.export import export_head, read_head
 from cloud.learning.gathering import Gathering
 from cloud.learning.golden import make_golden
@@ -69,7 +69,7 @@ class Trainer:
         for dataset in self._catalogue.datasets():
             found[dataset.scenario] = _append(found.get(dataset.scenario, ()), dataset.classes)
         for name in (*found, *(name for name in self._store.labelled_scenarios() if name not in found)):
-            used = sorted(set(self._store.labels(name).values()), key=lambda label: (label != "normal", label))
+            used = order_classes(self._store.labels(name).values())
             if used or name in found:
                 found[name] = _append(found.get(name, ()), used)
         return found

@@ -4,7 +4,6 @@ Where gateways have a variant of the backbone that this one was fine-tuned from,
 numbers and travels as a small delta (`cloud.learning.requantise`), as long as that is no worse than one from scratch.
 """
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud.learning.curvature import input_moments
-from cloud.learning.datasets import Catalogue, Item, read_folder
+from cloud.learning.datasets import Catalogue, Item, picture_id, read_folder
 from cloud.learning.export import read_head
 from cloud.learning.heads import HeadWeights
 from cloud.learning.quantise import (
@@ -207,7 +206,7 @@ def _part(catalogue: Catalogue, layer: Layer, items: Sequence[Item]) -> tuple[di
             is_gold |= dict(zip(dataset.ids, dataset.is_gold.tolist(), strict=True))
     gold, rest = {}, []
     for item in items:
-        name = hashlib.blake2b(item.path.read_bytes(), digest_size=16).digest()
+        name = picture_id(item.path.read_bytes())
         if is_gold.get(name):
             gold[name] = item
         elif name in is_gold:

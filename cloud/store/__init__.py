@@ -2,7 +2,10 @@
 
 from cloud.store.delivery import Gap
 from cloud.store.records import (
+    FAILED,
     QUEUED,
+    REFUSED,
+    RELEASED,
     RUNNING,
     SUM,
     Assignment,
@@ -18,7 +21,10 @@ from cloud.store.records import (
 from cloud.store.store import Store
 
 __all__ = [
+    "FAILED",
     "QUEUED",
+    "REFUSED",
+    "RELEASED",
     "RUNNING",
     "SUM",
     "Assignment",

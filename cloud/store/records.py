@@ -66,6 +66,9 @@ class Contribution:
 
 QUEUED: Final = "queued"
 RUNNING: Final = "running"
+RELEASED: Final = "released"
+REFUSED: Final = "refused by the gate"
+FAILED: Final = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class Run:
     started_ns: int
     finished_ns: int | None
     status: str
-    """`QUEUED` or `RUNNING`, and then how it ended"""
+    """`QUEUED` or `RUNNING`, and then how it ended: `RELEASED`, `REFUSED` or `FAILED`"""
     record: dict[str, Any]
 
 

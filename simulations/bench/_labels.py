@@ -1,5 +1,6 @@
-"""A third data set for `headframe bench labels`: generated belts, embedded in the run. Learns nothing."""
+"""The data sets of benches on labels and statistics; the third is generated belts, embedded in the run."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -11,12 +12,18 @@ from numpy.typing import NDArray
 from cloud.learning.export import export_default_backbone
 from common.backbone import Backbone
 from simulations.belts import SITES, still_frames
-from simulations.bench._sites import Pictures
+from simulations.bench._sites import Pictures, embed_folder, find_folders
 
 CAMERAS, QUICK_CAMERAS = 3, 2
 """Of each site; each has a look of its own, and is a scene."""
 STILLS = 70
 SCENARIO = "foreign-object"
+
+
+def every_set(*, quick: bool) -> Iterator[Pictures]:
+    """All of them, embedded one after the other."""
+    yield from map(embed_folder, find_folders())
+    yield generated_belts(quick=quick)
 
 
 def generated_belts(*, quick: bool) -> Pictures:

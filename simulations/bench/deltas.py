@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from cloud.finetuning.graph import Depth
 from cloud.finetuning.tuning import Recipe
-from cloud.learning.datasets import Item, read_folder
+from cloud.learning.datasets import Item, order_classes, read_folder
 from cloud.learning.export import export_default_backbone, export_head
 from cloud.learning.heads import HeadWeights, calibrate, lift, principal_basis, solve_lda
 from cloud.registry import delta_of
@@ -168,7 +168,7 @@ def _hold_out(items: list[Item]) -> tuple[list[Item], list[Item]]:
 
 def _solve(model: bytes, items: Sequence[Item]) -> HeadWeights:
     """The head that a training run would solve on this backbone."""
-    classes = sorted({item.label for item in items}, key=lambda label: (label != "normal", label))
+    classes = order_classes(item.label for item in items)
     statistics = Statistics.of(classes, embed(model, items), [item.label for item in items])
     basis = principal_basis(statistics, DIMENSIONS)
     return lift(solve_lda(statistics.project(basis), SHRINKAGE), basis)

@@ -24,8 +24,8 @@ from cloud.learning.lifting import place, random_features, random_signs
 from cloud.settings import LearningSettings
 from common.packing import packed_bytes
 from common.statistics import Array, Statistics
-from simulations.bench._labels import generated_belts
-from simulations.bench._sites import Pictures, Rows, embed_folder, find_folders, mean_and_error, partition, split
+from simulations.bench._labels import every_set
+from simulations.bench._sites import Pictures, Rows, mean_and_error, partition, split
 
 SEEDS, QUICK_SEEDS = tuple(range(2000, 2005)), (2000,)
 """Not looked at before: what is lifted, and how, was decided on 300 to 307."""
@@ -51,7 +51,7 @@ def bench_forms(*, quick: bool) -> dict[str, object]:
     """Every form on every data set, with all pictures and with few."""
     began_s = time.monotonic()
     found: dict[tuple[str, str, str], list[Point]] = defaultdict(list)
-    for pictures in _sets(quick=quick):
+    for pictures in every_set(quick=quick):
         for seed in track(QUICK_SEEDS if quick else SEEDS, pictures.name, console=Console(stderr=True), transient=True):
             for labels, rows, held, test in _splits(pictures, seed):
                 for form, point in _measure(pictures, rows, held, test, seed):
@@ -66,12 +66,6 @@ def bench_forms(*, quick: bool) -> dict[str, object]:
         "table": [_row(key, points, found[(*key[:2], LDA)]) for key, points in found.items()],
         "seconds": round(time.monotonic() - began_s, 1),
     }
-
-
-def _sets(*, quick: bool) -> Iterator[Pictures]:
-    for folder in find_folders():
-        yield embed_folder(folder)
-    yield generated_belts(quick=quick)
 
 
 def _splits(pictures: Pictures, seed: int) -> Iterator[tuple[str, Rows, Rows, Rows]]:

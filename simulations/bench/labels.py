@@ -29,9 +29,9 @@ from common.statistics import Statistics
 from edge.selection import Candidate, Selector
 from edge.settings import SelectionSettings
 from edge.threads import one_thread_each
-from simulations.bench._labels import generated_belts
+from simulations.bench._labels import every_set
 from simulations.bench._pools import ELSEWHERE, HERE, OURS, measure, summarise
-from simulations.bench._sites import Pictures, embed_folder, find_folders, split
+from simulations.bench._sites import Pictures, split
 
 SEEDS, QUICK_SEEDS = 10, 3
 CLIFF: Final = "belt-defects"
@@ -47,8 +47,7 @@ def bench_labels(*, quick: bool) -> dict[str, Any]:
     """All three questions; the headlines are of the worst data set, measured where the labels are given."""
     began_s = time.monotonic()
     seeds = range(QUICK_SEEDS if quick else SEEDS)
-    sets = [embed_folder(folder) for folder in find_folders()]
-    sets.append(generated_belts(quick=quick))
+    sets = list(every_set(quick=quick))
     console = Console(stderr=True)
     with one_thread_each():
         belts = next(pictures for pictures in sets if pictures.name == CLIFF)

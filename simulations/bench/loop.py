@@ -218,10 +218,8 @@ class Arm:
 
     def _learn(self) -> str:
         """A round, and its release on every gateway; returns what runs."""
-        run_id = self._service.rounds.queue("bench")
-        ended = ("released", "refused by the gate", "failed")
-        store = self._service.store
-        self._wait(lambda: next(r.status for r in store.runs() if r.run_id == run_id) in ended, "the round")
+        run_id, store = self._service.rounds.queue("bench"), self._service.store
+        self._wait(lambda: store.run(run_id).finished_ns is not None, "the round")
         self._wait(lambda: self._service.rollouts.engine.settled, "the rollout")
         active = next(r.release_id for r in store.releases() if r.status == "active")
         self._wait(lambda: all(a.release_id == active for a in self._agents.values()), "the installs")

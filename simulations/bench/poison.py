@@ -17,7 +17,7 @@ unseen scenes).
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +28,9 @@ from cloud.learning.heads import principal_basis
 from cloud.learning.robustness import Trusted, judge
 from cloud.settings import LearningSettings
 from common.statistics import Statistics
-from simulations.bench._labels import generated_belts
+from simulations.bench._labels import every_set
 from simulations.bench._learners import add_up, solve
-from simulations.bench._sites import Pictures, embed_folder, find_folders, mean_and_error, partition, split
+from simulations.bench._sites import Pictures, mean_and_error, partition, split
 
 SEEDS, QUICK_SEEDS = tuple(range(1000, 1010)), (1000,)
 """Never looked at while the search was made: that was done on 0 to 4 (before styles) and 200 to 217. Nor were the
@@ -64,7 +64,7 @@ def bench_poison(*, quick: bool) -> dict[str, object]:
     """Every attack on every data set, kind of fleet and seed."""
     began_s = time.monotonic()
     results: dict[tuple[str, str, str], list[Result]] = defaultdict(list)
-    for pictures in _sets(quick=quick):
+    for pictures in every_set(quick=quick):
         for seed in QUICK_SEEDS if quick else SEEDS:
             for kind, style in _fleets(pictures):
                 for attack, result in _attacks(pictures, seed, kind, style).items():
@@ -97,12 +97,6 @@ def bench_poison(*, quick: bool) -> dict[str, object]:
         ],
         "seconds": round(time.monotonic() - began_s, 1),
     }
-
-
-def _sets(*, quick: bool) -> Iterable[Pictures]:
-    for folder in find_folders():
-        yield embed_folder(folder)
-    yield generated_belts(quick=quick)
 
 
 def _fleets(pictures: Pictures) -> Sequence[tuple[str, float]]:
